@@ -6,7 +6,7 @@
 __all__ = ['check_images', 'intensity', 'centre_against_rim', 'texture', 'sharpness', 'grain', 'channel_correlations',
            'channel_features', 'morphology', 'seam']
 
-# %% ../nbs/10_features.ipynb #390c20a4
+# %% ../nbs/10_features.ipynb #cfc8062c
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +15,7 @@ from skimage.feature import graycomatrix, graycoprops
 
 from .core import InputError, check_int
 
-# %% ../nbs/10_features.ipynb #fc281d3e
+# %% ../nbs/10_features.ipynb #d4b1b116
 def check_images(images)->np.ndarray:     # (N, C, H, W) uint8
     "The images as an array, or `InputError`."
     images = np.asarray(images)
@@ -24,7 +24,7 @@ def check_images(images)->np.ndarray:     # (N, C, H, W) uint8
                          f"not {images.dtype} of {images.shape}.")
     return images
 
-# %% ../nbs/10_features.ipynb #d50ab601
+# %% ../nbs/10_features.ipynb #c55789a5
 def intensity(
     x:np.ndarray,      # (N, H, W) uint8, one channel
 )->dict:               # name -> (N,), grey levels
@@ -36,7 +36,7 @@ def intensity(
     return dict(mean=mean, std=std, skewness=third_moment / np.maximum(std, 1e-3) ** 3,
                 percentile_1=low, median=median, percentile_99=high, saturated_share=(x == 255).mean(1))
 
-# %% ../nbs/10_features.ipynb #071e0ea6
+# %% ../nbs/10_features.ipynb #b59c4388
 def centre_against_rim(
     x:np.ndarray,      # (N, H, W) uint8, one channel
 )->np.ndarray:         # (N,) in [-1, 1]
@@ -46,7 +46,7 @@ def centre_against_rim(
     middle, rim = x[:, radius < 0.5].mean(1), x[:, radius > 0.9].mean(1)
     return (middle - rim) / np.maximum(middle + rim, 1e-3)
 
-# %% ../nbs/10_features.ipynb #1ed0a7db
+# %% ../nbs/10_features.ipynb #d675059a
 def texture(
     x:np.ndarray,          # (N, H, W) uint8, one channel
     distances=(1, 4),      # pixels
@@ -62,16 +62,16 @@ def texture(
         found |= {f"glcm_{name}_{d}": v for d, v in zip(distances, values)}
     return found
 
-# %% ../nbs/10_features.ipynb #8705e3c6
+# %% ../nbs/10_features.ipynb #30a89503
 def sharpness(
     x:np.ndarray,      # (N, H, W) uint8, one channel
 )->np.ndarray:         # (N,) grey levels squared
-    "Mean square of the Laplacian, four neighbours minus four times the pixel (after Pech-Pacheco et al. 2000)."
+    "Mean square of the Laplacian, four neighbours minus four times the pixel (Subbarao et al. 1993, energy of the Laplacian)."
     x = x.astype(np.int16)
     laplacian = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:] - 4 * x[:, 1:-1, 1:-1]
     return np.square(laplacian, dtype=np.float32).mean((1, 2))
 
-# %% ../nbs/10_features.ipynb #f50726f3
+# %% ../nbs/10_features.ipynb #c30e3da8
 def grain(
     x:np.ndarray,      # (N, H, W) uint8, one channel
 )->dict:               # name -> (N,) in [0, 1]
@@ -85,7 +85,7 @@ def grain(
     return dict(coarse_power_share=power[:, frequency < 1 / 16].sum(1) / total,
                 fine_power_share=power[:, frequency > 1 / 4].sum(1) / total)
 
-# %% ../nbs/10_features.ipynb #6168b8d3
+# %% ../nbs/10_features.ipynb #829f4b75
 def channel_correlations(
     images:np.ndarray,      # (N, C, H, W) uint8
     channels,               # C names
@@ -96,14 +96,14 @@ def channel_correlations(
     x /= np.maximum(np.linalg.norm(x, axis=2, keepdims=True), 1e-3)
     return {f"{channels[i]}_{channels[j]}_correlation": (x[:, i] * x[:, j]).sum(1) for i, j in combinations(range(len(channels)), 2)}
 
-# %% ../nbs/10_features.ipynb #b8ad6be1
+# %% ../nbs/10_features.ipynb #1d506e95
 def channel_features(
     x:np.ndarray,      # (N, H, W) uint8, one channel
 )->dict:               # name -> (N,)
     "Everything that is said about one channel."
     return dict(**intensity(x), centre_against_rim=centre_against_rim(x), **texture(x), sharpness=sharpness(x), **grain(x))
 
-# %% ../nbs/10_features.ipynb #522aab47
+# %% ../nbs/10_features.ipynb #7d506dca
 def morphology(
     images,             # (N, C, H, W) uint8
     channels,           # C names
@@ -119,7 +119,7 @@ def morphology(
         return pd.DataFrame(named | channel_correlations(part, channels)).astype(np.float32)
     return pd.concat([profile(images[i:i + batch]) for i in range(0, len(images), batch)], ignore_index=True)
 
-# %% ../nbs/10_features.ipynb #51948057
+# %% ../nbs/10_features.ipynb #e53a8bd1
 def seam(
     images,         # (N, C, H, W) uint8
     patch:int,      # pixels along a patch's side

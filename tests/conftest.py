@@ -1,0 +1,61 @@
+"What several test files share: the real cells, and a browser that tells on the page."
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import settings
+
+root = Path(__file__).resolve().parent.parent
+in_ci = bool(os.environ.get("CI"))
+
+os.environ["HF_HUB_OFFLINE"] = "1"                   # tests, and the notebooks they run, stay on this machine
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+settings.register_profile("house", deadline=None, derandomize=in_ci)
+settings.load_profile("house")
+
+local = {"127.0.0.1", "localhost"}
+chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                 "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
+
+
+@pytest.fixture(scope="session")
+def real_cells():
+    "The cells of `bbbc021-cells`, from `MFM_DATA` or from beside the repository."
+    from mfm_app.data import read_cells
+    folder = Path(os.environ.get("MFM_DATA") or root.parent / "shared/data/bbbc021-cells")
+    if not folder.is_dir(): pytest.skip("the real cells are not here: set MFM_DATA to the folder of bbbc021-cells")
+    return read_cells(folder)
+
+
+@pytest.fixture(scope="module")      # not the session: while Playwright runs, nothing else in this thread can use asyncio
+def chromium():
+    "A Playwright `Browser`."
+    from playwright.sync_api import sync_playwright
+    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if not found:
+        why = "no chromium, google-chrome or chromium-browser on PATH"
+        pytest.fail(why) if in_ci else pytest.skip(why)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=chromium_args)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A fresh page with two lists: `page.errors` (console and script) and `page.strangers` (requests to other machines).
+    Both must be empty when the test ends; a test that expects an error takes it out."""
+    context = chromium.new_context(viewport=dict(width=1280, height=900))
+    page = context.new_page()
+    page.errors, page.strangers = [], []
+    page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: page.errors.append(str(e)))
+    context.on("request", lambda r: page.strangers.append(r.url) if urlsplit(r.url).hostname not in local | {None} else None)
+    yield page
+    context.close()
+    assert not page.errors, f"the page reported errors: {page.errors}"
+    assert not page.strangers, f"the page asked other machines: {page.strangers}"
