@@ -1,4 +1,6 @@
 "The page: a Hugging Face Space and `python app.py` both start here."
-from mfm_app.cli import serve
+import sys
 
-if __name__ == "__main__": serve()
+from mfm_app.cli import main
+
+if __name__ == "__main__": main(["serve", *sys.argv[1:]])

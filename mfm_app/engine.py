@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['most_seeds', 'Job', 'Together', 'Request', 'check_seeds', 'check', 'Moment', 'Answer', 'Engine', 'load']
 
-# %% ../nbs/13_engine.ipynb #11a35e57
+# %% ../nbs/13_engine.ipynb #880aad7f
 import queue
 import threading
 import time
@@ -20,7 +20,7 @@ from .core import (Condition, InputError, autocast, check_dose, check_int, condi
 from .hub import Model, load_model
 from .sampling import Query, check_walk, nfe, walk
 
-# %% ../nbs/13_engine.ipynb #64dccf58
+# %% ../nbs/13_engine.ipynb #c4f78894
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -38,7 +38,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/13_engine.ipynb #e71dcd53
+# %% ../nbs/13_engine.ipynb #bb692579
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(
@@ -93,7 +93,7 @@ class Together:
         with autocast(self.device, self.dtype): v = torch.cat([self.velocity(x[p], t[p], rows[p]) for p in parts])
         return v.split(lengths)
 
-# %% ../nbs/13_engine.ipynb #640c8136
+# %% ../nbs/13_engine.ipynb #819dc3a4
 most_seeds = 64
 
 
@@ -110,7 +110,7 @@ class Request:
     cfg_scale:float = 1.
     compare:bool = True                # also draw the control from the same noise
 
-# %% ../nbs/13_engine.ipynb #14603cc1
+# %% ../nbs/13_engine.ipynb #cc7bdfa8
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -131,7 +131,7 @@ def check(request:Request, vocab)->Request:
     return replace(request, perturbation=p.name, dose_um=None if np.isnan(dose) else dose, experiment=experiment, cell_type=cell_type,
                    seeds=check_seeds(request.seeds), solver=request.solver.lower(), steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/13_engine.ipynb #0e84f055
+# %% ../nbs/13_engine.ipynb #e31f0f34
 @dataclass
 class Moment:
     "Cells on their way."
@@ -151,7 +151,7 @@ class Answer:
     request:Request
     provenance:dict            # weights, nfe, seconds and the request
 
-# %% ../nbs/13_engine.ipynb #df1f87e9
+# %% ../nbs/13_engine.ipynb #c6859152
 class Engine:
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None):
@@ -170,10 +170,10 @@ class Engine:
         n, groups = len(request.seeds), len(names)
         doses = [request.dose_um, None]
         rows = [condition(self.vocab, p, d, request.experiment, request.cell_type, n) for p, d in zip(names, doses)]
-        x0 = noise(request.seeds * groups, self.model.shape, self.device)
+        x0 = noise(request.seeds * groups, self.model.net.shape, self.device)
         walking = walk(x0, join(rows, [n] * groups).to(self.device), request.solver, request.steps, cfg_scale=request.cfg_scale)
         frames, step = self.together.follow(walking), 0
-        split = lambda x: to_uint8(x).reshape(groups, n, *self.model.shape)
+        split = lambda x: to_uint8(x).reshape(groups, n, *self.model.net.shape)
         try:
             for step, frame in enumerate(frames): yield Moment(frame.t, step, request.steps, split(frame.x), last := split(frame.guess))
         finally: frames.close()
@@ -192,7 +192,7 @@ class Engine:
         for event in self.stream(request): pass
         return event
 
-# %% ../nbs/13_engine.ipynb #6e1b5062
+# %% ../nbs/13_engine.ipynb #76bc8429
 @lru_cache(maxsize=2)
 def load(
     folder=None,       # a model folder; None loads the bundled model

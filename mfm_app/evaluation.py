@@ -6,7 +6,7 @@
 __all__ = ['standardise', 'frechet', 'frechet_of', 'floor', 'standardised_difference', 'Recognition', 'tell_apart', 'by_label',
            'distances', 'MorphologyReport', 'report_markdown', 'compare', 'morphology_test']
 
-# %% ../nbs/11_evaluation.ipynb #b83d969f
+# %% ../nbs/11_evaluation.ipynb #5f024ad3
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from .core import InputError
 from .features import morphology
 
-# %% ../nbs/11_evaluation.ipynb #5b4fa1b0
+# %% ../nbs/11_evaluation.ipynb #0d8fb547
 def standardise(
     real,              # (N, D) features of real cells, the measure of all
     *others,           # any further (M, D)
@@ -32,7 +32,7 @@ def standardise(
     scaler = StandardScaler().fit(arrays[0])
     return [scaler.transform(v).clip(-limit, limit) for v in arrays]
 
-# %% ../nbs/11_evaluation.ipynb #380dd1c0
+# %% ../nbs/11_evaluation.ipynb #c3beeec2
 def frechet(
     a,          # (N, D) features of some cells
     b,          # (M, D) features of others
@@ -45,7 +45,7 @@ def frechet(
     spread = (root_a ** 2).sum() + (root_b ** 2).sum() - 2 * common
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + max(spread, 0))
 
-# %% ../nbs/11_evaluation.ipynb #d59a5576
+# %% ../nbs/11_evaluation.ipynb #2105948d
 def frechet_of(
     a,                   # (N, D) features
     b,                   # (M, D) features
@@ -57,7 +57,7 @@ def frechet_of(
     rng = np.random.default_rng(seed)
     return float(np.mean([frechet(rng.permutation(a)[:n], rng.permutation(b)[:n]) for _ in range(repeats)]))
 
-# %% ../nbs/11_evaluation.ipynb #e5c2e96f
+# %% ../nbs/11_evaluation.ipynb #2b5d298a
 def floor(
     features,             # (N, D) of real cells that are alike
     n:int|None=None,      # cells a side; None takes half of them
@@ -71,7 +71,7 @@ def floor(
     shuffled = (rng.permutation(features) for _ in range(repeats))
     return float(np.mean([frechet(cells[:n], cells[n:2 * n]) for cells in shuffled]))
 
-# %% ../nbs/11_evaluation.ipynb #842b1fe9
+# %% ../nbs/11_evaluation.ipynb #1378165f
 def standardised_difference(
     real:pd.DataFrame,           # (N, D)
     generated:pd.DataFrame,      # (M, D), the same columns
@@ -82,7 +82,7 @@ def standardised_difference(
     found = pd.DataFrame(dict(difference=(generated.mean() - real.mean()) / std, std_ratio=generated.std() / std))
     return found.sort_values("difference", key=abs, ascending=False)
 
-# %% ../nbs/11_evaluation.ipynb #edd6b22c
+# %% ../nbs/11_evaluation.ipynb #bd11e2e1
 @dataclass
 class Recognition:
     "For what a classifier took the cells of a set."
@@ -104,7 +104,7 @@ class Recognition:
         return dict(accuracy=self.accuracy, balanced_accuracy=self.balanced_accuracy, recalls=self.recalls,
                     classes=self.classes, confusion=self.confusion.tolist())
 
-# %% ../nbs/11_evaluation.ipynb #858b753a
+# %% ../nbs/11_evaluation.ipynb #3a01264d
 def tell_apart(
     features,         # (N, D) of real training cells
     labels,           # (N,) their conditions
@@ -121,7 +121,7 @@ def tell_apart(
         return Recognition(classes, confusion_matrix(labels, model.predict(np.asarray(features, float)), labels=classes))
     return {name: recognise(*given) for name, given in sets.items()}
 
-# %% ../nbs/11_evaluation.ipynb #3a5930fe
+# %% ../nbs/11_evaluation.ipynb #418923dc
 def by_label(
     features,      # (N, D)
     labels,        # (N,)
@@ -130,7 +130,7 @@ def by_label(
     labels = np.asarray(labels)
     return {name: features[labels == name] for name in np.unique(labels).tolist()}
 
-# %% ../nbs/11_evaluation.ipynb #3abb757b
+# %% ../nbs/11_evaluation.ipynb #95d9b6e0
 def distances(
     name:str,            # a condition
     train:dict,          # condition -> (n, D), standardised; so too the next two
@@ -146,7 +146,7 @@ def distances(
     others = [to_iid(cells) for other, cells in train.items() if other != name and len(cells) >= n]
     return dict(cells=n, distance=to_iid(generated[name]), floor=to_iid(train[name]), nearest_other=min(others, default=np.nan))
 
-# %% ../nbs/11_evaluation.ipynb #45690ca5
+# %% ../nbs/11_evaluation.ipynb #ffc7224c
 @dataclass
 class MorphologyReport:
     "Generated cells beside real ones, condition by condition."
@@ -164,7 +164,7 @@ class MorphologyReport:
     def to_markdown(self)->str: return report_markdown(self)
     _repr_markdown_ = to_markdown
 
-# %% ../nbs/11_evaluation.ipynb #29dd7078
+# %% ../nbs/11_evaluation.ipynb #284031ba
 def report_markdown(report:MorphologyReport)->str:
     "A sentence and a table with a row a condition."
     number = lambda v, form: "–" if v is None or np.isnan(v) else format(v, form)
@@ -179,7 +179,7 @@ def report_markdown(report:MorphologyReport)->str:
     return (f"A classifier of real cells recognises {said[0]} unseen real cells and {said[1]} generated ones.\n\n"
             + "\n".join(f"| {' | '.join(line)} |" for line in lines))
 
-# %% ../nbs/11_evaluation.ipynb #09fdf5a0
+# %% ../nbs/11_evaluation.ipynb #8160af6b
 def compare(
     train:tuple,          # real training cells: features (N, D) as a table, labels (N,); so too the next two
     iid:tuple,
@@ -198,7 +198,7 @@ def compare(
     differences = {name: standardised_difference(real[name], made[name]) for name in table.index[table["distance"].notna()]}
     return MorphologyReport(table, told["iid"], told["generated"], differences)
 
-# %% ../nbs/11_evaluation.ipynb #aad7c704
+# %% ../nbs/11_evaluation.ipynb #d540eb20
 def morphology_test(
     train:tuple,          # real training cells: images (N, C, H, W) uint8, labels (N,); so too the next two
     iid:tuple,            # real cells not trained on

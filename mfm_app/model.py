@@ -6,7 +6,7 @@
 __all__ = ['sizes', 'modulate', 'rms_norm', 'zero_init', 'Block', 'PatchOut', 'ConvIn', 'Level', 'ConvOut', 'positions', 'MiT',
            'init_weights', 'mit', 'parameter_count']
 
-# %% ../nbs/04_model.ipynb #0bbccc48
+# %% ../nbs/04_model.ipynb #52ed8df9
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from .core import InputError, look_up
 
-# %% ../nbs/04_model.ipynb #c08a0d8c
+# %% ../nbs/04_model.ipynb #46389b39
 set_fused_attn(torch.cuda.is_available())
 
-# %% ../nbs/04_model.ipynb #3f862c06
+# %% ../nbs/04_model.ipynb #21cdf3bb
 def modulate(
     x:Tensor,        # (B, N, D)
     shift:Tensor,    # (B, D)
@@ -28,7 +28,7 @@ def modulate(
     "adaLN: shift and scale every token alike."
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
-# %% ../nbs/04_model.ipynb #c56e3cec
+# %% ../nbs/04_model.ipynb #9801b47d
 def rms_norm(dim): return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
 
 def zero_init(layer):
@@ -37,7 +37,7 @@ def zero_init(layer):
     nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/04_model.ipynb #02b9ed9a
+# %% ../nbs/04_model.ipynb #a40699f8
 class Block(nn.Module):
     "A transformer block modulated by a vector."
     def __init__(self, width:int, heads:int, skip:bool, dropout:float=0.1):
@@ -55,7 +55,7 @@ class Block(nn.Module):
         x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))        # (B, N, D)
         return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))      # (B, N, D)
 
-# %% ../nbs/04_model.ipynb #a496d907
+# %% ../nbs/04_model.ipynb #db74c69f
 class PatchOut(nn.Module):
     "Tokens back to pixels, a square each."
     def __init__(self, width:int, patch:int, channels:int):
@@ -70,7 +70,7 @@ class PatchOut(nn.Module):
         n = int(x.shape[1] ** 0.5)
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=n, p=self.patch, q=self.patch)
 
-# %% ../nbs/04_model.ipynb #d454f69b
+# %% ../nbs/04_model.ipynb #cb0f018e
 class ConvIn(nn.Module):
     "Pixels to tokens by strided convolutions; keeps what it saw at every size."
     def __init__(self, channels:int, widths:list):       # widths from full size down to the token grid
@@ -83,7 +83,7 @@ class ConvIn(nn.Module):
         for down in self.down: pyramid.append(down(F.silu(pyramid[-1])))                       # (B, wk, H/2^k, W/2^k)
         return pyramid
 
-# %% ../nbs/04_model.ipynb #b348ca72
+# %% ../nbs/04_model.ipynb #0b18aaeb
 class Level(nn.Module):
     "Enlarge twofold, add what was seen at this size, mix."
     def __init__(self, wide:int, narrow:int, cond:int):
@@ -98,7 +98,7 @@ class Level(nn.Module):
         shift, scale = self.modulation(cond)[..., None, None].chunk(2, dim=1)                  # (B, n, 1, 1)
         return x + self.mix(F.silu(self.norm(x) * (1 + scale) + shift))
 
-# %% ../nbs/04_model.ipynb #80ea50a0
+# %% ../nbs/04_model.ipynb #021c993d
 class ConvOut(nn.Module):
     "Tokens back to pixels, level by level."
     def __init__(self, width:int, widths:list, channels:int):
@@ -113,7 +113,7 @@ class ConvOut(nn.Module):
         for level, seen in zip(reversed(self.levels), reversed(pyramid[:-1])): x = level(x, seen, cond)
         return self.last(F.silu(x))                                                            # (B, C, H, W)
 
-# %% ../nbs/04_model.ipynb #a36ec7f2
+# %% ../nbs/04_model.ipynb #d9c53d9c
 sizes = {       # depth, width, heads
     "nano": (4,    48,  2),
     "tiny": (8,   192,  3),
@@ -124,7 +124,7 @@ sizes = {       # depth, width, heads
     "XL":   (28, 1152, 16),
 }
 
-# %% ../nbs/04_model.ipynb #58962850
+# %% ../nbs/04_model.ipynb #d9e7be75
 def positions(grid:int, width:int)->Tensor:
     "Fixed two-dimensional sine-cosine positions, (1, grid^2, width); x first, then y."
     half = torch.arange(width // 4, dtype=torch.float64) / (width // 4)
@@ -133,7 +133,7 @@ def positions(grid:int, width:int)->Tensor:
     x, y = one[None].expand(grid, -1, -1), one[:, None].expand(-1, grid, -1)
     return torch.cat([x, y], -1).reshape(1, grid * grid, width).float()
 
-# %% ../nbs/04_model.ipynb #b67cf7e8
+# %% ../nbs/04_model.ipynb #7ca003e1
 class MiT(nn.Module):
     "The microscopy transformer (Jones et al. 2026): an image and a vector in, an image out."
     def __init__(
@@ -146,7 +146,7 @@ class MiT(nn.Module):
         conv_width:int=32,       # channels of the convolutional pyramid at full size
     ):
         super().__init__()
-        self.width, self.image_size = width, image_size
+        self.width, self.channels, self.image_size = width, channels, image_size
         grid, half = image_size // patch, depth // 2
         self.blocks = nn.ModuleList(Block(width, heads, skip=i >= half) for i in range(depth))
         self.register_buffer("positions", positions(grid, width), persistent=False)
@@ -174,7 +174,7 @@ class MiT(nn.Module):
             else: x = block(x, cond, skips.pop())                                              # (B, N, D)
         return self.out(x, cond, pyramid)
 
-# %% ../nbs/04_model.ipynb #2fd3711e
+# %% ../nbs/04_model.ipynb #9cdaf67b
 def init_weights(module):
     "Xavier for linear layers and patches; convolutions keep PyTorch's own start."
     if isinstance(module, PatchEmbed): module = module.proj
@@ -182,7 +182,7 @@ def init_weights(module):
     nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
     if module.bias is not None: nn.init.zeros_(module.bias)
 
-# %% ../nbs/04_model.ipynb #61590071
+# %% ../nbs/04_model.ipynb #6aeefcfa
 def mit(
     name:str="tiny/8",     # size/patch, e.g. "S/8" or "XL/2"
     **kwargs,              # further arguments of `MiT`
@@ -195,7 +195,7 @@ def mit(
     if image_size % int(patch): raise InputError(f"An image of {image_size} px cannot be cut into patches of {patch} px.")
     return MiT(*sizes[size], patch=int(patch), **kwargs)
 
-# %% ../nbs/04_model.ipynb #80f092d1
+# %% ../nbs/04_model.ipynb #46a85452
 def parameter_count(module)->int:
     "How many numbers are learned."
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -7,7 +7,7 @@ __all__ = ['static', 'in_python', 'piece', 'atlas', 'label', 'run_of', 'frame_of
            'about_perturbation', 'experiments', 'dose_of', 'request_from', 'verdicts', 'request_from_defaults',
            'generate', 'explore_tab', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/14_ui.ipynb #0a906bca
+# %% ../nbs/14_ui.ipynb #d623e5cb
 import json
 import uuid
 from pathlib import Path
@@ -20,7 +20,7 @@ from .engine import Answer, Engine, Moment, Request, check, load, most_seeds
 from .hub import model_card
 from .viz import data_uri, dyes
 
-# %% ../nbs/14_ui.ipynb #d114aa07
+# %% ../nbs/14_ui.ipynb #8769a4d0
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -29,7 +29,7 @@ def piece(name:str, value=None, **kwargs)->gr.HTML:
     html, css, js = ((static / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/14_ui.ipynb #7a8af93c
+# %% ../nbs/14_ui.ipynb #0510cac8
 def atlas(
     images,               # (G, B, C, H, W) uint8
     lossless:bool,
@@ -50,9 +50,9 @@ def run_of(
     if request.compare: labels.append(f"{engine.vocab.control}, from the same noise")
     channels = [dict(name=c["name"], rgb=dyes[c["colour"]]) for c in engine.model.channels]
     return dict(id=uuid.uuid4().hex, n=len(request.seeds), seeds=request.seeds, groups=len(labels), labels=labels,
-                steps=request.steps, size=engine.model.shape[1:], channels=channels)
+                steps=request.steps, size=engine.model.net.shape[1:], channels=channels)
 
-# %% ../nbs/14_ui.ipynb #c882a4fa
+# %% ../nbs/14_ui.ipynb #ac845393
 def frame_of(moment:Moment)->dict:
     "One step of a run, for the viewer."
     last = moment.step == moment.steps
@@ -67,7 +67,7 @@ def provenance_line(answer:Answer)->str:
             f"{p['nfe']} network evaluations a cell, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/14_ui.ipynb #de9002f2
+# %% ../nbs/14_ui.ipynb #71f3c3a4
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     of = lambda p: f"{p.name} · {p.moa or 'untreated control'} · {p.cells:,} cells"
@@ -100,7 +100,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/14_ui.ipynb #51b4fc6d
+# %% ../nbs/14_ui.ipynb #db79446f
 def request_from(name, dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     said = json.loads(dose) if dose else {}
@@ -122,14 +122,14 @@ def verdicts(engine:Engine, *fields)->list:
         return gr.validate(True, "")
     return [verdict(i, value) for i, value in enumerate(fields)]
 
-# %% ../nbs/14_ui.ipynb #e9f7fa08
+# %% ../nbs/14_ui.ipynb #06e364b2
 def request_from_defaults(engine:Engine)->tuple:
     "What stands in the fields when the page opens: the treated perturbation with most cells."
     treated = [p for p in engine.vocab.perturbations if p.doses]
     name = max(treated, key=lambda p: p.cells).name
     return name, dose_of(engine, name), experiments(engine, name)[0][1], 0, 16, 10, 1., "midpoint"
 
-# %% ../nbs/14_ui.ipynb #6eedc459
+# %% ../nbs/14_ui.ipynb #c84731ce
 def generate(engine:Engine, *fields):
     "Yield what the viewer shows and what the status line says."
     try:
@@ -140,7 +140,7 @@ def generate(engine:Engine, *fields):
             else: yield json.dumps(dict(run=run, done=provenance_line(event))), ""
     except InputError as e: yield gr.skip(), f"⚠️ {e}"
 
-# %% ../nbs/14_ui.ipynb #318bb851
+# %% ../nbs/14_ui.ipynb #9e087c69
 def explore_tab(engine:Engine):
     "Pick a perturbation, watch cells form."
     name, dose, experiment, first, cells, steps, cfg_scale, solver = request_from_defaults(engine)
@@ -170,7 +170,7 @@ def explore_tab(engine:Engine):
                        concurrency_limit=4, validator=lambda *f: verdicts(engine, *f))
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/14_ui.ipynb #40637609
+# %% ../nbs/14_ui.ipynb #e5ccca3a
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     card = model_card(engine.model.config).split("---\n", 2)[2]
@@ -189,7 +189,7 @@ viz.show(answer.images, answer.channels)
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/14_ui.ipynb #9a680a23
+# %% ../nbs/14_ui.ipynb #34081650
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -207,7 +207,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/14_ui.ipynb #3f22510e
+# %% ../nbs/14_ui.ipynb #d5283339
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on

@@ -1,6 +1,7 @@
-"What several test files share: the real cells, and a browser that tells on the page."
+"What several test files share: the real cells, a way to ask with bad input, and a browser that tells on the page."
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +30,20 @@ def real_cells():
     folder = Path(os.environ.get("MFM_DATA") or root.parent / "shared/data/bbbc021-cells")
     if not folder.is_dir(): pytest.skip("the real cells are not here: set MFM_DATA to the folder of bbbc021-cells")
     return read_cells(folder)
+
+
+@pytest.fixture(scope="session")
+def ask():
+    "Call something with input from outside: its answer, or an `InputError` that can be shown to people as it is."
+    from mfm_app.core import InputError
+    def ask(f, *args, **kwargs):
+        try: return f(*args, **kwargs)
+        except InputError as error:
+            said = str(error)
+            assert len(said.splitlines()) == 1 and len(said) <= 500, f"not one short line: {said!r:.700}"
+            assert tempfile.gettempdir() + os.sep not in said and str(root) not in said, f"shows a path of this machine: {said!r}"
+            return error
+    return ask
 
 
 @pytest.fixture(scope="module")      # not the session: while Playwright runs, nothing else in this thread can use asyncio

@@ -1,0 +1,230 @@
+"The house keeps its order: arrows, doors, notebooks and modules in step, nothing private or unsafe inside."
+import ast
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+modules = sorted(p for p in (root / "mfm_app").glob("*.py") if not p.name.startswith("_"))
+notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+# in the order of the notebooks' numbers; a room imports from earlier ones only
+may_import = dict(
+    core="",
+    viz="core",
+    molecules="core",
+    data="core molecules",
+    model="core",
+    conditioning="core model",
+    flow="core",
+    sampling="core flow",
+    training="core flow",
+    hub="core model conditioning",
+    features="core",
+    evaluation="core features",
+    effects="core features sampling",
+    engine="core molecules data hub sampling features evaluation effects",
+    ui="core viz engine",
+    cli="core viz molecules data model conditioning flow sampling training hub features evaluation effects engine ui",
+)
+
+door = dict(gradio="ui", plotly="viz", matplotlib="viz", rdkit="molecules", timm="model", torchdiffeq="sampling",
+            accelerate="training", huggingface_hub="hub", skimage="features", torch_fidelity="features",
+            tifffile="data", sklearn="evaluation")
+
+each_module = pytest.mark.parametrize("path", modules, ids=lambda p: p.stem)
+each_notebook = pytest.mark.parametrize("path", notebooks, ids=lambda p: p.relative_to(root / "nbs").as_posix())
+
+
+def imports(path):
+    "The rooms and the libraries that a module imports, at its top or inside a function."
+    rooms, libraries = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(["mfm_app"] * bool(node.level) + [node.module] * bool(node.module))
+            names = [f"{base}.{a.name}" for a in node.names] if base == "mfm_app" else [base]
+        else: continue
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "mfm_app": rooms.add(rest.split(".")[0])
+            else: libraries.add(first)
+    return rooms - {"", "__version__"}, libraries
+
+
+# Arrows and doors
+
+@each_module
+def test_a_room_imports_only_from_the_rooms_it_may(path):
+    assert path.stem in may_import, f"{path.stem} is a new room: give it a row in `may_import`"
+    assert imports(path)[0] <= set(may_import[path.stem].split())
+
+
+def test_the_arrows_point_to_smaller_numbers():
+    order = list(may_import)
+    for room, others in may_import.items():
+        for other in others.split(): assert order.index(other) < order.index(room), f"{room} -> {other}"
+
+
+def test_the_numbers_of_the_notebooks_are_that_order():
+    numbered = [p.stem.split("_", 1) for p in notebooks if re.match(r"\d\d_", p.name)]
+    assert [list(may_import).index(name) for _, name in numbered] == [int(number) for number, _ in numbered]
+
+
+@each_module
+def test_a_library_has_one_door(path):
+    wrong = {library for library in imports(path)[1] if door.get(library, path.stem) != path.stem}
+    assert not wrong, f"{path.stem} imports {wrong}; their doors are {[door[w] for w in wrong]}"
+
+
+# Notebooks and modules in step
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    "Modules exported afresh, and notebooks cleaned, in a copy."
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copy(root / "settings.ini", copy)
+    shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export as e; from nbdev.clean import nbdev_clean as c; e(); c()"],
+                   cwd=copy, check=True)
+    return copy
+
+
+def test_the_modules_are_what_the_notebooks_export(rebuilt):
+    texts = lambda folder: {p.name: p.read_text(encoding="utf-8") for p in (folder / "mfm_app").glob("*.py")}
+    there, wanted = texts(root), texts(rebuilt)
+    assert set(there) == set(wanted), "a module without notebook, or the reverse: run `python nbs/build.py`"
+    stale = [name for name in wanted if there[name] != wanted[name]]
+    assert not stale, f"{stale} differ from their notebooks: run `python nbs/build.py`"
+
+
+@each_notebook
+def test_a_notebook_is_clean(path, rebuilt):
+    same = json.loads(path.read_text(encoding="utf-8")) == json.loads((rebuilt / path.relative_to(root)).read_text(encoding="utf-8"))
+    assert same, "run `python nbs/build.py`"
+
+
+# Notebooks one can read
+
+@each_notebook
+def test_a_notebook_opens_with_its_name_and_a_line_on_what_it_is(path):
+    first = nbformat.read(path, 4).cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# \S.*\n+> \S", first.source)
+
+
+@each_notebook
+def test_a_notebook_is_small(path):
+    size = path.stat().st_size
+    assert size < 300_000
+
+
+@each_notebook
+def test_a_notebook_stores_no_error(path):
+    outputs = [o for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
+    assert not [o.evalue for o in outputs if o.output_type == "error"]
+
+
+@each_notebook
+def test_an_exported_cell_holds_one_idea_and_prose_goes_with_it(path):
+    cells = nbformat.read(path, 4).cells
+    exported = [c.source for c in cells if c.cell_type == "code" and re.search(r"^#\|\s*export", c.source, re.M)]
+    long = {source.splitlines()[1]: n for source in exported if (n := len(source.splitlines())) > 30}
+    assert not long, "more than 30 lines"
+    assert sum(c.cell_type == "markdown" for c in cells) >= len(exported) / 2
+
+
+# Nothing private, nothing unsafe
+
+def tracked():
+    "The files of the repository, those not yet added included."
+    if not (root / ".git").exists(): pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+                            cwd=root, check=True, capture_output=True, text=True).stdout
+    return [p for name in listed.split("\0") if name and (p := root / name).is_file()]
+
+
+def text_of(path):
+    data = path.read_bytes()
+    return "" if b"\0" in data else data.decode("utf-8")
+
+
+@pytest.mark.parametrize("pattern", [
+    r"(?<![\w.~:/-])/(work|root|home|Users|tmp)/\w",                # a path of somebody's machine
+    r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|--(extra-)?index-url",
+], ids=["machine paths", "package indexes"])
+def test_no_file_names_a_machine_or_a_package_index(pattern):
+    found = [f"{p.relative_to(root)}: {m[0]}" for p in tracked() for m in re.finditer(pattern, text_of(p))]
+    assert not found
+
+
+def python_sources():
+    "Everything that runs: Python files, and the code of notebooks."
+    for path in tracked():
+        if path.suffix == ".py": yield path.name, text_of(path)
+        if path.suffix == ".ipynb":
+            code = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+            yield path.name, re.sub(r"^\s*[%!].*$", "pass", "\n".join(code), flags=re.M)
+
+
+def loads_pickle(node):
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
+        return bool({"pickle", "joblib", "dill", "cloudpickle"} & {n.split(".")[0] for n in names})
+    if not isinstance(node, ast.Call): return False
+    given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+    is_torch_load = ast.unparse(node.func) == "torch.load"
+    return is_torch_load and given.get("weights_only") is not True or given.get("allow_pickle", False) is not False \
+        or ast.unparse(node.func).endswith("read_pickle")
+
+
+def test_no_pickle_is_loaded():
+    found = [f"{name}, line {node.lineno}" for name, source in python_sources() for node in ast.walk(ast.parse(source)) if loads_pickle(node)]
+    assert not found
+
+
+@pytest.mark.parametrize("line", ["import pickle", "from joblib import load", "torch.load(p)", "torch.load(p, weights_only=False)",
+                                  "np.load(p, allow_pickle=True)", "pd.read_pickle(p)"])
+def test_a_pickle_would_be_noticed(line): assert any(map(loads_pickle, ast.walk(ast.parse(line))))
+
+
+# README.md
+
+@pytest.fixture(scope="module")
+def readme(): return runpy.run_path(str(root / "nbs/build.py"))["readme"]
+
+
+def test_readme_is_what_index_says(readme):
+    assert (root / "README.md").read_text(encoding="utf-8") == readme(), "run `python nbs/build.py`"
+
+
+def test_what_readme_links_to_is_there():
+    links = re.findall(r"""(?:\]\(|(?:src|href)=["'])([^)"'\s#?]+)""", (root / "README.md").read_text(encoding="utf-8"))
+    assert not [link for link in links if ":" not in link and not (root / link).exists()]
+
+
+def test_readme_and_ci_agree_on_how_to_install_and_test():
+    for text in ((root / "README.md").read_text(encoding="utf-8"), (root / ".ci/run").read_text(encoding="utf-8")):
+        assert "pip install -e '.[dev]'" in text and re.search(r"^pytest\b", text, re.M)
+
+
+def test_readme_leaves_out_hidden_cells_directives_and_pictures_and_keeps_links(readme, tmp_path):
+    v, folder = nbformat.v4, tmp_path / "nbs"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images/page.png").touch()
+    picture = v.new_output("display_data", data={"text/plain": "<Figure>", "image/png": "iVBOR"})
+    long = v.new_output("stream", text="".join(f"line {i}\n" for i in range(100)))
+    cells = [v.new_markdown_cell("# Title\n\n![page](images/page.png) [web](https://host/images/page.png)"),
+             v.new_code_cell("#| hide\nsecret = 1", outputs=[v.new_output("stream", text="secret")]),
+             v.new_code_cell("#| eval: false\nshow()", outputs=[picture, long])]
+    nbformat.write(v.new_notebook(cells=cells), folder / "index.ipynb")
+    text = readme(folder / "index.ipynb")
+    assert "![page](nbs/images/page.png) [web](https://host/images/page.png)" in text
+    assert "```python\nshow()\n```" in text and "line 0" in text
+    for gone in ("secret", "#|", "Figure", "iVBOR", "line 99"): assert gone not in text
