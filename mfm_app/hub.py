@@ -6,7 +6,7 @@
 __all__ = ['card_text', 'bundled', 'renames', 'new_config', 'build', 'loss_table', 'model_card', 'write_file', 'save_model',
            'Model', 'read_config', 'load_model', 'rename', 'load_reference']
 
-# %% ../nbs/09_hub.ipynb #9b14aeb8
+# %% ../nbs/09_hub.ipynb #40950eb6
 import hashlib
 import json
 import os
@@ -22,7 +22,7 @@ from .conditioning import Conditioned, LabelAdaptor
 from .core import InputError, Vocabulary
 from .model import MiT, mit, sizes
 
-# %% ../nbs/09_hub.ipynb #376d1af0
+# %% ../nbs/09_hub.ipynb #1b4d7b66
 def new_config(
     vocab:Vocabulary,
     channels:list,                    # {"name", "colour"} a channel
@@ -38,7 +38,7 @@ def new_config(
         predicts="image" if laptop else "velocity",
         channels=channels, vocabulary=vocab.to_dict(), data={}, training={}, quality={})
 
-# %% ../nbs/09_hub.ipynb #77a343db
+# %% ../nbs/09_hub.ipynb #b264e02c
 def build(config:dict)->Conditioned:
     "The network a config describes, untrained."
     vocab = Vocabulary.from_dict(config["vocabulary"])
@@ -46,7 +46,7 @@ def build(config:dict)->Conditioned:
     counts = len(vocab.perturbations), len(vocab.experiments), len(vocab.cell_types)
     return Conditioned(backbone, LabelAdaptor(backbone.width, *counts, **config["adaptor"]), config["predicts"])
 
-# %% ../nbs/09_hub.ipynb #b8b1540e
+# %% ../nbs/09_hub.ipynb #ad98171f
 def loss_table(
     history:list,      # [step, loss, images per second] an entry
     rows:int=10,
@@ -56,7 +56,7 @@ def loss_table(
     lines = [f"| {history[i][0]:,} | {history[i][1]:.4f} |" for i in sorted(places)]
     return "\n".join(["| step | loss |", "|---|---|", *lines]) if lines else ""
 
-# %% ../nbs/09_hub.ipynb #760cca56
+# %% ../nbs/09_hub.ipynb #29c21cba
 def model_card(config:dict)->str:
     "A model card in Markdown, with the front matter the Hub reads."
     vocab, training = Vocabulary.from_dict(config["vocabulary"]), config["training"]
@@ -99,12 +99,13 @@ Cells for each compound in training; believe the rare ones less.
 A generated cell is a hypothesis, not a measurement. The model knows these compounds, doses, experiments and this cell line alone; nothing it draws says anything about safety, efficacy or people.
 """
 
-# %% ../nbs/09_hub.ipynb #ae8eb68e
+# %% ../nbs/09_hub.ipynb #ba1c9e91
 def write_file(path:Path, write):
     "Call `write(beside)` and move what it wrote to `path` in one stroke."
     beside = path.with_name(path.name + ".part")
     try:
         write(beside)
+        beside.chmod(0o644)
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
 
@@ -123,7 +124,7 @@ def save_model(
     write_file(folder / "README.md", lambda p: p.write_text(model_card(config), encoding="utf-8"))
     write_file(folder / "model.safetensors", lambda p: save_file(weights, p))
 
-# %% ../nbs/09_hub.ipynb #0c1037ef
+# %% ../nbs/09_hub.ipynb #7d3eb697
 @dataclass
 class Model:
     "A network and everything that is known of it."
@@ -137,7 +138,7 @@ class Model:
     @property
     def channels(self): return self.config["channels"]
 
-# %% ../nbs/09_hub.ipynb #1b4489f0
+# %% ../nbs/09_hub.ipynb #89e58d1a
 bundled = Path(__file__).parent / "weights" / "bbbc021" if "__file__" in globals() else None      # the model that comes with the package
 
 
@@ -153,7 +154,7 @@ def read_config(folder:Path)->dict:
     if config["format"] != 1: raise InputError(f"'{folder.name}' has format {config['format']}; this version of mfm_app reads format 1.")
     return config
 
-# %% ../nbs/09_hub.ipynb #fbb72ebd
+# %% ../nbs/09_hub.ipynb #9e88508e
 def load_model(
     folder=None,            # path of a model folder; None loads the bundled one
     device="cpu",
@@ -170,7 +171,7 @@ def load_model(
     except RuntimeError: raise InputError(f"The weights in '{folder.name}' do not fit its config.json; the folder mixes two models.") from None
     return Model(net.to(device).eval(), config, hashlib.sha256(weights.read_bytes()).hexdigest(), folder.name)
 
-# %% ../nbs/09_hub.ipynb #5c2f4eeb
+# %% ../nbs/09_hub.ipynb #663cee5a
 renames = [                                     # of the reference's keys, in order
     (r"^(module\.|_orig_mod\.)+", ""),
     (r"^dit\.x_embedder\.", "backbone.into."),
@@ -189,7 +190,7 @@ def rename(key:str, half:int)->str:
     for pattern, ours in renames: key = re.sub(pattern, ours, key)
     return key
 
-# %% ../nbs/09_hub.ipynb #15b1d0ef
+# %% ../nbs/09_hub.ipynb #5e6c1c69
 def load_reference(
     state:dict,               # a state dict of the reference code, keys `dit.*` and `adaptor.*`
     heads:int|None=None,      # attention heads; None looks them up in the paper's family by width

@@ -7,8 +7,9 @@ __all__ = ['static', 'in_python', 'piece', 'atlas', 'label', 'run_of', 'frame_of
            'about_perturbation', 'experiments', 'dose_of', 'request_from', 'verdicts', 'request_from_defaults',
            'generate', 'explore_tab', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/14_ui.ipynb #d623e5cb
+# %% ../nbs/14_ui.ipynb #b3411456
 import json
+import logging
 import uuid
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from .engine import Answer, Engine, Moment, Request, check, load, most_seeds
 from .hub import model_card
 from .viz import data_uri, dyes
 
-# %% ../nbs/14_ui.ipynb #8769a4d0
+# %% ../nbs/14_ui.ipynb #2654dcdd
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -29,7 +30,7 @@ def piece(name:str, value=None, **kwargs)->gr.HTML:
     html, css, js = ((static / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/14_ui.ipynb #0510cac8
+# %% ../nbs/14_ui.ipynb #42fffbf0
 def atlas(
     images,               # (G, B, C, H, W) uint8
     lossless:bool,
@@ -52,7 +53,7 @@ def run_of(
     return dict(id=uuid.uuid4().hex, n=len(request.seeds), seeds=request.seeds, groups=len(labels), labels=labels,
                 steps=request.steps, size=engine.model.net.shape[1:], channels=channels)
 
-# %% ../nbs/14_ui.ipynb #ac845393
+# %% ../nbs/14_ui.ipynb #c2498a38
 def frame_of(moment:Moment)->dict:
     "One step of a run, for the viewer."
     last = moment.step == moment.steps
@@ -67,7 +68,7 @@ def provenance_line(answer:Answer)->str:
             f"{p['nfe']} network evaluations a cell, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/14_ui.ipynb #71f3c3a4
+# %% ../nbs/14_ui.ipynb #77b26f22
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     of = lambda p: f"{p.name} · {p.moa or 'untreated control'} · {p.cells:,} cells"
@@ -100,7 +101,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/14_ui.ipynb #db79446f
+# %% ../nbs/14_ui.ipynb #14c15c65
 def request_from(name, dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     said = json.loads(dose) if dose else {}
@@ -122,14 +123,14 @@ def verdicts(engine:Engine, *fields)->list:
         return gr.validate(True, "")
     return [verdict(i, value) for i, value in enumerate(fields)]
 
-# %% ../nbs/14_ui.ipynb #06e364b2
+# %% ../nbs/14_ui.ipynb #f1fda7d2
 def request_from_defaults(engine:Engine)->tuple:
     "What stands in the fields when the page opens: the treated perturbation with most cells."
     treated = [p for p in engine.vocab.perturbations if p.doses]
     name = max(treated, key=lambda p: p.cells).name
     return name, dose_of(engine, name), experiments(engine, name)[0][1], 0, 16, 10, 1., "midpoint"
 
-# %% ../nbs/14_ui.ipynb #c84731ce
+# %% ../nbs/14_ui.ipynb #e4efae30
 def generate(engine:Engine, *fields):
     "Yield what the viewer shows and what the status line says."
     try:
@@ -139,8 +140,11 @@ def generate(engine:Engine, *fields):
             if isinstance(event, Moment): yield json.dumps(dict(run=run, frame=frame_of(event))), ""
             else: yield json.dumps(dict(run=run, done=provenance_line(event))), ""
     except InputError as e: yield gr.skip(), f"⚠️ {e}"
+    except Exception:
+        logging.exception("A request failed")
+        yield gr.skip(), "⚠️ Something went wrong on the server and was logged there. Nothing of yours is lost; try again."
 
-# %% ../nbs/14_ui.ipynb #9e087c69
+# %% ../nbs/14_ui.ipynb #2ec74998
 def explore_tab(engine:Engine):
     "Pick a perturbation, watch cells form."
     name, dose, experiment, first, cells, steps, cfg_scale, solver = request_from_defaults(engine)
@@ -170,7 +174,7 @@ def explore_tab(engine:Engine):
                        concurrency_limit=4, validator=lambda *f: verdicts(engine, *f))
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/14_ui.ipynb #e5ccca3a
+# %% ../nbs/14_ui.ipynb #b90b0b9f
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     card = model_card(engine.model.config).split("---\n", 2)[2]
@@ -189,10 +193,12 @@ viz.show(answer.images, answer.channels)
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/14_ui.ipynb #34081650
+# %% ../nbs/14_ui.ipynb #905908a1
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
-    return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
+    soft = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return soft.set(**plain, **{f"{k}_dark": v for k, v in plain.items() if k != "block_title_padding"})
 
 
 def page(
@@ -207,7 +213,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/14_ui.ipynb #d5283339
+# %% ../nbs/14_ui.ipynb #ba9034fa
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on

@@ -1,0 +1,234 @@
+"The page in a real browser, with a small untrained model: what a newcomer does, and what goes wrong for them."
+import json
+import time
+
+import pytest
+import torch
+
+from mfm_app import ui
+from mfm_app.data import synthetic_cells, vocabulary
+from mfm_app.engine import Engine
+from mfm_app.hub import Model, build, new_config
+
+seconds = 1000     # Playwright counts in milliseconds
+
+
+class Mood(torch.nn.Module):
+    "A network that can be told to be slow, or to fail."
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.shape, self.pause, self.fails, self.calls = net, net.shape, 0, False, 0
+
+    def forward(self, *args):
+        self.calls += 1
+        time.sleep(self.pause)
+        if self.fails: raise RuntimeError("a secret in /some/folder")
+        return self.net(*args)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    cells = synthetic_cells(8)
+    config = new_config(vocabulary(cells), cells.channels, "nano/8")
+    net = build(config).eval()
+    torch.nn.init.normal_(net.backbone.out.last.weight, std=0.1)
+    return Engine(Model(Mood(net), config, "0" * 64, "drawn"), "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def address(engine):
+    _, url, _ = ui.launch(engine, prevent_thread_lock=True, quiet=True)
+    yield url
+    import gradio
+    gradio.close_all()
+
+
+@pytest.fixture
+def explore(page, address, engine):
+    net = engine.model.net
+    net.pause, net.fails, net.calls = 0, False, 0
+    page.goto(address)
+    page.wait_for_selector("#generate")
+    page.wait_for_selector("#dose .ticks button")
+    return page
+
+
+def generate(page):
+    page.click("#generate")
+    page.wait_for_function("document.querySelector('#viewer .provenance').textContent", timeout=60 * seconds)
+    page.wait_for_function("/step (\\d+) of \\1$/.test(document.querySelector('#viewer .where').textContent)")
+
+
+def pixels(page, selector="#viewer .pair canvas"):
+    "The picture of a canvas, as its data address."
+    return page.locator(selector).first.evaluate("c => c.toDataURL()")
+
+
+def choose(page, field, typed, option):
+    page.click(f"#{field} input")
+    page.fill(f"#{field} input", typed)
+    page.get_by_role("option", name=option).click()
+
+
+def set_number(page, field, value):
+    page.fill(f"#{field} input", str(value))
+    page.press(f"#{field} input", "Tab")
+
+
+def test_a_newcomer_presses_generate_and_sees_cells_form(explore):
+    assert explore.locator("#viewer .hint").is_visible()
+    generate(explore)
+    assert explore.locator("#viewer .cell").count() == 16 and explore.locator("#viewer .cell canvas").count() == 32
+    assert explore.locator("#viewer .scrub").get_attribute("max") == "10"       # ten steps and the end
+    captions = explore.locator("#viewer figcaption").all_text_contents()
+    assert captions == ["stabiliser, 0.1 µM", "DMSO, from the same noise"]
+    said = explore.locator("#viewer .provenance").text_content()
+    assert "16 cells" in said and "midpoint in 10 steps, 19 network evaluations" in said and "Weights drawn 000000000000" in said
+
+
+def test_the_trajectory_scrubs_plays_and_obeys_the_keyboard(explore):
+    generate(explore)
+    where, end = explore.locator("#viewer .where"), pixels(explore)
+    scrub = explore.locator("#viewer .scrub")
+    scrub.press("Home")
+    assert where.text_content() == "t = 0.00, step 0 of 10"
+    start = pixels(explore)
+    assert start != end
+    scrub.press("ArrowRight")
+    assert "step 1 of 10" in where.text_content()
+    explore.get_by_text("Noisy state").click()
+    scrub.press("Home")
+    assert pixels(explore) != start
+    explore.get_by_text("Predicted cell").click()
+    explore.locator("#viewer .play").press("Enter")
+    explore.wait_for_function("document.querySelector('#viewer .where').textContent.endsWith('step 10 of 10')", timeout=10 * seconds)
+    assert pixels(explore) == end
+
+
+def test_every_frame_arrives(explore):
+    generate(explore)
+    scrub, shown = explore.locator("#viewer .scrub"), set()
+    scrub.press("Home")
+    for _ in range(11):
+        shown.add(explore.locator("#viewer .where").text_content())
+        scrub.press("ArrowRight")
+    assert len(shown) == 11
+
+
+def test_channels_and_contrast_change_every_picture_at_once(explore):
+    generate(explore)
+    large, small = pixels(explore), pixels(explore, "#viewer .cell canvas")
+    for box in explore.locator("#viewer .channel input[type=checkbox]").all(): box.uncheck()
+    assert pixels(explore) != large and pixels(explore, "#viewer .cell canvas") != small
+    black = explore.locator("#viewer .pair canvas").first.evaluate("c => Math.max(...c.getContext('2d').getImageData(0, 0, 64, 64).data.filter((v, i) => i % 4 < 3))")
+    assert black == 0
+    explore.get_by_text("Reset contrast").click()
+    assert pixels(explore) == large
+    explore.get_by_label("Actin: grey level shown as full colour").fill("90")
+    assert pixels(explore) != large and "0 to 90" in explore.locator("#viewer .channels").text_content()
+
+
+def test_a_seed_of_the_gallery_is_shown_large(explore):
+    generate(explore)
+    before = pixels(explore)
+    explore.get_by_label("Seed 5", exact=True).click()
+    assert pixels(explore) != before
+    explore.get_by_label("Seed 5", exact=True).press("ArrowLeft")
+    assert explore.locator("#viewer .cell[aria-selected=true]").get_attribute("aria-label") == "Seed 4"
+
+
+def test_a_perturbation_is_found_by_its_mechanism(explore):
+    choose(explore, "perturbation", "swell", "sweller · Swelling")
+    explore.wait_for_function("document.querySelector('#about-perturbation').textContent.includes('Swelling')")
+    explore.wait_for_selector("#dose .ticks button[aria-label^='10 µM']")
+    explore.click("#dose .ticks button[aria-label^='10 µM']")
+    generate(explore)
+    assert explore.locator("#viewer figcaption").first.text_content() == "sweller, 10 µM"
+
+
+def test_the_control_has_no_dose(explore):
+    choose(explore, "perturbation", "DMSO", "DMSO · untreated control")
+    explore.wait_for_function("document.querySelector('#dose .note').textContent.includes('no dose')")
+    generate(explore)
+    assert explore.locator("#viewer figcaption").first.text_content() == "DMSO"
+
+
+def test_the_dose_is_logarithmic_and_says_what_it_rests_on(explore):
+    note = explore.locator("#dose .note")
+    assert "training cells had this dose" in note.text_content()
+    explore.fill("#dose .number", "0.3"); explore.press("#dose .number", "Tab")
+    assert "interpolation" in note.text_content()
+    assert explore.locator("#dose .slide").input_value() == "492"        # thousandths: log(0.3 / 0.01) of log(10 / 0.01)
+    explore.fill("#dose .number", "8"); explore.press("#dose .number", "Tab")
+    assert "extrapolation" in note.text_content()
+
+
+@pytest.mark.parametrize("typed", ["-5", "0", "1e9", "many", ""])
+def test_a_bad_dose_is_refused_where_it_was_given(explore, typed, engine):
+    explore.fill("#dose .number", typed); explore.press("#dose .number", "Tab")
+    assert explore.locator("#dose .note").text_content() == "Must be a number from 0.01 to 10 µM."
+    explore.click("#generate")
+    explore.wait_for_function("document.body.innerText.includes('0.01 to 10 µM')")
+    explore.wait_for_timeout(500)
+    assert engine.model.net.calls == 0 and explore.locator("#viewer .hint").is_visible()
+
+
+@pytest.mark.parametrize("field,value,said", [
+    ("cells", 10000, "Cells must be a whole number from 1 to 64, not '10000'."),
+    ("cells", 0, "Cells must be a whole number from 1 to 64, not '0'."),
+    ("cells", 2.5, "Cells must be a whole number from 1 to 64, not '2.5'."),
+    ("seed", -1, "The first seed must be a whole number from 0"),
+    ("steps", 0, "Steps must be a whole number from 1 to 200, not '0'."),
+])
+def test_a_bad_number_is_refused_at_its_field(explore, engine, field, value, said):
+    if field == "steps": explore.get_by_text("Sampling").click()
+    set_number(explore, field, value)
+    explore.click("#generate")
+    explore.wait_for_function("said => document.body.innerText.includes(said)", arg=said)
+    assert engine.model.net.calls == 0 and "Traceback" not in explore.inner_text("body")
+
+
+def test_stop_ends_the_walk_and_the_page_can_go_on(explore, engine):
+    engine.model.net.pause = 0.2
+    explore.click("#generate")
+    explore.wait_for_function("/step [1-9]/.test(document.querySelector('#viewer .where').textContent)")
+    explore.click("#stop")
+    explore.wait_for_timeout(1500)
+    stopped = engine.model.net.calls
+    explore.wait_for_timeout(1500)
+    assert engine.model.net.calls == stopped < 19
+    engine.model.net.pause = 0
+    generate(explore)
+
+
+def test_what_fails_inside_stays_inside(explore, engine):
+    engine.model.net.fails = True
+    explore.click("#generate")
+    explore.wait_for_function("document.querySelector('#status').innerText.includes('Something went wrong')")
+    assert "secret" not in explore.inner_text("body") and "Traceback" not in explore.inner_text("body")
+    engine.model.net.fails = False
+    generate(explore)
+    assert "Something went wrong" not in explore.inner_text("body")
+
+
+def test_about_says_what_the_model_has_seen(explore):
+    explore.get_by_role("tab", name="About").click()
+    card = explore.locator("#card").inner_text()
+    assert "What it has seen" in card and "sweller" in card and "2603.26790" in card
+
+
+def test_two_visitors_share_network_calls(engine):
+    import threading
+    from mfm_app.engine import Request
+    engine.model.net.pause, engine.model.net.fails, engine.model.net.calls = 0.02, False, 0
+    def visit(): list(engine.stream(Request("sweller", seeds=range(4))))
+    visitors = [threading.Thread(target=visit) for _ in range(4)]
+    for v in visitors: v.start()
+    for v in visitors: v.join()
+    assert engine.model.net.calls < 3 * 19
+
+
+def test_a_taken_port_is_named(address):
+    from mfm_app.core import InputError
+    port = int(address.rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(InputError, match=f"Port {port} is in use; name a free one"): ui.launch(None, port, prevent_thread_lock=True)
