@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'check_int', 'to_float', 'to_uint8', 'noise', 'Condition', 'join', 'Perturbation', 'nearest_names',
            'look_up', 'Vocabulary', 'usual_dose', 'check_dose', 'condition', 'pick_device', 'fast_dtype', 'autocast']
 
-# %% ../nbs/00_core.ipynb #20d165e4
+# %% ../nbs/00_core.ipynb #e7336ff8
 import difflib
 import math
 import time
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #e60ee95a
+# %% ../nbs/00_core.ipynb #41501da8
 class InputError(ValueError):
-    "Something given from outside is wrong; the message says what, and what is allowed."
+    "Something given from outside is wrong; one line says what, and what is allowed."
+    def __init__(self, message): super().__init__(" ".join(str(message).split())[:400])
 
-# %% ../nbs/00_core.ipynb #eb2377c1
+# %% ../nbs/00_core.ipynb #b0ab9f5c
 def check_int(
     value,           # what was given
     name:str,        # how to call it in the message
@@ -29,26 +30,26 @@ def check_int(
     high:int,        # largest allowed
 )->int:              # the same, as an int
     "A whole number from `low` to `high`, or `InputError`."
-    ok = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+    ok = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
     if not ok or value != int(value) or not low <= value <= high:
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, not {str(value)[:40]!r}.")
     return int(value)
 
-# %% ../nbs/00_core.ipynb #ead56bc9
+# %% ../nbs/00_core.ipynb #4dd3df98
 def to_float(
     images,     # (..., H, W) uint8, tensor or array
 )->Tensor:      # the same shape, float32 in [-1, 1]
     "From bytes to the model's range (Jones et al. 2026)."
     return torch.as_tensor(images).float() / 127.5 - 1
 
-# %% ../nbs/00_core.ipynb #8794fdde
+# %% ../nbs/00_core.ipynb #437169f6
 def to_uint8(
     x:Tensor,    # (..., H, W) floats, nominally in [-1, 1]
 )->np.ndarray:   # the same shape, uint8
     "From the model's range to bytes, clipped."
     return (x.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-# %% ../nbs/00_core.ipynb #495f9ec1
+# %% ../nbs/00_core.ipynb #81ebf0f5
 def noise(
     seeds,                 # one int an image
     shape:tuple,           # (C, H, W)
@@ -58,7 +59,7 @@ def noise(
     one = lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(int(s)))
     return torch.stack([one(s) for s in seeds]).to(device)
 
-# %% ../nbs/00_core.ipynb #bdd5130e
+# %% ../nbs/00_core.ipynb #b392a68c
 @dataclass
 class Condition:
     "What was done to the cells of a batch, a row an image."
@@ -79,7 +80,7 @@ class Condition:
     def __getitem__(self, rows): return self.map(lambda v: v[rows])
     def to(self, device): return self.map(lambda v: v.to(device))
 
-# %% ../nbs/00_core.ipynb #7a255e23
+# %% ../nbs/00_core.ipynb #05bce9ef
 def join(
     conditions,       # several `Condition`s
     lengths,          # how many rows each has
@@ -92,7 +93,7 @@ def join(
         return torch.cat([known.new_full((n,), gap) if p is None else p for p, n in zip(parts, lengths)])
     return Condition(**{k: column(k, gap) for k, gap in Condition.columns.items()})
 
-# %% ../nbs/00_core.ipynb #bd233839
+# %% ../nbs/00_core.ipynb #765823ef
 @dataclass
 class Perturbation:
     "One compound as it was seen in training."
@@ -105,14 +106,14 @@ class Perturbation:
     @property
     def cells(self): return sum(self.experiments.values())
 
-# %% ../nbs/00_core.ipynb #1cea664d
+# %% ../nbs/00_core.ipynb #104a8341
 def nearest_names(name, allowed, n=3):
     "What somebody who typed `name` may have meant."
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower()[:80], lower, n=n, cutoff=0.5)
     return [lower[c] for c in close] or list(allowed)[:n]
 
-# %% ../nbs/00_core.ipynb #4a8ed4db
+# %% ../nbs/00_core.ipynb #85c5abf2
 def look_up(
     name:str,     # what was given
     allowed,      # every name there is
@@ -124,7 +125,7 @@ def look_up(
     near = " or ".join(f"'{n}'" for n in nearest_names(name, allowed))
     raise InputError(f"Unknown {kind} '{str(name)[:60]}'; {len(lower)} are known, such as {near}.")
 
-# %% ../nbs/00_core.ipynb #da4f0d32
+# %% ../nbs/00_core.ipynb #eec3c66a
 @dataclass
 class Vocabulary:
     "Every name a model knows, in the order of its label tables."
@@ -153,12 +154,12 @@ class Vocabulary:
         ps = [Perturbation(**{**p, "doses": number(p["doses"])}) for p in d["perturbations"]]
         return cls(**{**d, "perturbations": ps})
 
-# %% ../nbs/00_core.ipynb #909730d3
+# %% ../nbs/00_core.ipynb #e39c92a0
 def usual_dose(p:Perturbation)->float|None:
     "The dose most cells were given; None for the control."
     return max(p.doses, key=p.doses.get) if p.doses else None
 
-# %% ../nbs/00_core.ipynb #6d83a954
+# %% ../nbs/00_core.ipynb #4b5b72ec
 def check_dose(
     vocab:Vocabulary,
     name:str,              # perturbation
@@ -176,7 +177,7 @@ def check_dose(
                          f"it saw {seen} µM, and {low:g} to {high:g} µM is allowed.")
     return float(dose_um)
 
-# %% ../nbs/00_core.ipynb #ed7952ab
+# %% ../nbs/00_core.ipynb #2680deff
 def condition(
     vocab:Vocabulary,
     perturbation:str,              # a name, in any case
@@ -195,13 +196,13 @@ def condition(
     row = lambda v: torch.full((n,), v)
     return Condition(row(y), row(e), row(c), row(float(dose)))
 
-# %% ../nbs/00_core.ipynb #0eab9001
+# %% ../nbs/00_core.ipynb #de385f81
 def pick_device()->torch.device:
     "The best device there is."
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/00_core.ipynb #b9b08bd5
+# %% ../nbs/00_core.ipynb #3bfa7872
 def fast_dtype(
     device="cpu",       # where the network will run
     size:int=512,       # of the matrices that are multiplied to find out
@@ -216,7 +217,7 @@ def fast_dtype(
         return time.perf_counter() - start
     return torch.bfloat16 if seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
 
-# %% ../nbs/00_core.ipynb #93052902
+# %% ../nbs/00_core.ipynb #4b563542
 def autocast(
     device,                  # where the network runs
     dtype:torch.dtype,       # float32 leaves everything as it is

@@ -7,7 +7,7 @@ __all__ = ['static', 'in_python', 'piece', 'atlas', 'label', 'run_of', 'frame_of
            'about_perturbation', 'experiments', 'dose_of', 'request_from', 'verdicts', 'request_from_defaults',
            'generate', 'explore_tab', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/14_ui.ipynb #b3411456
+# %% ../nbs/14_ui.ipynb #6f4b6a41
 import json
 import logging
 import uuid
@@ -18,10 +18,9 @@ from einops import rearrange
 
 from .core import InputError, check_int, usual_dose
 from .engine import Answer, Engine, Moment, Request, check, load, most_seeds
-from .hub import model_card
 from .viz import data_uri, dyes
 
-# %% ../nbs/14_ui.ipynb #2654dcdd
+# %% ../nbs/14_ui.ipynb #cc1b777f
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -30,7 +29,7 @@ def piece(name:str, value=None, **kwargs)->gr.HTML:
     html, css, js = ((static / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/14_ui.ipynb #42fffbf0
+# %% ../nbs/14_ui.ipynb #6088f9ef
 def atlas(
     images,               # (G, B, C, H, W) uint8
     lossless:bool,
@@ -53,7 +52,7 @@ def run_of(
     return dict(id=uuid.uuid4().hex, n=len(request.seeds), seeds=request.seeds, groups=len(labels), labels=labels,
                 steps=request.steps, size=engine.model.net.shape[1:], channels=channels)
 
-# %% ../nbs/14_ui.ipynb #c2498a38
+# %% ../nbs/14_ui.ipynb #47c2c94a
 def frame_of(moment:Moment)->dict:
     "One step of a run, for the viewer."
     last = moment.step == moment.steps
@@ -68,7 +67,7 @@ def provenance_line(answer:Answer)->str:
             f"{p['nfe']} network evaluations a cell, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/14_ui.ipynb #77b26f22
+# %% ../nbs/14_ui.ipynb #76e2fff9
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     of = lambda p: f"{p.name} · {p.moa or 'untreated control'} · {p.cells:,} cells"
@@ -81,7 +80,7 @@ def trust(cells:int)->str:
     if cells >= 40: return "Few cells: believe the trend, not the detail."
     return "Very few cells: take it as a sketch."
 
-
+# %% ../nbs/14_ui.ipynb #b353f91e
 def about_perturbation(engine:Engine, name:str)->str:
     "Mechanism, evidence and trust, in Markdown."
     p = engine.vocab.perturbation(name)
@@ -101,7 +100,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/14_ui.ipynb #14c15c65
+# %% ../nbs/14_ui.ipynb #8c53b074
 def request_from(name, dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     said = json.loads(dose) if dose else {}
@@ -123,14 +122,14 @@ def verdicts(engine:Engine, *fields)->list:
         return gr.validate(True, "")
     return [verdict(i, value) for i, value in enumerate(fields)]
 
-# %% ../nbs/14_ui.ipynb #f1fda7d2
+# %% ../nbs/14_ui.ipynb #447fb682
 def request_from_defaults(engine:Engine)->tuple:
     "What stands in the fields when the page opens: the treated perturbation with most cells."
     treated = [p for p in engine.vocab.perturbations if p.doses]
     name = max(treated, key=lambda p: p.cells).name
     return name, dose_of(engine, name), experiments(engine, name)[0][1], 0, 16, 10, 1., "midpoint"
 
-# %% ../nbs/14_ui.ipynb #e4efae30
+# %% ../nbs/14_ui.ipynb #04e47364
 def generate(engine:Engine, *fields):
     "Yield what the viewer shows and what the status line says."
     try:
@@ -144,7 +143,7 @@ def generate(engine:Engine, *fields):
         logging.exception("A request failed")
         yield gr.skip(), "⚠️ Something went wrong on the server and was logged there. Nothing of yours is lost; try again."
 
-# %% ../nbs/14_ui.ipynb #2ec74998
+# %% ../nbs/14_ui.ipynb #6a719fa4
 def explore_tab(engine:Engine):
     "Pick a perturbation, watch cells form."
     name, dose, experiment, first, cells, steps, cfg_scale, solver = request_from_defaults(engine)
@@ -174,11 +173,10 @@ def explore_tab(engine:Engine):
                        concurrency_limit=4, validator=lambda *f: verdicts(engine, *f))
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/14_ui.ipynb #b90b0b9f
+# %% ../nbs/14_ui.ipynb #0c2a3f23
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
-    card = model_card(engine.model.config).split("---\n", 2)[2]
-    gr.Markdown(card + in_python, elem_id="card")
+    gr.Markdown(engine.card + in_python, elem_id="card")
 
 
 in_python = """
@@ -193,7 +191,7 @@ viz.show(answer.images, answer.channels)
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/14_ui.ipynb #905908a1
+# %% ../nbs/14_ui.ipynb #c30b5077
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
@@ -213,7 +211,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/14_ui.ipynb #ba9034fa
+# %% ../nbs/14_ui.ipynb #ddc62536
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on

@@ -27,11 +27,10 @@ def short_text(outputs):
 
 
 def from_root(text, folder):
-    "The same Markdown with links that are relative to `folder` made relative to the repository."
-    def link(m):
-        before, target = m.groups()
-        return before + normpath(f"{folder.name}/{target}") if (folder / target).exists() else m[0]
-    return re.sub(r"""(\]\(|(?:src|srcset|href)=["'])([^)"'\s#:?]+)""", link, text)
+    "The same Markdown with links that are relative to `folder` made relative to the repository; code stays as it is."
+    link = re.compile(r"""(\]\(|(?:src|srcset|href)=["'])([^)"'\s#:/][^)"'\s#:]*)(?=[)"'\s#])""")
+    parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
+    return "".join(part if i % 2 else link.sub(lambda m: m[1] + normpath(f"{folder}/{m[2]}"), part) for i, part in enumerate(parts))
 
 
 def readme(index=nbs / "index.ipynb")->str:
@@ -40,7 +39,7 @@ def readme(index=nbs / "index.ipynb")->str:
     nb.metadata["language_info"] = {"name": "python"}     # nbdev_clean drops it, nbconvert wants it
     nb.cells = [c for c in nb.cells if not re.search(r"^#\|\s*hide\b", c.source, re.M)]
     for cell in nb.cells:
-        if cell.cell_type == "markdown": cell.source = from_root(cell.source, index.parent)
+        if cell.cell_type == "markdown": cell.source = from_root(cell.source, index.parent.name)
         else:
             cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
             cell.outputs = short_text(cell.outputs)

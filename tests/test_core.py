@@ -12,7 +12,7 @@ from mfm_app.core import (Condition, InputError, Perturbation, Vocabulary, check
                           usual_dose)
 
 vocab = Vocabulary([Perturbation("DMSO", experiments={"Week1": 9}),
-                    Perturbation("taxol", "Stabilizers", "CC", {0.3: 5, 1.0: 2}, {"Week1": 1, "Week2": 6}),
+                    Perturbation("taxol", "Stabilizers", "CC", {0.3: 2, 1.0: 5, 3.0: 1}, {"Week1": 2, "Week2": 6}),
                     Perturbation("AZ-A", "Aurora", "", {0.1: 1, 30.0: 4}, {"Week2": 5})], ["Week1", "Week2"], ["MCF-7", "HUVEC"])
 treated = st.sampled_from([p.name for p in vocab.perturbations if p.doses])
 
@@ -61,7 +61,7 @@ def test_whatever_is_asked_a_condition_is_one_of_the_vocabulary_or_refused(ask, 
 @given(anything)
 def test_a_dose_is_never_guessed_at(ask, dose):
     got = ask(condition, vocab, "taxol", dose)
-    assert isinstance(got, InputError) or got.dose_um.item() == np.float32(0.3 if dose is None else dose)
+    assert isinstance(got, InputError) or got.dose_um.item() == np.float32(1 if dose is None else dose)
 
 
 @pytest.mark.parametrize("i, name", list(enumerate(vocab.names)))
@@ -78,7 +78,7 @@ def test_a_slip_of_the_pen_is_answered_with_what_may_have_been_meant(ask, ask_fo
 def test_what_is_left_out_is_what_was_seen_most():
     got = condition(vocab, "taxol", n=3)
     assert got.y.tolist() == [1] * 3 and got.e.tolist() == [1] * 3 and got.c.tolist() == [0] * 3
-    assert got.dose_um.tolist() == [np.float32(0.3)] * 3
+    assert got.dose_um.tolist() == [1.] * 3
 
 
 def test_any_leaves_experiment_and_cell_type_open():

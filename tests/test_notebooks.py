@@ -25,26 +25,22 @@ sys.exit(not ok)
 """
 
 
-def run(path, force="", seconds=120):
-    "Run a notebook in its own folder; fail with the cell and its error."
-    process = subprocess.Popen([sys.executable, "-c", run_one, str(path), str(root), " ".join(skipped), force], cwd=path.parent,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    try: said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"{path.name} took longer than {seconds} s", pytrace=False)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
-    if process.returncode: pytest.fail(f"{path.name} failed\n{plain[-6000:]}", pytrace=False)
-
-
 def name(path): return path.relative_to(root / "nbs").as_posix()
 
 
-@pytest.mark.parametrize("path", notebooks, ids=name)
-def test_notebook_runs(path): run(path)
+every = [pytest.param(path, "", 120, id=name(path)) for path in notebooks]
+every += [pytest.param(path, flag, 1800, id=f"{name(path)} {flag}", marks=getattr(pytest.mark, flag))
+          for path in notebooks for flag in skipped if f'"#| {flag}' in path.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("path, flag", [
-    pytest.param(path, flag, marks=getattr(pytest.mark, flag), id=f"{name(path)} {flag}")
-    for path in notebooks for flag in skipped if f'"#| {flag}' in path.read_text(encoding="utf-8")])
-def test_notebook_runs_with_the_cells_that_are_left_out_otherwise(path, flag): run(path, flag, 1800)
+@pytest.mark.parametrize("path, flag, seconds", every)
+def test_notebook_runs(path, flag, seconds):
+    process = subprocess.Popen([sys.executable, "-c", run_one, str(path), str(root), " ".join(skipped), flag], cwd=path.parent,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try: said, slow = process.communicate(timeout=seconds)[0], False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, slow = process.communicate()[0], True
+    said = re.sub(r"\x1b\[[0-9;]*m", "", said)[-6000:]
+    if slow: pytest.fail(f"{path.name} took longer than {seconds} s\n{said}", pytrace=False)
+    if process.returncode: pytest.fail(f"{path.name} failed\n{said}", pytrace=False)
