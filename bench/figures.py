@@ -2,7 +2,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 
 from mfm_app.cli import condition_label, generate_condition, pick, well_known
 from mfm_app.core import pick_device

@@ -7,7 +7,7 @@ __all__ = ['app', 'main', 'preview_conditions', 'draw', 'training_record', 'data
            'well_known', 'pick', 'condition_label', 'generate_condition', 'evaluate_model', 'evaluate_command',
            'sample_command', 'serve_command']
 
-# %% ../nbs/15_cli.ipynb #58ec3d8f
+# %% ../nbs/15_cli.ipynb #aa9a37d3
 import json
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ from .sampling import generate
 from .training import Run, start, train
 from .viz import loss_curve, show
 
-# %% ../nbs/15_cli.ipynb #10a267e1
+# %% ../nbs/15_cli.ipynb #dc8c28da
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -42,7 +42,7 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/15_cli.ipynb #bd2a2c39
+# %% ../nbs/15_cli.ipynb #83bf0c8b
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
@@ -54,7 +54,7 @@ def draw(net, rows, seeds, device, **kwargs)->np.ndarray:     # (B, C, H, W) uin
     "Cells from a network in eval mode, in the dtype that is fast here."
     with autocast(device, fast_dtype(device)): return to_uint8(generate(net, rows, seeds, net.shape, device=device, **kwargs))
 
-# %% ../nbs/15_cli.ipynb #e383bcce
+# %% ../nbs/15_cli.ipynb #56ecfce2
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -66,12 +66,10 @@ def training_record(run:Run, batch:int, recipe:dict)->dict:
 
 def data_record(cells:Cells)->dict:
     "What a model card should say of what a model was trained on."
-    licence = cells.about.get("licence", "unknown")
-    return dict(title=cells.about.get("title", "a folder of one's own"), cells_in_training=int((cells.table["split"] == "train").sum()),
-                licence=licence.get("id") if isinstance(licence, dict) else licence,
-                attribution=cells.about.get("attribution") or (licence.get("holder", "") if isinstance(licence, dict) else ""))
+    train = int((cells.table["split"] == "train").sum())
+    return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/15_cli.ipynb #50123870
+# %% ../nbs/15_cli.ipynb #9ca050be
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -83,7 +81,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/15_cli.ipynb #90b65389
+# %% ../nbs/15_cli.ipynb #8e406464
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -114,7 +112,7 @@ def train_command(
     hook(run)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/15_cli.ipynb #0f0b63a0
+# %% ../nbs/15_cli.ipynb #9bb49b62
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -130,7 +128,7 @@ def pick(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/15_cli.ipynb #a6f592af
+# %% ../nbs/15_cli.ipynb #14d852b9
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -138,7 +136,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/15_cli.ipynb #2e533abf
+# %% ../nbs/15_cli.ipynb #6a05046a
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -154,7 +152,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/15_cli.ipynb #9c1e03cb
+# %% ../nbs/15_cli.ipynb #42aad4a8
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -168,7 +166,7 @@ def evaluate_command(
     save_model(model, loaded.net.cpu(), loaded.config)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/15_cli.ipynb #923bc28f
+# %% ../nbs/15_cli.ipynb #c1f099be
 @app.command("sample")
 def sample_command(
     perturbation:Annotated[str, typer.Argument(help="Its name, as in `mfm sample taxol`.")],
@@ -194,7 +192,7 @@ def sample_command(
     write_file(out, dict(png=png, npz=npz)[out.suffix[1:]])
     typer.echo(f"{n} cells in {out}")
 
-# %% ../nbs/15_cli.ipynb #facc4033
+# %% ../nbs/15_cli.ipynb #c7837772
 @app.command("serve")
 def serve_command(
     model:Annotated[Path|None, typer.Option(help="Model folder; the bundled one if not given.")]=None,
@@ -203,3 +201,6 @@ def serve_command(
     "Serve the page."
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
     launch(load(model), port)
+
+# %% ../nbs/15_cli.ipynb #0e4195c6
+if __name__ == "__main__" and "__file__" in globals(): main()

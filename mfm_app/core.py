@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['InputError', 'check_int', 'to_float', 'to_uint8', 'noise', 'Condition', 'join', 'Perturbation', 'nearest_names',
-           'look_up', 'Vocabulary', 'usual_dose', 'check_dose', 'condition', 'pick_device', 'fast_dtype', 'autocast']
+           'look_up', 'Vocabulary', 'usual_dose', 'check_dose', 'resolve', 'condition', 'pick_device', 'fast_dtype',
+           'autocast']
 
-# %% ../nbs/00_core.ipynb #e7336ff8
+# %% ../nbs/00_core.ipynb #98142a03
 import difflib
 import math
 import time
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #41501da8
+# %% ../nbs/00_core.ipynb #d14ab360
 class InputError(ValueError):
     "Something given from outside is wrong; one line says what, and what is allowed."
     def __init__(self, message): super().__init__(" ".join(str(message).split())[:400])
 
-# %% ../nbs/00_core.ipynb #b0ab9f5c
+# %% ../nbs/00_core.ipynb #924764e6
 def check_int(
     value,           # what was given
     name:str,        # how to call it in the message
@@ -35,21 +36,21 @@ def check_int(
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, not {str(value)[:40]!r}.")
     return int(value)
 
-# %% ../nbs/00_core.ipynb #4dd3df98
+# %% ../nbs/00_core.ipynb #14642cc6
 def to_float(
     images,     # (..., H, W) uint8, tensor or array
 )->Tensor:      # the same shape, float32 in [-1, 1]
     "From bytes to the model's range (Jones et al. 2026)."
     return torch.as_tensor(images).float() / 127.5 - 1
 
-# %% ../nbs/00_core.ipynb #437169f6
+# %% ../nbs/00_core.ipynb #ff5f0a54
 def to_uint8(
     x:Tensor,    # (..., H, W) floats, nominally in [-1, 1]
 )->np.ndarray:   # the same shape, uint8
     "From the model's range to bytes, clipped."
     return (x.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-# %% ../nbs/00_core.ipynb #81ebf0f5
+# %% ../nbs/00_core.ipynb #af3ce58a
 def noise(
     seeds,                 # one int an image
     shape:tuple,           # (C, H, W)
@@ -59,7 +60,7 @@ def noise(
     one = lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(int(s)))
     return torch.stack([one(s) for s in seeds]).to(device)
 
-# %% ../nbs/00_core.ipynb #b392a68c
+# %% ../nbs/00_core.ipynb #f82ce03e
 @dataclass
 class Condition:
     "What was done to the cells of a batch, a row an image."
@@ -80,7 +81,7 @@ class Condition:
     def __getitem__(self, rows): return self.map(lambda v: v[rows])
     def to(self, device): return self.map(lambda v: v.to(device))
 
-# %% ../nbs/00_core.ipynb #05bce9ef
+# %% ../nbs/00_core.ipynb #8312e0b9
 def join(
     conditions,       # several `Condition`s
     lengths,          # how many rows each has
@@ -93,7 +94,7 @@ def join(
         return torch.cat([known.new_full((n,), gap) if p is None else p for p, n in zip(parts, lengths)])
     return Condition(**{k: column(k, gap) for k, gap in Condition.columns.items()})
 
-# %% ../nbs/00_core.ipynb #765823ef
+# %% ../nbs/00_core.ipynb #092ce686
 @dataclass
 class Perturbation:
     "One compound as it was seen in training."
@@ -106,14 +107,14 @@ class Perturbation:
     @property
     def cells(self): return sum(self.experiments.values())
 
-# %% ../nbs/00_core.ipynb #104a8341
+# %% ../nbs/00_core.ipynb #773eed3c
 def nearest_names(name, allowed, n=3):
     "What somebody who typed `name` may have meant."
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower()[:80], lower, n=n, cutoff=0.5)
     return [lower[c] for c in close] or list(allowed)[:n]
 
-# %% ../nbs/00_core.ipynb #85c5abf2
+# %% ../nbs/00_core.ipynb #6f39d996
 def look_up(
     name:str,     # what was given
     allowed,      # every name there is
@@ -125,7 +126,7 @@ def look_up(
     near = " or ".join(f"'{n}'" for n in nearest_names(name, allowed))
     raise InputError(f"Unknown {kind} '{str(name)[:60]}'; {len(lower)} are known, such as {near}.")
 
-# %% ../nbs/00_core.ipynb #eec3c66a
+# %% ../nbs/00_core.ipynb #b2a92d2f
 @dataclass
 class Vocabulary:
     "Every name a model knows, in the order of its label tables."
@@ -154,20 +155,20 @@ class Vocabulary:
         ps = [Perturbation(**{**p, "doses": number(p["doses"])}) for p in d["perturbations"]]
         return cls(**{**d, "perturbations": ps})
 
-# %% ../nbs/00_core.ipynb #e39c92a0
+# %% ../nbs/00_core.ipynb #5c988dea
 def usual_dose(p:Perturbation)->float|None:
     "The dose most cells were given; None for the control."
     return max(p.doses, key=p.doses.get) if p.doses else None
 
-# %% ../nbs/00_core.ipynb #4b5b72ec
+# %% ../nbs/00_core.ipynb #4e09a4ba
 def check_dose(
     vocab:Vocabulary,
     name:str,              # perturbation
     dose_um=None,          # micromolar; None takes the usual one
-)->float:                  # micromolar; NaN for the control
+)->float|None:             # micromolar; None for the control
     "A dose the model can know about, or `InputError`."
     p, allowed = vocab.perturbation(name), vocab.dose_range(name)
-    if allowed is None: return math.nan
+    if allowed is None: return None
     if dose_um is None: return usual_dose(p)
     low, high = allowed
     ok = isinstance(dose_um, (int, float, np.number)) and not isinstance(dose_um, bool)
@@ -177,32 +178,43 @@ def check_dose(
                          f"it saw {seen} µM, and {low:g} to {high:g} µM is allowed.")
     return float(dose_um)
 
-# %% ../nbs/00_core.ipynb #2680deff
-def condition(
+# %% ../nbs/00_core.ipynb #63ee53fd
+def resolve(
     vocab:Vocabulary,
     perturbation:str,              # a name, in any case
     dose_um:float|None=None,       # micromolar; None takes the usual one, ignored for the control
     experiment:str|None=None,      # None takes the one with most of its cells; "any" leaves it open
     cell_type:str|None=None,       # None takes the first; "any" leaves it open
-    n:int=1,                       # how many rows
+)->dict:                           # the same four, spelled as in the vocabulary
+    "What was said, with defaults filled in, or `InputError`."
+    p = vocab.perturbation(perturbation)
+    experiment = experiment or max(p.experiments, key=p.experiments.get, default="any")
+    spelled = lambda name, allowed, kind: name if name == "any" else allowed[look_up(name, allowed, kind)]
+    return dict(perturbation=p.name, dose_um=check_dose(vocab, p.name, dose_um),
+                experiment=spelled(experiment, vocab.experiments, "experiment"),
+                cell_type=spelled(cell_type or vocab.cell_types[0], vocab.cell_types, "cell type"))
+
+# %% ../nbs/00_core.ipynb #ec33deab
+def condition(
+    vocab:Vocabulary,
+    *said,             # perturbation, dose_um, experiment, cell_type, as in `resolve`
+    n:int=1,           # how many rows
+    **named,           # or the same by name
 )->Condition:
     "Names into a `Condition` of `n` equal rows, or `InputError`."
-    y = look_up(perturbation, vocab.names, "perturbation")
-    p = vocab.perturbations[y]
-    dose = check_dose(vocab, p.name, dose_um)
-    experiment = experiment or max(p.experiments, key=p.experiments.get, default="any")
-    e = -1 if experiment == "any" else look_up(experiment, vocab.experiments, "experiment")
-    c = -1 if cell_type == "any" else look_up(cell_type or vocab.cell_types[0], vocab.cell_types, "cell type")
-    row = lambda v: torch.full((n,), v)
-    return Condition(row(y), row(e), row(c), row(float(dose)))
+    r = resolve(vocab, *said, **named)
+    index = lambda name, allowed: -1 if name == "any" else allowed.index(name)
+    row = lambda value: torch.full((n,), value)
+    return Condition(row(index(r["perturbation"], vocab.names)), row(index(r["experiment"], vocab.experiments)),
+                     row(index(r["cell_type"], vocab.cell_types)), row(math.nan if r["dose_um"] is None else r["dose_um"]))
 
-# %% ../nbs/00_core.ipynb #de385f81
+# %% ../nbs/00_core.ipynb #df0f5557
 def pick_device()->torch.device:
     "The best device there is."
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/00_core.ipynb #3bfa7872
+# %% ../nbs/00_core.ipynb #b25220dd
 def fast_dtype(
     device="cpu",       # where the network will run
     size:int=512,       # of the matrices that are multiplied to find out
@@ -217,7 +229,7 @@ def fast_dtype(
         return time.perf_counter() - start
     return torch.bfloat16 if seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
 
-# %% ../nbs/00_core.ipynb #4b563542
+# %% ../nbs/00_core.ipynb #309f68a8
 def autocast(
     device,                  # where the network runs
     dtype:torch.dtype,       # float32 leaves everything as it is

@@ -6,7 +6,7 @@
 __all__ = ['most_seeds', 'Job', 'velocities', 'Together', 'follow', 'Request', 'check_seeds', 'check', 'Moment', 'Answer',
            'provenance', 'Engine', 'load']
 
-# %% ../nbs/13_engine.ipynb #8c23c799
+# %% ../nbs/13_engine.ipynb #abb66ac6
 import queue
 import threading
 import time
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from . import __version__
-from .core import (Condition, InputError, autocast, check_dose, check_int, condition, fast_dtype, join, look_up, noise, pick_device,
+from .core import (Condition, InputError, autocast, check_int, condition, fast_dtype, join, noise, pick_device, resolve,
                           to_uint8)
 from .hub import Model, load_model, model_card
 from .sampling import Query, check_walk, nfe, walk
 
-# %% ../nbs/13_engine.ipynb #29d5294e
+# %% ../nbs/13_engine.ipynb #a4259cf9
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -41,7 +41,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/13_engine.ipynb #a3fe528c
+# %% ../nbs/13_engine.ipynb #1b0a42b3
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -56,7 +56,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/13_engine.ipynb #8846bc10
+# %% ../nbs/13_engine.ipynb #ab92de21
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -81,7 +81,7 @@ class Together:
         except Exception as e: return [job.shown.put(e) for job in jobs][:0]
         return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/13_engine.ipynb #63fbaba6
+# %% ../nbs/13_engine.ipynb #d556f9e2
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -97,7 +97,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/13_engine.ipynb #6ae31e3d
+# %% ../nbs/13_engine.ipynb #8db9ed68
 most_seeds = 64
 
 
@@ -114,7 +114,7 @@ class Request:
     cfg_scale:float = 1.
     compare:bool = True                # also draw the control from the same noise
 
-# %% ../nbs/13_engine.ipynb #2f628a08
+# %% ../nbs/13_engine.ipynb #6d864a6a
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -126,16 +126,10 @@ def check_seeds(seeds)->tuple:
 def check(request:Request, vocab)->Request:
     "The request with its defaults filled in, or `InputError`."
     check_walk(request.solver, request.steps, request.cfg_scale)
-    p = vocab.perturbation(request.perturbation)
-    dose = check_dose(vocab, p.name, request.dose_um)
-    experiment = request.experiment or max(p.experiments, key=p.experiments.get, default="any")
-    if experiment != "any": experiment = vocab.experiments[look_up(experiment, vocab.experiments, "experiment")]
-    cell_type = request.cell_type or vocab.cell_types[0]
-    if cell_type != "any": cell_type = vocab.cell_types[look_up(cell_type, vocab.cell_types, "cell type")]
-    return replace(request, perturbation=p.name, dose_um=None if np.isnan(dose) else dose, experiment=experiment, cell_type=cell_type,
-                   seeds=check_seeds(request.seeds), solver=request.solver.lower(), steps=int(request.steps), cfg_scale=float(request.cfg_scale))
+    said = resolve(vocab, request.perturbation, request.dose_um, request.experiment, request.cell_type)
+    return replace(request, **said, seeds=check_seeds(request.seeds), solver=request.solver.lower(), steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/13_engine.ipynb #df49f43b
+# %% ../nbs/13_engine.ipynb #a222ae84
 @dataclass
 class Moment:
     "Cells on their way."
@@ -155,14 +149,14 @@ class Answer:
     request:Request
     provenance:dict            # weights, nfe, seconds and the request
 
-# %% ../nbs/13_engine.ipynb #5f71b74b
+# %% ../nbs/13_engine.ipynb #aa4f6eca
 def provenance(engine, request:Request, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     return dict(model=engine.model.name, weights_sha256=engine.model.sha256, nfe=nfe(request.solver, request.steps, request.cfg_scale),
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 mfm_app=__version__, **asdict(request))
 
-# %% ../nbs/13_engine.ipynb #eaf6bc7c
+# %% ../nbs/13_engine.ipynb #b707f83c
 class Engine:
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None):
@@ -179,7 +173,7 @@ class Engine:
         request, began = check(request, self.vocab), time.time()
         done = [(request.perturbation, request.dose_um), (self.vocab.control, None)][:1 + request.compare]
         n, groups, shape = len(request.seeds), len(done), self.model.net.shape
-        rows = join([condition(self.vocab, *what, request.experiment, request.cell_type, n) for what in done], [n] * groups)
+        rows = join([condition(self.vocab, *what, request.experiment, request.cell_type, n=n) for what in done], [n] * groups)
         walking = walk(noise(request.seeds * groups, shape, self.device), rows.to(self.device), request.solver, request.steps, cfg_scale=request.cfg_scale)
         split = lambda x: to_uint8(x).reshape(groups, n, *shape)
         with closing(follow(self.together, walking)) as frames:
@@ -191,7 +185,7 @@ class Engine:
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/13_engine.ipynb #cefbc79f
+# %% ../nbs/13_engine.ipynb #3a6f7c52
 @lru_cache(maxsize=2)
 def load(
     folder=None,       # a model folder; None loads the bundled model

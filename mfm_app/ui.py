@@ -7,7 +7,7 @@ __all__ = ['static', 'in_python', 'piece', 'atlas', 'label', 'run_of', 'frame_of
            'about_perturbation', 'experiments', 'dose_of', 'request_from', 'verdicts', 'request_from_defaults',
            'generate', 'explore_tab', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/14_ui.ipynb #6f4b6a41
+# %% ../nbs/14_ui.ipynb #cb8d207f
 import json
 import logging
 import uuid
@@ -20,7 +20,7 @@ from .core import InputError, check_int, usual_dose
 from .engine import Answer, Engine, Moment, Request, check, load, most_seeds
 from .viz import data_uri, dyes
 
-# %% ../nbs/14_ui.ipynb #cc1b777f
+# %% ../nbs/14_ui.ipynb #663050ac
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -29,7 +29,7 @@ def piece(name:str, value=None, **kwargs)->gr.HTML:
     html, css, js = ((static / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/14_ui.ipynb #6088f9ef
+# %% ../nbs/14_ui.ipynb #5f2dac1f
 def atlas(
     images,               # (G, B, C, H, W) uint8
     lossless:bool,
@@ -52,7 +52,7 @@ def run_of(
     return dict(id=uuid.uuid4().hex, n=len(request.seeds), seeds=request.seeds, groups=len(labels), labels=labels,
                 steps=request.steps, size=engine.model.net.shape[1:], channels=channels)
 
-# %% ../nbs/14_ui.ipynb #47c2c94a
+# %% ../nbs/14_ui.ipynb #811c5a67
 def frame_of(moment:Moment)->dict:
     "One step of a run, for the viewer."
     last = moment.step == moment.steps
@@ -67,7 +67,7 @@ def provenance_line(answer:Answer)->str:
             f"{p['nfe']} network evaluations a cell, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/14_ui.ipynb #76e2fff9
+# %% ../nbs/14_ui.ipynb #296dd282
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     of = lambda p: f"{p.name} · {p.moa or 'untreated control'} · {p.cells:,} cells"
@@ -80,7 +80,7 @@ def trust(cells:int)->str:
     if cells >= 40: return "Few cells: believe the trend, not the detail."
     return "Very few cells: take it as a sketch."
 
-# %% ../nbs/14_ui.ipynb #b353f91e
+# %% ../nbs/14_ui.ipynb #6dd51ccc
 def about_perturbation(engine:Engine, name:str)->str:
     "Mechanism, evidence and trust, in Markdown."
     p = engine.vocab.perturbation(name)
@@ -100,7 +100,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/14_ui.ipynb #8c53b074
+# %% ../nbs/14_ui.ipynb #82e3db22
 def request_from(name, dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     said = json.loads(dose) if dose else {}
@@ -122,14 +122,14 @@ def verdicts(engine:Engine, *fields)->list:
         return gr.validate(True, "")
     return [verdict(i, value) for i, value in enumerate(fields)]
 
-# %% ../nbs/14_ui.ipynb #447fb682
+# %% ../nbs/14_ui.ipynb #8f46740a
 def request_from_defaults(engine:Engine)->tuple:
     "What stands in the fields when the page opens: the treated perturbation with most cells."
     treated = [p for p in engine.vocab.perturbations if p.doses]
     name = max(treated, key=lambda p: p.cells).name
     return name, dose_of(engine, name), experiments(engine, name)[0][1], 0, 16, 10, 1., "midpoint"
 
-# %% ../nbs/14_ui.ipynb #04e47364
+# %% ../nbs/14_ui.ipynb #6497cc7a
 def generate(engine:Engine, *fields):
     "Yield what the viewer shows and what the status line says."
     try:
@@ -143,15 +143,15 @@ def generate(engine:Engine, *fields):
         logging.exception("A request failed")
         yield gr.skip(), "⚠️ Something went wrong on the server and was logged there. Nothing of yours is lost; try again."
 
-# %% ../nbs/14_ui.ipynb #6a719fa4
+# %% ../nbs/14_ui.ipynb #299a4259
 def explore_tab(engine:Engine):
     "Pick a perturbation, watch cells form."
     name, dose, experiment, first, cells, steps, cfg_scale, solver = request_from_defaults(engine)
     with gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=2, min_width=320):
             pick = gr.Dropdown(choices(engine), value=name, label="Perturbation", info="Type a name or a mechanism", filterable=True, elem_id="perturbation")
-            about = gr.Markdown(about_perturbation(engine, name), elem_id="about-perturbation")
-            amount = piece("dose", dose, elem_id="dose", container=True, padding=True)
+            about = gr.Markdown(about_perturbation(engine, name), elem_id="about-perturbation", container=True)
+            amount = piece("dose", dose, elem_id="dose", container=True)
             where = gr.Dropdown(experiments(engine, name), value=experiment, label="Experiment", info="Each has its own staining and light", elem_id="experiment")
             with gr.Row():
                 many = gr.Number(cells, label="Cells", precision=None, elem_id="cells", min_width=100)
@@ -164,7 +164,7 @@ def explore_tab(engine:Engine):
                 go = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
             status = gr.Markdown(elem_id="status")
-        with gr.Column(scale=3, min_width=480):
+        with gr.Column(scale=5, min_width=480):
             viewer = piece("viewer", elem_id="viewer")
     fields = [pick, amount, where, seed, many, walk, scale, how]
     told = lambda name: (about_perturbation(engine, name), dose_of(engine, name), gr.Dropdown(experiments(engine, name), value=experiments(engine, name)[0][1]))
@@ -173,7 +173,7 @@ def explore_tab(engine:Engine):
                        concurrency_limit=4, validator=lambda *f: verdicts(engine, *f))
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/14_ui.ipynb #0c2a3f23
+# %% ../nbs/14_ui.ipynb #d28f0bf8
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     gr.Markdown(engine.card + in_python, elem_id="card")
@@ -191,7 +191,7 @@ viz.show(answer.images, answer.channels)
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/14_ui.ipynb #c30b5077
+# %% ../nbs/14_ui.ipynb #fcdf66fe
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
@@ -200,10 +200,9 @@ def theme():
 
 
 def page(
-    engine:Engine|None=None,      # None loads the bundled model
+    engine:Engine,
 )->gr.Blocks:
     "The whole page, not yet launched."
-    engine = engine or load()
     with gr.Blocks(title="mfm_app: watch cells respond", analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown("# Watch a cell respond\nPick a drug and a dose. A flow-matching model draws cells that received it, beside the same cells untreated. "
                     "They are hypotheses: the line under the drug says what they rest on.")
@@ -211,7 +210,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/14_ui.ipynb #ddc62536
+# %% ../nbs/14_ui.ipynb #a0915431
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on
@@ -219,6 +218,8 @@ def launch(
 ):
     "Serve the page; returns when it is stopped, or at once with `prevent_thread_lock=True`."
     if port is not None: check_int(port, "The port", 1, 65535)
+    engine = engine or load()
+    engine.generate(engine.vocab.control, seeds=range(16), steps=1)      # the first call is slow; let it be ours
     blocks = page(engine)
     try: return blocks.launch(server_port=port, theme=theme(), footer_links=[], **kwargs)
     except OSError:

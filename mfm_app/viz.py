@@ -6,7 +6,7 @@
 __all__ = ['dyes', 'composite', 'contact_sheet', 'enlarge', 'show', 'data_uri', 'loss_curve', 'statistics_figure',
            'two_histograms']
 
-# %% ../nbs/01_viz.ipynb #c0f86880
+# %% ../nbs/01_viz.ipynb #ec126ef0
 import base64
 import io
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from .core import InputError
 
-# %% ../nbs/01_viz.ipynb #7e7b82a8
+# %% ../nbs/01_viz.ipynb #d5c74abb
 dyes = dict(blue=(.25, .35, 1), green=(.1, 1, .25), red=(1, .2, .1), yellow=(1, .85, 0), magenta=(1, .1, .9), cyan=(0, .9, 1), white=(1, 1, 1))
 
 
@@ -36,7 +36,7 @@ def composite(
         total += level[..., None] * np.float32(dyes[channel["colour"]])
     return (total.clip(0, 1) * 255).round().astype(np.uint8)
 
-# %% ../nbs/01_viz.ipynb #9631441a
+# %% ../nbs/01_viz.ipynb #5888932c
 def contact_sheet(
     rgb:np.ndarray,         # (B, H, W, 3) uint8
     columns:int=8,
@@ -53,12 +53,12 @@ def contact_sheet(
         sheet[y:y + h, x:x + w] = picture
     return sheet[:-gap or None, :-gap or None]
 
-# %% ../nbs/01_viz.ipynb #d85ba851
+# %% ../nbs/01_viz.ipynb #df35e288
 def enlarge(rgb:np.ndarray, factor:int)->np.ndarray:
     "Repeat every pixel of (..., H, W, 3) `factor` times each way."
     return rgb.repeat(factor, -3).repeat(factor, -2)
 
-# %% ../nbs/01_viz.ipynb #f6bcf594
+# %% ../nbs/01_viz.ipynb #6a9297ab
 def show(
     images:np.ndarray,      # (B, C, H, W) uint8
     channels:list,          # {"name", "colour"} a channel
@@ -71,17 +71,17 @@ def show(
         raise InputError(f"Images of shape {images.shape} do not fit {len(channels)} channels; (B, {len(channels)}, H, W) is shown.")
     return Image.fromarray(enlarge(contact_sheet(composite(images, channels, **kwargs), columns), zoom))
 
-# %% ../nbs/01_viz.ipynb #8dac9215
+# %% ../nbs/01_viz.ipynb #4e220caf
 def data_uri(
     rgb:np.ndarray,         # (H, W, 3) uint8
     lossless:bool=False,    # True for what is looked at closely
 )->str:
     "A picture as a `data:` address, in WebP."
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "webp", quality=88, method=2, lossless=lossless)
+    Image.fromarray(rgb).save(buffer, "webp", quality=88, method=0, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/01_viz.ipynb #00af251d
+# %% ../nbs/01_viz.ipynb #94afe75c
 def loss_curve(
     history:list,      # [step, loss, images per second] an entry
 ):                     # a matplotlib figure
@@ -93,7 +93,7 @@ def loss_curve(
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../nbs/01_viz.ipynb #3d0d85ba
+# %% ../nbs/01_viz.ipynb #e1ef3a6c
 def statistics_figure(
     pictures:dict,        # condition -> (n, C, H, W) uint8 generated cells to show
     channels:list,        # {"name", "colour"} a channel
@@ -116,7 +116,7 @@ def statistics_figure(
     fig.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     return fig
 
-# %% ../nbs/01_viz.ipynb #71fa96d4
+# %% ../nbs/01_viz.ipynb #0ad32857
 def two_histograms(ax, real, generated):
     "Two distributions on one axis, each of area 1."
     low, high = np.percentile(np.concatenate([real, generated]), [1, 99])

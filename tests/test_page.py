@@ -1,5 +1,4 @@
 "The page in a real browser, with a small untrained model: what a newcomer does, and what goes wrong for them."
-import json
 import time
 
 import pytest

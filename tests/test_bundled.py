@@ -1,0 +1,71 @@
+"The weights that come with the package: what they know, what they weigh, and whether their cells look like what they should be."
+import json
+
+import numpy as np
+import pytest
+
+from mfm_app.cli import generate_condition, pick
+from mfm_app.core import InputError, check_dose
+from mfm_app.evaluation import tell_apart
+from mfm_app.features import morphology, seam
+from mfm_app.hub import bundled, load_model
+
+
+@pytest.fixture(scope="module")
+def model(): return load_model()
+
+
+def test_it_is_small_enough_and_carries_its_licence():
+    assert sum(p.stat().st_size for p in bundled.iterdir()) < 40e6
+    assert {p.name for p in bundled.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    card = (bundled / "README.md").read_text(encoding="utf-8")
+    for words in ("CC-BY-4.0", "AstraZeneca", "idr0035", "Caie", "| step | loss |", "minutes"): assert words in card
+
+
+def test_it_knows_every_training_compound_and_no_other(model):
+    assert len(model.vocab.names) == 32 and model.vocab.names[0] == "DMSO" and len(model.vocab.experiments) == 10
+    for unseen in ("docetaxel", "cytochalasin D", "demecolcine"):
+        with pytest.raises(InputError): model.vocab.perturbation(unseen)
+
+
+def test_its_vocabulary_is_that_of_the_training_split(model, real_cells):
+    from mfm_app.data import vocabulary
+    assert model.vocab == vocabulary(real_cells)
+
+
+def test_doses_between_and_somewhat_beyond_those_seen_are_taken(model):
+    assert check_dose(model.vocab, "cyclohexamide", 8.) == 8 and check_dose(model.vocab, "cyclohexamide", 500.) == 500
+    with pytest.raises(InputError, match="it saw 5, 15, 50 µM, and 0.5 to 500 µM is allowed"): check_dose(model.vocab, "cyclohexamide", 501)
+
+
+def test_the_card_reports_a_morphology_test_that_was_run(model):
+    report = json.loads((bundled / "config.json").read_text(encoding="utf-8"))["quality"]
+    assert report["cells_per_condition"] == 256 and 0.9 < report["seam"]["generated"] < 1.1
+
+
+@pytest.fixture(scope="module")
+def drawn(model, real_cells):
+    "48 generated cells of each of three conditions, spread over experiments as the real ones are."
+    wanted = {"DMSO": None, "cyclohexamide": 50., "taxol": 0.3}
+    return {name: generate_condition(model, pick(real_cells.where(split="train"), name, dose), name, dose, 48, "cpu") for name, dose in wanted.items()}
+
+
+def test_a_classifier_of_real_cells_recognises_generated_ones(drawn, real_cells):
+    names = [c["name"] for c in real_cells.channels]
+    train = [pick(real_cells.where(split="train"), "DMSO", None), pick(real_cells.where(split="train"), "cyclohexamide", 50.), pick(real_cells.where(split="train"), "taxol", .3)]
+    train = [part.where(experiment=["Week4", "Week2", "Week1", "Week5"]) for part in train]
+    images, labels = np.concatenate([p.images[:400] for p in train]), np.concatenate([p.table["perturbation"][:400] for p in train])
+    cells = morphology(np.concatenate(list(drawn.values())), names)
+    found = tell_apart(morphology(images, names), labels, dict(generated=(cells, np.repeat(list(drawn), 48))))["generated"]
+    assert found.balanced_accuracy > 0.75, found
+
+
+def test_no_seam_shows(drawn, real_cells):
+    real = seam(real_cells.where(split="iid").images, 8)
+    assert abs(seam(np.concatenate(list(drawn.values())), 8) - real) < 0.05
+
+
+def test_seeds_differ_and_repeat(drawn, model):
+    from mfm_app.engine import load
+    again = [load().generate("taxol", 0.3, seeds=[5, 6], steps=4, compare=False).images.astype(int) for _ in range(2)]
+    assert np.abs(again[0] - again[1]).max() <= 1 and np.abs(again[0][0] - again[0][1]).mean() > 5
