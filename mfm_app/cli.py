@@ -7,7 +7,7 @@ __all__ = ['app', 'main', 'preview_conditions', 'draw', 'training_record', 'data
            'well_known', 'pick', 'condition_label', 'generate_condition', 'evaluate_model', 'evaluate_command',
            'sample_command', 'serve_command']
 
-# %% ../nbs/15_cli.ipynb #aa9a37d3
+# %% ../nbs/15_cli.ipynb #7ee0ce4c
 import json
 import sys
 from pathlib import Path
@@ -23,12 +23,13 @@ from .data import Batches, Cells, read_cells, resize, vocabulary
 from .engine import load
 from .evaluation import morphology_test
 from .features import seam
+from .flow import draw_t
 from .hub import Model, build, load_model, new_config, save_model, write_file
 from .sampling import generate
 from .training import Run, start, train
 from .viz import loss_curve, show
 
-# %% ../nbs/15_cli.ipynb #dc8c28da
+# %% ../nbs/15_cli.ipynb #ee47ffbc
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -42,7 +43,7 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/15_cli.ipynb #83bf0c8b
+# %% ../nbs/15_cli.ipynb #bccc453f
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
@@ -54,7 +55,7 @@ def draw(net, rows, seeds, device, **kwargs)->np.ndarray:     # (B, C, H, W) uin
     "Cells from a network in eval mode, in the dtype that is fast here."
     with autocast(device, fast_dtype(device)): return to_uint8(generate(net, rows, seeds, net.shape, device=device, **kwargs))
 
-# %% ../nbs/15_cli.ipynb #56ecfce2
+# %% ../nbs/15_cli.ipynb #671fdc5c
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -69,7 +70,7 @@ def data_record(cells:Cells)->dict:
     train = int((cells.table["split"] == "train").sum())
     return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/15_cli.ipynb #9ca050be
+# %% ../nbs/15_cli.ipynb #726d20f8
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -81,7 +82,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/15_cli.ipynb #8e406464
+# %% ../nbs/15_cli.ipynb #1e777415
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -93,26 +94,29 @@ def train_command(
     batch:Annotated[int, typer.Option(help="Images a step.")]=64,
     lr:Annotated[float, typer.Option(help="Highest learning rate; 0.0001 in the paper.")]=1e-3,
     cooldown:Annotated[float, typer.Option(help="Share of the run on the way down to zero.")]=0.3,
+    times:Annotated[str|None, typer.Option(help="When on the path to look: uniform or logit-normal; the recipe's if not given.")]=None,
     every:Annotated[int, typer.Option(help="Steps between exports of the model and a preview.")]=500,
     seed:Annotated[int, typer.Option(help="Of weights and batches.")]=0,
 ):
     "Train a model, or go on where a run stopped; the folder `model` in OUT is then ready to serve."
     for value, name, low, high in ((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8), (image_size, "--image-size", 16, 512)):
         check_int(value, name, low, high)
+    times = times or ("uniform" if paper else "logit-normal")
+    draw_t(1, times)
     cells = read_cells(data)
     if cells.images.shape[-1] != image_size: cells = resize(cells, image_size)
     vocab = vocabulary(cells)
-    recipe = dict(recipe="paper" if paper else "laptop", optimiser="adam" if paper else "muon", learning_rate=lr, batch=batch, seed=seed)
+    recipe = dict(recipe="paper" if paper else "laptop", optimiser="adam" if paper else "muon", learning_rate=lr, batch=batch, times=times, seed=seed)
     config = new_config(vocab, cells.channels, backbone, image_size, laptop=not paper) | dict(data=data_record(cells))
     torch.manual_seed(seed)
     run = start(build(config), out / "training.pt", recipe["optimiser"], lr)
     batches = Batches(cells, vocab, batch, power=1. if paper else 0.75, quarters=not paper, seed=seed)
     hook = export_hook(out, config, vocab, recipe, batch)
-    train(run, batches, steps, out / "training.pt", "uniform" if paper else "logit-normal", cooldown=cooldown, every={every: hook})
+    train(run, batches, steps, out / "training.pt", times, cooldown=cooldown, every={every: hook})
     hook(run)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/15_cli.ipynb #9bb49b62
+# %% ../nbs/15_cli.ipynb #2a9c1865
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -128,7 +132,7 @@ def pick(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/15_cli.ipynb #14d852b9
+# %% ../nbs/15_cli.ipynb #f6a47971
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -136,7 +140,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/15_cli.ipynb #6a05046a
+# %% ../nbs/15_cli.ipynb #229e953f
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -152,7 +156,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/15_cli.ipynb #42aad4a8
+# %% ../nbs/15_cli.ipynb #839e23bf
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -166,7 +170,7 @@ def evaluate_command(
     save_model(model, loaded.net.cpu(), loaded.config)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/15_cli.ipynb #c1f099be
+# %% ../nbs/15_cli.ipynb #303bedd1
 @app.command("sample")
 def sample_command(
     perturbation:Annotated[str, typer.Argument(help="Its name, as in `mfm sample taxol`.")],
@@ -192,7 +196,7 @@ def sample_command(
     write_file(out, dict(png=png, npz=npz)[out.suffix[1:]])
     typer.echo(f"{n} cells in {out}")
 
-# %% ../nbs/15_cli.ipynb #c7837772
+# %% ../nbs/15_cli.ipynb #c180122e
 @app.command("serve")
 def serve_command(
     model:Annotated[Path|None, typer.Option(help="Model folder; the bundled one if not given.")]=None,
@@ -202,5 +206,5 @@ def serve_command(
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
     launch(load(model), port)
 
-# %% ../nbs/15_cli.ipynb #0e4195c6
+# %% ../nbs/15_cli.ipynb #8cfd012c
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['interpolate', 'target', 'draw_t', 'pair', 'flow_loss', 'guide']
 
-# %% ../nbs/06_flow.ipynb #5f7b4620
+# %% ../nbs/06_flow.ipynb #3f41333c
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .core import Condition
+from .core import Condition, InputError
 
-# %% ../nbs/06_flow.ipynb #a7d9f8e3
+# %% ../nbs/06_flow.ipynb #2823cd9d
 def interpolate(
     x0:Tensor,     # (B, C, H, W) noise
     x1:Tensor,     # (B, C, H, W) images
@@ -22,24 +22,25 @@ def interpolate(
     t = t.view(-1, 1, 1, 1)
     return t * x1 + (1 - t) * x0
 
-# %% ../nbs/06_flow.ipynb #1c4671f6
+# %% ../nbs/06_flow.ipynb #09ae547f
 def target(x0:Tensor, x1:Tensor)->Tensor:
     "The velocity of the straight path, `ut = x1 - x0`."
     return x1 - x0
 
-# %% ../nbs/06_flow.ipynb #c25187c0
+# %% ../nbs/06_flow.ipynb #0d7101c0
 def draw_t(
     n:int,
     kind:str="uniform",          # "uniform" as in the paper, or "logit-normal"
     generator=None,
 )->Tensor:                       # (n,) in [0, 1]
     "Times at which the network is asked."
+    if kind not in ("uniform", "logit-normal"): raise InputError(f"Times must be 'uniform' or 'logit-normal', not '{str(kind)[:40]}'.")
     uniform = torch.rand(n, generator=generator)
     if kind == "uniform": return uniform
     leaning = torch.sigmoid(torch.randn(n, generator=generator) - 0.4)
     return torch.where(torch.rand(n, generator=generator) < 0.2, uniform, leaning)
 
-# %% ../nbs/06_flow.ipynb #85b943e4
+# %% ../nbs/06_flow.ipynb #3879c31e
 def pair(
     x0:Tensor,      # (B, C, H, W) noise
     x1:Tensor,      # (B, C, H, W) images
@@ -48,7 +49,7 @@ def pair(
     cost = torch.cdist(x1.flatten(1).float(), x0.flatten(1).float()) ** 2
     return x0[torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=x0.device)]
 
-# %% ../nbs/06_flow.ipynb #8fda5d10
+# %% ../nbs/06_flow.ipynb #386ad13d
 def flow_loss(
     velocity,                     # callable (x, t, condition) -> v
     x1:Tensor,                    # (B, C, H, W) images
@@ -61,7 +62,7 @@ def flow_loss(
     x0 = torch.randn_like(x1) if x0 is None else x0
     return (velocity(interpolate(x0, x1, t), t, condition) - target(x0, x1)).square().mean()
 
-# %% ../nbs/06_flow.ipynb #83da2560
+# %% ../nbs/06_flow.ipynb #b2bd8fd8
 def guide(
     null:Tensor,          # velocity without the condition
     cond:Tensor,          # velocity with it

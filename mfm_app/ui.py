@@ -7,9 +7,10 @@ __all__ = ['static', 'in_python', 'piece', 'atlas', 'label', 'run_of', 'frame_of
            'about_perturbation', 'experiments', 'dose_of', 'request_from', 'verdicts', 'request_from_defaults',
            'generate', 'explore_tab', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/14_ui.ipynb #cb8d207f
+# %% ../nbs/14_ui.ipynb #c4c2d045
 import json
 import logging
+import math
 import uuid
 from pathlib import Path
 
@@ -17,10 +18,10 @@ import gradio as gr
 from einops import rearrange
 
 from .core import InputError, check_int, usual_dose
-from .engine import Answer, Engine, Moment, Request, check, load, most_seeds
+from .engine import Answer, Engine, Moment, Request, check, load, most_seeds, solver_names
 from .viz import data_uri, dyes
 
-# %% ../nbs/14_ui.ipynb #663050ac
+# %% ../nbs/14_ui.ipynb #cbe07884
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -29,7 +30,7 @@ def piece(name:str, value=None, **kwargs)->gr.HTML:
     html, css, js = ((static / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/14_ui.ipynb #5f2dac1f
+# %% ../nbs/14_ui.ipynb #4bec2357
 def atlas(
     images,               # (G, B, C, H, W) uint8
     lossless:bool,
@@ -52,7 +53,7 @@ def run_of(
     return dict(id=uuid.uuid4().hex, n=len(request.seeds), seeds=request.seeds, groups=len(labels), labels=labels,
                 steps=request.steps, size=engine.model.net.shape[1:], channels=channels)
 
-# %% ../nbs/14_ui.ipynb #811c5a67
+# %% ../nbs/14_ui.ipynb #17809e28
 def frame_of(moment:Moment)->dict:
     "One step of a run, for the viewer."
     last = moment.step == moment.steps
@@ -67,7 +68,7 @@ def provenance_line(answer:Answer)->str:
             f"{p['nfe']} network evaluations a cell, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/14_ui.ipynb #296dd282
+# %% ../nbs/14_ui.ipynb #dfa6c32d
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     of = lambda p: f"{p.name} · {p.moa or 'untreated control'} · {p.cells:,} cells"
@@ -80,7 +81,7 @@ def trust(cells:int)->str:
     if cells >= 40: return "Few cells: believe the trend, not the detail."
     return "Very few cells: take it as a sketch."
 
-# %% ../nbs/14_ui.ipynb #6dd51ccc
+# %% ../nbs/14_ui.ipynb #10880b12
 def about_perturbation(engine:Engine, name:str)->str:
     "Mechanism, evidence and trust, in Markdown."
     p = engine.vocab.perturbation(name)
@@ -100,36 +101,35 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/14_ui.ipynb #82e3db22
+# %% ../nbs/14_ui.ipynb #4bb50f1e
 def request_from(name, dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
-    said = json.loads(dose) if dose else {}
-    if said.get("low") is not None and said.get("dose") is None:
-        raise InputError(f"The dose must be a number from {said['low']:g} to {said['high']:g} µM.")
+    try: amount = json.loads(dose)["dose"]
+    except (ValueError, TypeError, KeyError): amount = None
     n, first = check_int(cells, "Cells", 1, most_seeds), check_int(first, "The first seed", 0, 2**31 - 1 - most_seeds)
-    return Request(name, said.get("dose"), experiment, seeds=tuple(range(first, first + n)), solver=solver, steps=steps, cfg_scale=cfg_scale)
+    return Request(name, math.nan if amount is None else amount, experiment, seeds=tuple(range(first, first + n)), solver=solver, steps=steps, cfg_scale=cfg_scale)
 
 
 def verdicts(engine:Engine, *fields)->list:
     "For each field of the Explore tab, whether it is good and what is wrong with it."
-    good = list(request_from_defaults(engine))
-    def verdict(i, value):
-        trial = [*good[:i], value, *good[i + 1:]]
-        if i in (1, 2): trial[0] = fields[0]
-        if i == 0: trial[1] = None
-        try: check(request_from(*trial), engine.vocab)
+    def said(question):
+        try: question()
         except InputError as e: return gr.validate(False, str(e))
         return gr.validate(True, "")
-    return [verdict(i, value) for i, value in enumerate(fields)]
+    name, fine = fields[0], gr.validate(True, "")
+    known = said(lambda: engine.vocab.perturbation(name))
+    if known != fine: return [known, *[fine] * (len(fields) - 1)]
+    good = [name, dose_of(engine, name), experiments(engine, name)[0][1], *request_from_defaults(engine)[3:]]
+    return [said(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine.vocab)) for i, value in enumerate(fields)]
 
-# %% ../nbs/14_ui.ipynb #8f46740a
+# %% ../nbs/14_ui.ipynb #13872a4e
 def request_from_defaults(engine:Engine)->tuple:
     "What stands in the fields when the page opens: the treated perturbation with most cells."
     treated = [p for p in engine.vocab.perturbations if p.doses]
     name = max(treated, key=lambda p: p.cells).name
     return name, dose_of(engine, name), experiments(engine, name)[0][1], 0, 16, 10, 1., "midpoint"
 
-# %% ../nbs/14_ui.ipynb #6497cc7a
+# %% ../nbs/14_ui.ipynb #97d081c2
 def generate(engine:Engine, *fields):
     "Yield what the viewer shows and what the status line says."
     try:
@@ -143,7 +143,7 @@ def generate(engine:Engine, *fields):
         logging.exception("A request failed")
         yield gr.skip(), "⚠️ Something went wrong on the server and was logged there. Nothing of yours is lost; try again."
 
-# %% ../nbs/14_ui.ipynb #299a4259
+# %% ../nbs/14_ui.ipynb #da169c6b
 def explore_tab(engine:Engine):
     "Pick a perturbation, watch cells form."
     name, dose, experiment, first, cells, steps, cfg_scale, solver = request_from_defaults(engine)
@@ -159,7 +159,7 @@ def explore_tab(engine:Engine):
             with gr.Accordion("Sampling", open=False):
                 walk = gr.Number(steps, label="Steps", info="More is finer and slower", elem_id="steps")
                 scale = gr.Slider(0, 4, cfg_scale, step=0.1, label="Guidance", info="1 is plain; above 1 exaggerates the treatment", elem_id="guidance")
-                how = gr.Dropdown(["euler", "midpoint", "heun", "rk4"], value=solver, label="Solver", elem_id="solver")
+                how = gr.Dropdown(solver_names, value=solver, label="Solver", elem_id="solver")
             with gr.Row():
                 go = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
@@ -173,7 +173,7 @@ def explore_tab(engine:Engine):
                        concurrency_limit=4, validator=lambda *f: verdicts(engine, *f))
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/14_ui.ipynb #d28f0bf8
+# %% ../nbs/14_ui.ipynb #9003c47d
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     gr.Markdown(engine.card + in_python, elem_id="card")
@@ -191,7 +191,7 @@ viz.show(answer.images, answer.channels)
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/14_ui.ipynb #fcdf66fe
+# %% ../nbs/14_ui.ipynb #9c460c55
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
@@ -210,7 +210,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/14_ui.ipynb #a0915431
+# %% ../nbs/14_ui.ipynb #b6432da2
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on
