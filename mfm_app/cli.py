@@ -7,7 +7,7 @@ __all__ = ['app', 'main', 'preview_conditions', 'draw', 'training_record', 'data
            'well_known', 'pick', 'condition_label', 'generate_condition', 'evaluate_model', 'evaluate_command',
            'sample_command', 'serve_command']
 
-# %% ../nbs/15_cli.ipynb #7ee0ce4c
+# %% ../nbs/15_cli.ipynb #945374fc
 import json
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ from .sampling import generate
 from .training import Run, start, train
 from .viz import loss_curve, show
 
-# %% ../nbs/15_cli.ipynb #ee47ffbc
+# %% ../nbs/15_cli.ipynb #1e045c4d
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -43,7 +43,7 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/15_cli.ipynb #bccc453f
+# %% ../nbs/15_cli.ipynb #71d3d6be
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
@@ -55,7 +55,7 @@ def draw(net, rows, seeds, device, **kwargs)->np.ndarray:     # (B, C, H, W) uin
     "Cells from a network in eval mode, in the dtype that is fast here."
     with autocast(device, fast_dtype(device)): return to_uint8(generate(net, rows, seeds, net.shape, device=device, **kwargs))
 
-# %% ../nbs/15_cli.ipynb #671fdc5c
+# %% ../nbs/15_cli.ipynb #32372267
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -70,7 +70,7 @@ def data_record(cells:Cells)->dict:
     train = int((cells.table["split"] == "train").sum())
     return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/15_cli.ipynb #726d20f8
+# %% ../nbs/15_cli.ipynb #aa5b8bf0
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -82,7 +82,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/15_cli.ipynb #1e777415
+# %% ../nbs/15_cli.ipynb #46838b38
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -116,7 +116,7 @@ def train_command(
     hook(run)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/15_cli.ipynb #2a9c1865
+# %% ../nbs/15_cli.ipynb #01cb5417
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -132,7 +132,7 @@ def pick(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/15_cli.ipynb #f6a47971
+# %% ../nbs/15_cli.ipynb #9c1519f0
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/15_cli.ipynb #229e953f
+# %% ../nbs/15_cli.ipynb #bfe26442
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -156,7 +156,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/15_cli.ipynb #839e23bf
+# %% ../nbs/15_cli.ipynb #2edca761
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -170,7 +170,7 @@ def evaluate_command(
     save_model(model, loaded.net.cpu(), loaded.config)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/15_cli.ipynb #303bedd1
+# %% ../nbs/15_cli.ipynb #448fe596
 @app.command("sample")
 def sample_command(
     perturbation:Annotated[str, typer.Argument(help="Its name, as in `mfm sample taxol`.")],
@@ -196,7 +196,7 @@ def sample_command(
     write_file(out, dict(png=png, npz=npz)[out.suffix[1:]])
     typer.echo(f"{n} cells in {out}")
 
-# %% ../nbs/15_cli.ipynb #c180122e
+# %% ../nbs/15_cli.ipynb #58279fbb
 @app.command("serve")
 def serve_command(
     model:Annotated[Path|None, typer.Option(help="Model folder; the bundled one if not given.")]=None,
@@ -206,5 +206,5 @@ def serve_command(
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
     launch(load(model), port)
 
-# %% ../nbs/15_cli.ipynb #8cfd012c
+# %% ../nbs/15_cli.ipynb #0edad456
 if __name__ == "__main__" and "__file__" in globals(): main()

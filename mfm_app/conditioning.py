@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sinusoid', 'ScalarEmbedding', 'LabelEmbedding', 'LabelAdaptor', 'Conditioned']
 
-# %% ../nbs/05_conditioning.ipynb #4b0d6957
+# %% ../nbs/05_conditioning.ipynb #4e58ef72
 import math
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .core import Condition
 from .model import MiT
 
-# %% ../nbs/05_conditioning.ipynb #0ee83a00
+# %% ../nbs/05_conditioning.ipynb #3fcc746f
 def sinusoid(
     value:Tensor,     # (B,)
     dim:int=256,
@@ -24,7 +24,7 @@ def sinusoid(
     angle = value.float()[:, None] * freqs
     return torch.cat([angle.cos(), angle.sin()], -1)
 
-# %% ../nbs/05_conditioning.ipynb #a29c298c
+# %% ../nbs/05_conditioning.ipynb #e17e6942
 class ScalarEmbedding(nn.Module):
     "A number as a vector."
     def __init__(self, width:int, scale:float=1.):
@@ -37,7 +37,7 @@ class ScalarEmbedding(nn.Module):
 
     def forward(self, value:Tensor)->Tensor: return self.mlp(sinusoid(value * self.scale))     # (B, D)
 
-# %% ../nbs/05_conditioning.ipynb #a31a81e7
+# %% ../nbs/05_conditioning.ipynb #e83b92fe
 class LabelEmbedding(nn.Module):
     "A label as a vector; the last row of the table stands for 'unconditional'."
     def __init__(self, labels:int, width:int, dropout:float=0.15):
@@ -53,7 +53,7 @@ class LabelEmbedding(nn.Module):
         if self.training: gone = gone | (torch.rand(rows, device=label.device) < self.dropout)
         return label.masked_fill(gone, self.labels)
 
-# %% ../nbs/05_conditioning.ipynb #8ec4e44a
+# %% ../nbs/05_conditioning.ipynb #6d180a6d
 class LabelAdaptor(nn.Module):
     "Time, perturbation, dose, experiment and cell type as one vector."
     def __init__(
@@ -84,7 +84,7 @@ class LabelAdaptor(nn.Module):
         moved = self.dose(torch.cat([self.y.table(y), sinusoid(30 * log_dose)], -1))           # (B, D)
         return cond + moved * given[:, None]
 
-# %% ../nbs/05_conditioning.ipynb #f39f44b0
+# %% ../nbs/05_conditioning.ipynb #23175bb9
 class Conditioned(nn.Module):
     "A backbone and an adaptor: `(x, t, condition) -> velocity`."
     def __init__(

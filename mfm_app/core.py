@@ -7,7 +7,7 @@ __all__ = ['InputError', 'check_int', 'to_float', 'to_uint8', 'noise', 'Conditio
            'look_up', 'Vocabulary', 'usual_dose', 'check_dose', 'resolve', 'condition', 'pick_device', 'fast_dtype',
            'autocast']
 
-# %% ../nbs/00_core.ipynb #98142a03
+# %% ../nbs/00_core.ipynb #47953faa
 import difflib
 import math
 import time
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #d14ab360
+# %% ../nbs/00_core.ipynb #2ceff938
 class InputError(ValueError):
     "Something given from outside is wrong; one line says what, and what is allowed."
     def __init__(self, message): super().__init__(" ".join(str(message).split())[:400])
 
-# %% ../nbs/00_core.ipynb #924764e6
+# %% ../nbs/00_core.ipynb #d5f0e471
 def check_int(
     value,           # what was given
     name:str,        # how to call it in the message
@@ -36,21 +36,21 @@ def check_int(
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, not {str(value)[:40]!r}.")
     return int(value)
 
-# %% ../nbs/00_core.ipynb #14642cc6
+# %% ../nbs/00_core.ipynb #c9a55e08
 def to_float(
     images,     # (..., H, W) uint8, tensor or array
 )->Tensor:      # the same shape, float32 in [-1, 1]
     "From bytes to the model's range (Jones et al. 2026)."
     return torch.as_tensor(images).float() / 127.5 - 1
 
-# %% ../nbs/00_core.ipynb #ff5f0a54
+# %% ../nbs/00_core.ipynb #4e2e8ff7
 def to_uint8(
     x:Tensor,    # (..., H, W) floats, nominally in [-1, 1]
 )->np.ndarray:   # the same shape, uint8
     "From the model's range to bytes, clipped."
     return (x.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-# %% ../nbs/00_core.ipynb #af3ce58a
+# %% ../nbs/00_core.ipynb #b323969e
 def noise(
     seeds,                 # one int an image
     shape:tuple,           # (C, H, W)
@@ -60,7 +60,7 @@ def noise(
     one = lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(int(s)))
     return torch.stack([one(s) for s in seeds]).to(device)
 
-# %% ../nbs/00_core.ipynb #f82ce03e
+# %% ../nbs/00_core.ipynb #16a9d16a
 @dataclass
 class Condition:
     "What was done to the cells of a batch, a row an image."
@@ -81,7 +81,7 @@ class Condition:
     def __getitem__(self, rows): return self.map(lambda v: v[rows])
     def to(self, device): return self.map(lambda v: v.to(device))
 
-# %% ../nbs/00_core.ipynb #8312e0b9
+# %% ../nbs/00_core.ipynb #9e4809a0
 def join(
     conditions,       # several `Condition`s
     lengths,          # how many rows each has
@@ -94,7 +94,7 @@ def join(
         return torch.cat([known.new_full((n,), gap) if p is None else p for p, n in zip(parts, lengths)])
     return Condition(**{k: column(k, gap) for k, gap in Condition.columns.items()})
 
-# %% ../nbs/00_core.ipynb #092ce686
+# %% ../nbs/00_core.ipynb #e10ac5aa
 @dataclass
 class Perturbation:
     "One compound as it was seen in training."
@@ -107,14 +107,14 @@ class Perturbation:
     @property
     def cells(self): return sum(self.experiments.values())
 
-# %% ../nbs/00_core.ipynb #773eed3c
+# %% ../nbs/00_core.ipynb #36a3af50
 def nearest_names(name, allowed, n=3):
     "What somebody who typed `name` may have meant."
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower()[:80], lower, n=n, cutoff=0.5)
     return [lower[c] for c in close] or list(allowed)[:n]
 
-# %% ../nbs/00_core.ipynb #6f39d996
+# %% ../nbs/00_core.ipynb #1681998d
 def look_up(
     name:str,     # what was given
     allowed,      # every name there is
@@ -126,7 +126,7 @@ def look_up(
     near = " or ".join(f"'{n}'" for n in nearest_names(name, allowed))
     raise InputError(f"Unknown {kind} '{str(name)[:60]}'; {len(lower)} are known, such as {near}.")
 
-# %% ../nbs/00_core.ipynb #b2a92d2f
+# %% ../nbs/00_core.ipynb #92882989
 @dataclass
 class Vocabulary:
     "Every name a model knows, in the order of its label tables."
@@ -155,12 +155,12 @@ class Vocabulary:
         ps = [Perturbation(**{**p, "doses": number(p["doses"])}) for p in d["perturbations"]]
         return cls(**{**d, "perturbations": ps})
 
-# %% ../nbs/00_core.ipynb #5c988dea
+# %% ../nbs/00_core.ipynb #174225cd
 def usual_dose(p:Perturbation)->float|None:
     "The dose most cells were given; None for the control."
     return max(p.doses, key=p.doses.get) if p.doses else None
 
-# %% ../nbs/00_core.ipynb #4e09a4ba
+# %% ../nbs/00_core.ipynb #08599cb1
 def check_dose(
     vocab:Vocabulary,
     name:str,              # perturbation
@@ -178,7 +178,7 @@ def check_dose(
                          f"it saw {seen} µM, and {low:g} to {high:g} µM is allowed.")
     return float(dose_um)
 
-# %% ../nbs/00_core.ipynb #63ee53fd
+# %% ../nbs/00_core.ipynb #f75de83b
 def resolve(
     vocab:Vocabulary,
     perturbation:str,              # a name, in any case
@@ -194,7 +194,7 @@ def resolve(
                 experiment=spelled(experiment, vocab.experiments, "experiment"),
                 cell_type=spelled(cell_type or vocab.cell_types[0], vocab.cell_types, "cell type"))
 
-# %% ../nbs/00_core.ipynb #ec33deab
+# %% ../nbs/00_core.ipynb #7181a06e
 def condition(
     vocab:Vocabulary,
     *said,             # perturbation, dose_um, experiment, cell_type, as in `resolve`
@@ -208,13 +208,13 @@ def condition(
     return Condition(row(index(r["perturbation"], vocab.names)), row(index(r["experiment"], vocab.experiments)),
                      row(index(r["cell_type"], vocab.cell_types)), row(math.nan if r["dose_um"] is None else r["dose_um"]))
 
-# %% ../nbs/00_core.ipynb #df0f5557
+# %% ../nbs/00_core.ipynb #93d84a07
 def pick_device()->torch.device:
     "The best device there is."
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/00_core.ipynb #b25220dd
+# %% ../nbs/00_core.ipynb #02d1c29b
 def fast_dtype(
     device="cpu",       # where the network will run
     size:int=512,       # of the matrices that are multiplied to find out
@@ -229,7 +229,7 @@ def fast_dtype(
         return time.perf_counter() - start
     return torch.bfloat16 if seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
 
-# %% ../nbs/00_core.ipynb #309f68a8
+# %% ../nbs/00_core.ipynb #b300326b
 def autocast(
     device,                  # where the network runs
     dtype:torch.dtype,       # float32 leaves everything as it is

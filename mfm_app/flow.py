@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['interpolate', 'target', 'draw_t', 'pair', 'flow_loss', 'guide']
 
-# %% ../nbs/06_flow.ipynb #3f41333c
+# %% ../nbs/06_flow.ipynb #ddea6389
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .core import Condition, InputError
 
-# %% ../nbs/06_flow.ipynb #2823cd9d
+# %% ../nbs/06_flow.ipynb #ffa35018
 def interpolate(
     x0:Tensor,     # (B, C, H, W) noise
     x1:Tensor,     # (B, C, H, W) images
@@ -22,12 +22,12 @@ def interpolate(
     t = t.view(-1, 1, 1, 1)
     return t * x1 + (1 - t) * x0
 
-# %% ../nbs/06_flow.ipynb #09ae547f
+# %% ../nbs/06_flow.ipynb #04109485
 def target(x0:Tensor, x1:Tensor)->Tensor:
     "The velocity of the straight path, `ut = x1 - x0`."
     return x1 - x0
 
-# %% ../nbs/06_flow.ipynb #0d7101c0
+# %% ../nbs/06_flow.ipynb #b1eb467d
 def draw_t(
     n:int,
     kind:str="uniform",          # "uniform" as in the paper, or "logit-normal"
@@ -40,7 +40,7 @@ def draw_t(
     leaning = torch.sigmoid(torch.randn(n, generator=generator) - 0.4)
     return torch.where(torch.rand(n, generator=generator) < 0.2, uniform, leaning)
 
-# %% ../nbs/06_flow.ipynb #3879c31e
+# %% ../nbs/06_flow.ipynb #a8521a19
 def pair(
     x0:Tensor,      # (B, C, H, W) noise
     x1:Tensor,      # (B, C, H, W) images
@@ -49,7 +49,7 @@ def pair(
     cost = torch.cdist(x1.flatten(1).float(), x0.flatten(1).float()) ** 2
     return x0[torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=x0.device)]
 
-# %% ../nbs/06_flow.ipynb #386ad13d
+# %% ../nbs/06_flow.ipynb #fd52fc15
 def flow_loss(
     velocity,                     # callable (x, t, condition) -> v
     x1:Tensor,                    # (B, C, H, W) images
@@ -62,7 +62,7 @@ def flow_loss(
     x0 = torch.randn_like(x1) if x0 is None else x0
     return (velocity(interpolate(x0, x1, t), t, condition) - target(x0, x1)).square().mean()
 
-# %% ../nbs/06_flow.ipynb #b2bd8fd8
+# %% ../nbs/06_flow.ipynb #29142b72
 def guide(
     null:Tensor,          # velocity without the condition
     cond:Tensor,          # velocity with it

@@ -6,7 +6,7 @@
 __all__ = ['card_text', 'bundled', 'renames', 'new_config', 'build', 'loss_table', 'model_card', 'write_file', 'save_model',
            'Model', 'read_config', 'load_model', 'rename', 'load_reference']
 
-# %% ../nbs/09_hub.ipynb #ca6363ca
+# %% ../nbs/09_hub.ipynb #8f9ee16b
 import hashlib
 import json
 import os
@@ -22,7 +22,7 @@ from .conditioning import Conditioned, LabelAdaptor
 from .core import InputError, Vocabulary
 from .model import MiT, mit, sizes
 
-# %% ../nbs/09_hub.ipynb #2eb805c9
+# %% ../nbs/09_hub.ipynb #887f4de1
 def new_config(
     vocab:Vocabulary,
     channels:list,                    # {"name", "colour"} a channel
@@ -38,7 +38,7 @@ def new_config(
         predicts="image" if laptop else "velocity",
         channels=channels, vocabulary=vocab.to_dict(), data={}, training={}, quality={})
 
-# %% ../nbs/09_hub.ipynb #2c3bf15b
+# %% ../nbs/09_hub.ipynb #e6ed70df
 def build(config:dict)->Conditioned:
     "The network a config describes, untrained."
     vocab = Vocabulary.from_dict(config["vocabulary"])
@@ -46,7 +46,7 @@ def build(config:dict)->Conditioned:
     counts = len(vocab.perturbations), len(vocab.experiments), len(vocab.cell_types)
     return Conditioned(backbone, LabelAdaptor(backbone.width, *counts, **config["adaptor"]), config["predicts"])
 
-# %% ../nbs/09_hub.ipynb #0b660c3f
+# %% ../nbs/09_hub.ipynb #d85016f5
 def loss_table(
     history:list,      # [step, loss, images per second] an entry
     rows:int=10,
@@ -56,18 +56,18 @@ def loss_table(
     lines = [f"| {history[i][0]:,} | {history[i][1]:.4f} |" for i in sorted(places)]
     return "\n".join(["| step | loss |", "|---|---|", *lines]) if lines else ""
 
-# %% ../nbs/09_hub.ipynb #ee717345
+# %% ../nbs/09_hub.ipynb #e9c2b129
 def model_card(config:dict)->str:
     "A model card in Markdown, with the front matter the Hub reads."
     vocab, training = Vocabulary.from_dict(config["vocabulary"]), config["training"]
     treated = [p for p in vocab.perturbations if p.name != vocab.control]
     said = lambda d: "\n".join(f"- **{k.replace('_', ' ')}**: {v}" for k, v in d.items() if isinstance(v, (str, int, float)))
-    rows = "\n".join(f"| {p.moa} | {p.name} | {', '.join(f'{d:g}' for d in sorted(p.doses)) or '-'} | {p.cells} |" for p in vocab.perturbations)
+    rows = "\n".join(f"| {p.moa or 'untreated control'} | {p.name} | {', '.join(f'{d:g}' for d in sorted(p.doses)) or '-'} | {p.cells} |" for p in vocab.perturbations)
     return card_text.format(name=config["backbone"]["name"], size=config["backbone"]["image_size"], n=len(treated), control=vocab.control,
                             channels=", ".join(c["name"] for c in config["channels"]), data=said(config["data"]), training=said(training), losses=loss_table(training.get("history", [])),
                             quality=config["quality"].get("table", "Not measured."), rows=rows, licence=config["data"].get("licence", "other").lower())
 
-# %% ../nbs/09_hub.ipynb #67080c4d
+# %% ../nbs/09_hub.ipynb #465c0b08
 card_text = """---
 library_name: mfm_app
 license: {licence}
@@ -98,7 +98,7 @@ Cells for each compound in training; believe the rare ones less.
 ## Limits
 A generated cell is a hypothesis, not a measurement. The model knows these compounds, doses, experiments and this cell line alone; nothing it draws says anything about safety, efficacy or people."""
 
-# %% ../nbs/09_hub.ipynb #11b45bb4
+# %% ../nbs/09_hub.ipynb #561db19c
 def write_file(path:Path, write):
     "Call `write(beside)` and move what it wrote to `path` in one stroke."
     beside = path.with_name(path.name + ".part")
@@ -123,7 +123,7 @@ def save_model(
     write_file(folder / "README.md", lambda p: p.write_text(model_card(config), encoding="utf-8"))
     write_file(folder / "model.safetensors", lambda p: save_file(weights, p))
 
-# %% ../nbs/09_hub.ipynb #b1f07c61
+# %% ../nbs/09_hub.ipynb #412ef2b4
 @dataclass
 class Model:
     "A network and everything that is known of it."
@@ -137,7 +137,7 @@ class Model:
     @property
     def channels(self): return self.config["channels"]
 
-# %% ../nbs/09_hub.ipynb #1f66f9f0
+# %% ../nbs/09_hub.ipynb #ed24760b
 bundled = Path(__file__).parent / "weights" / "bbbc021" if "__file__" in globals() else None      # the model that comes with the package
 
 
@@ -153,7 +153,7 @@ def read_config(folder:Path)->dict:
     if config["format"] != 1: raise InputError(f"'{folder.name}' has format {config['format']}; this version of mfm_app reads format 1.")
     return config
 
-# %% ../nbs/09_hub.ipynb #51430ba6
+# %% ../nbs/09_hub.ipynb #d9ddcf3d
 def load_model(
     folder=None,            # path of a model folder; None loads the bundled one
     device="cpu",
@@ -170,7 +170,7 @@ def load_model(
     except RuntimeError: raise InputError(f"The weights in '{folder.name}' do not fit its config.json; the folder mixes two models.") from None
     return Model(net.to(device).eval(), config, hashlib.sha256(weights.read_bytes()).hexdigest(), folder.name)
 
-# %% ../nbs/09_hub.ipynb #023be52c
+# %% ../nbs/09_hub.ipynb #6af9db24
 renames = [                                     # of the reference's keys, in order
     (r"^(module\.|_orig_mod\.)+", ""),
     (r"^dit\.x_embedder\.", "backbone.into."),
@@ -189,7 +189,7 @@ def rename(key:str, half:int)->str:
     for pattern, ours in renames: key = re.sub(pattern, ours, key)
     return key
 
-# %% ../nbs/09_hub.ipynb #efd690f6
+# %% ../nbs/09_hub.ipynb #557475dc
 def load_reference(
     state:dict,               # a state dict of the reference code, keys `dit.*` and `adaptor.*`
     heads:int|None=None,      # attention heads; None looks them up in the paper's family by width

@@ -6,7 +6,7 @@
 __all__ = ['power_gamma', 'averaged', 'optimisers', 'schedule', 'write_state', 'read_state', 'Run', 'start', 'one_step',
            'prepare', 'train', 'note']
 
-# %% ../nbs/08_training.ipynb #0bd80173
+# %% ../nbs/08_training.ipynb #b7d77219
 import os
 import time
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ from tqdm import tqdm
 from .core import InputError, fast_dtype, pick_device
 from .flow import draw_t, flow_loss
 
-# %% ../nbs/08_training.ipynb #329a8f82
+# %% ../nbs/08_training.ipynb #aed3bcac
 def power_gamma(
     std:float,       # width of the average relative to the run so far
 )->float:
     "The exponent of EDM2's power-function average with this relative width (Karras et al. 2024, eq. 123)."
     return np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max()
 
-# %% ../nbs/08_training.ipynb #ec75ed04
+# %% ../nbs/08_training.ipynb #b86e39b6
 def averaged(
     net:nn.Module,
     std:float=0.05,           # 0.01 in the paper, whose runs are longer
@@ -40,7 +40,7 @@ def averaged(
     def follow(average, current, steps): return average.lerp(current, 1 - (1 - 1 / (steps + 1)) ** (gamma + 1))
     return AveragedModel(net, avg_fn=follow)
 
-# %% ../nbs/08_training.ipynb #3ae15b31
+# %% ../nbs/08_training.ipynb #35949164
 def optimisers(
     net:nn.Module,
     kind:str="muon",       # "muon" for a small budget, "adam" as in the paper
@@ -55,7 +55,7 @@ def optimisers(
     muon = torch.optim.Muon(matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.)]
 
-# %% ../nbs/08_training.ipynb #a9300be4
+# %% ../nbs/08_training.ipynb #fde5dd2e
 def schedule(
     step:int,
     steps:int,              # of the whole run
@@ -65,7 +65,7 @@ def schedule(
     "The learning rate at a step, as a share of the highest."
     return min(1., (step + 1) / warmup, (steps - step) / max(1, cooldown * steps))
 
-# %% ../nbs/08_training.ipynb #4734e7c5
+# %% ../nbs/08_training.ipynb #b9ce3eb3
 def write_state(state:dict, path:Path):
     "Save, atomically."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def read_state(path:Path)->dict:
     try: return torch.load(path, map_location="cpu", weights_only=True)
     except Exception: raise InputError(f"{path.name} in '{path.parent.name}' is not a checkpoint of a training run; choose another folder.") from None
 
-# %% ../nbs/08_training.ipynb #79783e8c
+# %% ../nbs/08_training.ipynb #daaa51ba
 @dataclass
 class Run:
     "A training run, wherever it stands."
@@ -100,7 +100,7 @@ class Run:
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         for part, saved in zip(self.parts(), state["parts"], strict=True): part.load_state_dict(saved)
 
-# %% ../nbs/08_training.ipynb #95760f35
+# %% ../nbs/08_training.ipynb #92397a73
 def start(
     net:nn.Module,
     checkpoint:Path|None=None,      # resumed from, if it is there
@@ -115,7 +115,7 @@ def start(
         raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another network or optimiser; choose another folder.") from None
     return run
 
-# %% ../nbs/08_training.ipynb #89d20fe5
+# %% ../nbs/08_training.ipynb #398b9c39
 def one_step(
     run:Run,
     accelerator:Accelerator,
@@ -137,7 +137,7 @@ def one_step(
     run.step += 1
     run.recent.append((loss.item(), time.time() - began))
 
-# %% ../nbs/08_training.ipynb #eec8302a
+# %% ../nbs/08_training.ipynb #381c6148
 def prepare(
     run:Run,
     dtype=None,         # bfloat16 or float32; None asks the machine
@@ -152,7 +152,7 @@ def prepare(
     run.net.train()
     return accelerator
 
-# %% ../nbs/08_training.ipynb #3b0b17a0
+# %% ../nbs/08_training.ipynb #b555b240
 def train(
     run:Run,
     batches,                        # callable: step -> x1, condition
@@ -180,7 +180,7 @@ def train(
             for hook in hooks: hook(run)
     return run
 
-# %% ../nbs/08_training.ipynb #f3ffb1f4
+# %% ../nbs/08_training.ipynb #b6fe1e08
 def note(run:Run, batch:int)->float:
     "Enter the mean loss since the last entry into the history, and return it."
     loss, seconds = np.mean(run.recent, axis=0).tolist()

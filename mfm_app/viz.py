@@ -6,7 +6,7 @@
 __all__ = ['dyes', 'composite', 'contact_sheet', 'enlarge', 'show', 'data_uri', 'loss_curve', 'statistics_figure',
            'two_histograms']
 
-# %% ../nbs/01_viz.ipynb #ec126ef0
+# %% ../nbs/01_viz.ipynb #5025947f
 import base64
 import io
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from .core import InputError
 
-# %% ../nbs/01_viz.ipynb #d5c74abb
+# %% ../nbs/01_viz.ipynb #af9a2593
 dyes = dict(blue=(.25, .35, 1), green=(.1, 1, .25), red=(1, .2, .1), yellow=(1, .85, 0), magenta=(1, .1, .9), cyan=(0, .9, 1), white=(1, 1, 1))
 
 
@@ -36,7 +36,7 @@ def composite(
         total += level[..., None] * np.float32(dyes[channel["colour"]])
     return (total.clip(0, 1) * 255).round().astype(np.uint8)
 
-# %% ../nbs/01_viz.ipynb #5888932c
+# %% ../nbs/01_viz.ipynb #5ef5839d
 def contact_sheet(
     rgb:np.ndarray,         # (B, H, W, 3) uint8
     columns:int=8,
@@ -53,12 +53,12 @@ def contact_sheet(
         sheet[y:y + h, x:x + w] = picture
     return sheet[:-gap or None, :-gap or None]
 
-# %% ../nbs/01_viz.ipynb #df35e288
+# %% ../nbs/01_viz.ipynb #8eea613b
 def enlarge(rgb:np.ndarray, factor:int)->np.ndarray:
     "Repeat every pixel of (..., H, W, 3) `factor` times each way."
     return rgb.repeat(factor, -3).repeat(factor, -2)
 
-# %% ../nbs/01_viz.ipynb #6a9297ab
+# %% ../nbs/01_viz.ipynb #b54be575
 def show(
     images:np.ndarray,      # (B, C, H, W) uint8
     channels:list,          # {"name", "colour"} a channel
@@ -71,7 +71,7 @@ def show(
         raise InputError(f"Images of shape {images.shape} do not fit {len(channels)} channels; (B, {len(channels)}, H, W) is shown.")
     return Image.fromarray(enlarge(contact_sheet(composite(images, channels, **kwargs), columns), zoom))
 
-# %% ../nbs/01_viz.ipynb #4e220caf
+# %% ../nbs/01_viz.ipynb #568f7cfc
 def data_uri(
     rgb:np.ndarray,         # (H, W, 3) uint8
     lossless:bool=False,    # True for what is looked at closely
@@ -81,19 +81,19 @@ def data_uri(
     Image.fromarray(rgb).save(buffer, "webp", quality=88, method=0, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/01_viz.ipynb #94afe75c
+# %% ../nbs/01_viz.ipynb #e6cf4dc3
 def loss_curve(
     history:list,      # [step, loss, images per second] an entry
 ):                     # a matplotlib figure
-    "Training loss over steps, on a logarithmic scale."
+    "Training loss (mean squared error of the velocity) over steps, on a logarithmic scale."
     steps, losses = np.array(history, float)[:, :2].T
     fig, ax = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
     ax.plot(steps, losses, lw=1, color="C0")
-    ax.set(xlabel="step", ylabel="loss (mean squared velocity error)", yscale="log")
+    ax.set(xlabel="step", ylabel="loss", yscale="log")
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../nbs/01_viz.ipynb #e1ef3a6c
+# %% ../nbs/01_viz.ipynb #7dbf2db8
 def statistics_figure(
     pictures:dict,        # condition -> (n, C, H, W) uint8 generated cells to show
     channels:list,        # {"name", "colour"} a channel
@@ -107,7 +107,7 @@ def statistics_figure(
                              width_ratios=[3.6, *[1.] * len(statistics)], squeeze=False)
     for row, label in zip(axes, pictures):
         row[0].imshow(contact_sheet(composite(pictures[label], channels)))
-        row[0].set_ylabel(label, fontsize=9)
+        row[0].set_ylabel(label.replace(" ", "\n"), fontsize=9)
         row[0].set(xticks=[], yticks=[])
         row[0].spines[:].set_visible(False)
         for ax, name in zip(row[1:], statistics): two_histograms(ax, real[label][name], generated[label][name])
@@ -116,7 +116,7 @@ def statistics_figure(
     fig.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     return fig
 
-# %% ../nbs/01_viz.ipynb #0ad32857
+# %% ../nbs/01_viz.ipynb #21cf1cfc
 def two_histograms(ax, real, generated):
     "Two distributions on one axis, each of area 1."
     low, high = np.percentile(np.concatenate([real, generated]), [1, 99])
