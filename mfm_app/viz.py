@@ -6,7 +6,7 @@
 __all__ = ['dyes', 'composite', 'contact_sheet', 'enlarge', 'show', 'data_uri', 'loss_curve', 'statistics_figure',
            'two_histograms']
 
-# %% ../nbs/01_viz.ipynb #5025947f
+# %% ../nbs/01_viz.ipynb #4d34d9af
 import base64
 import io
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from .core import InputError
 
-# %% ../nbs/01_viz.ipynb #af9a2593
+# %% ../nbs/01_viz.ipynb #9a5dc19f
 dyes = dict(blue=(.25, .35, 1), green=(.1, 1, .25), red=(1, .2, .1), yellow=(1, .85, 0), magenta=(1, .1, .9), cyan=(0, .9, 1), white=(1, 1, 1))
 
 
@@ -36,7 +36,7 @@ def composite(
         total += level[..., None] * np.float32(dyes[channel["colour"]])
     return (total.clip(0, 1) * 255).round().astype(np.uint8)
 
-# %% ../nbs/01_viz.ipynb #5ef5839d
+# %% ../nbs/01_viz.ipynb #e9e9a303
 def contact_sheet(
     rgb:np.ndarray,         # (B, H, W, 3) uint8
     columns:int=8,
@@ -53,12 +53,12 @@ def contact_sheet(
         sheet[y:y + h, x:x + w] = picture
     return sheet[:-gap or None, :-gap or None]
 
-# %% ../nbs/01_viz.ipynb #8eea613b
+# %% ../nbs/01_viz.ipynb #84ff766b
 def enlarge(rgb:np.ndarray, factor:int)->np.ndarray:
     "Repeat every pixel of (..., H, W, 3) `factor` times each way."
     return rgb.repeat(factor, -3).repeat(factor, -2)
 
-# %% ../nbs/01_viz.ipynb #b54be575
+# %% ../nbs/01_viz.ipynb #3c2c19d7
 def show(
     images:np.ndarray,      # (B, C, H, W) uint8
     channels:list,          # {"name", "colour"} a channel
@@ -71,17 +71,18 @@ def show(
         raise InputError(f"Images of shape {images.shape} do not fit {len(channels)} channels; (B, {len(channels)}, H, W) is shown.")
     return Image.fromarray(enlarge(contact_sheet(composite(images, channels, **kwargs), columns), zoom))
 
-# %% ../nbs/01_viz.ipynb #568f7cfc
+# %% ../nbs/01_viz.ipynb #0169c11d
 def data_uri(
     rgb:np.ndarray,         # (H, W, 3) uint8
-    lossless:bool=False,    # True for what is looked at closely
+    quality:int=88,         # 1 to 100
+    lossless:bool=False,    # True for what is looked at closely; quality is then of no matter
 )->str:
     "A picture as a `data:` address, in WebP."
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "webp", quality=88, method=0, lossless=lossless)
+    Image.fromarray(rgb).save(buffer, "webp", quality=quality, method=0, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/01_viz.ipynb #e6cf4dc3
+# %% ../nbs/01_viz.ipynb #aea1a98b
 def loss_curve(
     history:list,      # [step, loss, images per second] an entry
 ):                     # a matplotlib figure
@@ -93,7 +94,7 @@ def loss_curve(
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../nbs/01_viz.ipynb #7dbf2db8
+# %% ../nbs/01_viz.ipynb #63b901bb
 def statistics_figure(
     pictures:dict,        # condition -> (n, C, H, W) uint8 generated cells to show
     channels:list,        # {"name", "colour"} a channel
@@ -116,7 +117,7 @@ def statistics_figure(
     fig.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     return fig
 
-# %% ../nbs/01_viz.ipynb #21cf1cfc
+# %% ../nbs/01_viz.ipynb #69dd0d81
 def two_histograms(ax, real, generated):
     "Two distributions on one axis, each of area 1."
     low, high = np.percentile(np.concatenate([real, generated]), [1, 99])

@@ -74,6 +74,14 @@ def set_number(page, field, value):
     page.press(f"#{field} input", "Tab")
 
 
+def refused(page, engine):
+    "Nothing was computed, no traceback shown; the browser's own note of the refusal (422) is expected."
+    assert engine.model.net.calls == 0 and "Traceback" not in page.inner_text("body")
+    expected = [e for e in page.errors if "422" in e]
+    for e in expected: page.errors.remove(e)
+    return expected
+
+
 def test_a_newcomer_presses_generate_and_sees_cells_form(explore):
     assert explore.locator("#viewer .hint").is_visible()
     generate(explore)
@@ -169,7 +177,7 @@ def test_a_bad_dose_is_refused_where_it_was_given(explore, typed, engine):
     explore.click("#generate")
     explore.wait_for_function("document.body.innerText.includes('0.01 to 10 µM')")
     explore.wait_for_timeout(500)
-    assert engine.model.net.calls == 0 and explore.locator("#viewer .hint").is_visible()
+    assert refused(explore, engine) and explore.locator("#viewer .hint").is_visible()
 
 
 @pytest.mark.parametrize("field,value,said", [
@@ -184,7 +192,8 @@ def test_a_bad_number_is_refused_at_its_field(explore, engine, field, value, sai
     set_number(explore, field, value)
     explore.click("#generate")
     explore.wait_for_function("said => document.body.innerText.includes(said)", arg=said)
-    assert engine.model.net.calls == 0 and "Traceback" not in explore.inner_text("body")
+    explore.wait_for_timeout(500)
+    assert refused(explore, engine)
 
 
 def test_stop_ends_the_walk_and_the_page_can_go_on(explore, engine):
