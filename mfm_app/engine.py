@@ -6,7 +6,7 @@
 __all__ = ['most_seeds', 'solver_names', 'Job', 'velocities', 'Together', 'follow', 'Request', 'check_seeds', 'check', 'Moment',
            'Answer', 'provenance', 'Engine', 'load']
 
-# %% ../nbs/13_engine.ipynb #78a2a361
+# %% ../nbs/13_engine.ipynb #68ca7350
 import queue
 import threading
 import time
@@ -23,7 +23,7 @@ from .core import (Condition, InputError, autocast, check_int, condition, fast_d
 from .hub import Model, load_model, model_card
 from .sampling import Query, check_walk, nfe, solvers, walk
 
-# %% ../nbs/13_engine.ipynb #1f2caf6c
+# %% ../nbs/13_engine.ipynb #a025110d
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -41,7 +41,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/13_engine.ipynb #26f555fb
+# %% ../nbs/13_engine.ipynb #27b6dbe5
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -56,7 +56,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/13_engine.ipynb #8b869b90
+# %% ../nbs/13_engine.ipynb #87f86c5f
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -81,7 +81,7 @@ class Together:
         except Exception as e: return [job.shown.put(e) for job in jobs][:0]
         return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/13_engine.ipynb #3608c1de
+# %% ../nbs/13_engine.ipynb #b16f5b97
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -97,7 +97,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/13_engine.ipynb #8a498193
+# %% ../nbs/13_engine.ipynb #8ed57a4b
 most_seeds, solver_names = 64, list(solvers)
 
 
@@ -114,7 +114,7 @@ class Request:
     cfg_scale:float = 1.
     compare:bool = True                # also draw the control from the same noise
 
-# %% ../nbs/13_engine.ipynb #3468c639
+# %% ../nbs/13_engine.ipynb #5b7d4c0e
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -130,7 +130,7 @@ def check(request:Request, vocab)->Request:
     compare = request.compare and said["perturbation"] != vocab.control      # the control beside itself says nothing
     return replace(request, **said, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(), steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/13_engine.ipynb #8ed7305a
+# %% ../nbs/13_engine.ipynb #a2f9f643
 @dataclass
 class Moment:
     "Cells on their way."
@@ -150,14 +150,14 @@ class Answer:
     request:Request
     provenance:dict            # weights, nfe, seconds and the request
 
-# %% ../nbs/13_engine.ipynb #2b80f6b1
+# %% ../nbs/13_engine.ipynb #69074eba
 def provenance(engine, request:Request, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     return dict(model=engine.model.name, weights_sha256=engine.model.sha256, nfe=nfe(request.solver, request.steps, request.cfg_scale),
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 mfm_app=__version__, **asdict(request))
 
-# %% ../nbs/13_engine.ipynb #d2db19b9
+# %% ../nbs/13_engine.ipynb #491c764c
 class Engine:
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None):
@@ -170,13 +170,14 @@ class Engine:
     def card(self)->str: return model_card(self.model.config).split("---\n", 2)[2]     # without the front matter
 
     def stream(self, request:Request):
-        "Yield a `Moment` a step, then one `Answer`; closing the generator cancels it. Raises `InputError` before anything is computed."
+        "Yield the noise, a `Moment` a step, then one `Answer`; closing the generator cancels it. Raises `InputError` before anything is computed."
         request, began = check(request, self.vocab), time.time()
         done = [(request.perturbation, request.dose_um), (self.vocab.control, None)][:1 + request.compare]
         n, groups, shape = len(request.seeds), len(done), self.model.net.shape
         rows = join([condition(self.vocab, *what, request.experiment, request.cell_type, n=n) for what in done], [n] * groups)
-        walking = walk(noise(request.seeds * groups, shape, self.device), rows.to(self.device), request.solver, request.steps, cfg_scale=request.cfg_scale)
-        split = lambda x: to_uint8(x).reshape(groups, n, *shape)
+        x0, split = noise(request.seeds * groups, shape, self.device), lambda x: to_uint8(x).reshape(groups, n, *shape)
+        yield Moment(0., 0, request.steps, split(x0), split(x0))      # there is something to see before the network is asked
+        walking = walk(x0, rows.to(self.device), request.solver, request.steps, cfg_scale=request.cfg_scale)
         with closing(follow(self.together, walking)) as frames:
             for step, frame in enumerate(frames): yield Moment(frame.t, step, request.steps, split(frame.x), cells := split(frame.guess))
         yield Answer(cells[0], cells[1] if request.compare else None, self.model.channels, request, provenance(self, request, time.time() - began))
@@ -186,7 +187,7 @@ class Engine:
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/13_engine.ipynb #f71e9c80
+# %% ../nbs/13_engine.ipynb #0b2811c6
 @lru_cache(maxsize=2)
 def load(
     folder=None,       # a model folder; None loads the bundled model

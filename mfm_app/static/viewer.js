@@ -3,7 +3,7 @@
 const find = selector => element.querySelector(selector);
 const GAMMA = 0.65;
 let run = null, frames = [], at = 0, chosen = 0, mode = 'guess', following = true, timer = null;
-let channels = [], cells = [], big = [];
+let channels = [], cells = [], big = [], arriving = Promise.resolve();
 
 function canvas(parent) {
   const made = document.createElement('canvas');
@@ -178,7 +178,7 @@ watch('value', () => {
   if (!props.value) return;
   const news = JSON.parse(props.value);
   if (!run || run.id !== news.run.id) begin(news.run);
-  if (news.frame) show(news.frame);
+  if (news.frame) arriving = arriving.then(() => show(news.frame)).catch(() => {});     // in the order they were sent
   if (news.done) find('.provenance').textContent = news.done;
 });
 
