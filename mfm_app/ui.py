@@ -7,7 +7,7 @@ __all__ = ['static', 'in_python', 'piece', 'atlas', 'label', 'run_of', 'frame_of
            'about_perturbation', 'experiments', 'dose_of', 'request_from', 'verdicts', 'request_from_defaults',
            'generate', 'explore_tab', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/14_ui.ipynb #3e25bc7a
+# %% ../nbs/14_ui.ipynb #1ed9b3f3
 import json
 import logging
 import math
@@ -21,7 +21,7 @@ from .core import InputError, check_int, usual_dose
 from .engine import Answer, Engine, Moment, Request, check, load, most_seeds, solver_names
 from .viz import data_uri, dyes
 
-# %% ../nbs/14_ui.ipynb #2cf37afa
+# %% ../nbs/14_ui.ipynb #9b7fe053
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -30,7 +30,7 @@ def piece(name:str, value=None, **kwargs)->gr.HTML:
     html, css, js = ((static / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/14_ui.ipynb #6722ecac
+# %% ../nbs/14_ui.ipynb #2d0d0982
 def atlas(
     images,               # (G, B, C, H, W) uint8
     **kwargs,             # further arguments of `viz.data_uri`
@@ -53,7 +53,7 @@ def run_of(
     return dict(id=uuid.uuid4().hex, n=len(request.seeds), seeds=request.seeds, groups=len(labels), labels=labels,
                 steps=request.steps, size=engine.model.net.shape[1:], channels=channels)
 
-# %% ../nbs/14_ui.ipynb #20cfa1fd
+# %% ../nbs/14_ui.ipynb #50d6ccb5
 def frame_of(moment:Moment)->dict:
     "One step of a run, for the viewer."
     last = moment.step == moment.steps
@@ -69,7 +69,7 @@ def provenance_line(answer:Answer)->str:
             f"{p['nfe']} network evaluations a cell, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/14_ui.ipynb #0fdb23a7
+# %% ../nbs/14_ui.ipynb #9865e790
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
@@ -77,11 +77,11 @@ def choices(engine:Engine)->list:
 
 def trust(cells:int)->str:
     "In plain words how much a number of training cells is worth."
-    if cells >= 500: return "Well covered: its common look can be believed."
-    if cells >= 40: return "Few cells: believe the trend, not the detail."
+    if cells >= 1000: return "Well covered: its common look can be believed."
+    if cells >= 100: return "Some cells: believe the kind of effect, not its strength."
     return "Very few cells: take it as a sketch."
 
-# %% ../nbs/14_ui.ipynb #d43254b8
+# %% ../nbs/14_ui.ipynb #20c8f874
 def about_perturbation(engine:Engine, name:str)->str:
     "Mechanism, evidence and trust, in Markdown."
     p = engine.vocab.perturbation(name)
@@ -101,7 +101,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/14_ui.ipynb #3735f319
+# %% ../nbs/14_ui.ipynb #ddaa1fef
 def request_from(name, dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     try: amount = json.loads(dose)["dose"]
@@ -122,14 +122,14 @@ def verdicts(engine:Engine, *fields)->list:
     good = [name, dose_of(engine, name), experiments(engine, name)[0][1], *request_from_defaults(engine)[3:]]
     return [said(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine.vocab)) for i, value in enumerate(fields)]
 
-# %% ../nbs/14_ui.ipynb #95e0f237
+# %% ../nbs/14_ui.ipynb #db53597e
 def request_from_defaults(engine:Engine)->tuple:
     "What stands in the fields when the page opens: the treated perturbation with most cells."
     treated = [p for p in engine.vocab.perturbations if p.doses]
     name = max(treated, key=lambda p: p.cells).name
     return name, dose_of(engine, name), experiments(engine, name)[0][1], 0, 16, 10, 1., "midpoint"
 
-# %% ../nbs/14_ui.ipynb #14cfa6ca
+# %% ../nbs/14_ui.ipynb #9038c7ea
 def generate(engine:Engine, *fields):
     "Yield what the viewer shows and what the status line says."
     try:
@@ -143,7 +143,7 @@ def generate(engine:Engine, *fields):
         logging.exception("A request failed")
         yield gr.skip(), "⚠️ Something went wrong on the server and was logged there. Nothing of yours is lost; try again."
 
-# %% ../nbs/14_ui.ipynb #f6a2fed2
+# %% ../nbs/14_ui.ipynb #9874e540
 def explore_tab(engine:Engine):
     "Pick a perturbation, watch cells form."
     name, dose, experiment, first, cells, steps, cfg_scale, solver = request_from_defaults(engine)
@@ -173,7 +173,7 @@ def explore_tab(engine:Engine):
                        concurrency_limit=4, validator=lambda *f: verdicts(engine, *f))
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/14_ui.ipynb #21528573
+# %% ../nbs/14_ui.ipynb #5697a07b
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     gr.Markdown(engine.card + in_python, elem_id="card")
@@ -191,7 +191,7 @@ viz.show(answer.images, answer.channels)
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/14_ui.ipynb #dc32fc47
+# %% ../nbs/14_ui.ipynb #5d7cd30e
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
@@ -210,7 +210,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/14_ui.ipynb #04de3272
+# %% ../nbs/14_ui.ipynb #160c199b
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on

@@ -43,6 +43,15 @@ def test_the_card_reports_a_morphology_test_that_was_run(model):
     assert report["cells_per_condition"] == 256 and 0.9 < report["seam"]["generated"] < 1.1
 
 
+def test_the_readme_gives_the_figures_of_the_card():
+    quality = json.loads((bundled / "config.json").read_text(encoding="utf-8"))["quality"]
+    readme = (bundled.parents[2] / "README.md").read_text(encoding="utf-8")
+    real, generated = quality["report"]["iid"], quality["report"]["generated"]
+    for measure in ("accuracy", "balanced_accuracy"):
+        for recognised in (real, generated): assert f"{100 * recognised[measure]:.0f} %" in readme
+    for kind in ("real", "generated"): assert f"{quality['seam'][kind]:.3f}" in readme
+
+
 @pytest.fixture(scope="module")
 def drawn(model, real_cells):
     "48 generated cells of each of three conditions, spread over experiments as the real ones are."
