@@ -7,7 +7,7 @@ __all__ = ['app', 'main', 'preview_conditions', 'draw', 'training_record', 'data
            'train_command', 'well_known', 'pick', 'condition_label', 'generate_condition', 'evaluate_model',
            'evaluate_command', 'sample_command', 'serve_command']
 
-# %% ../nbs/15_cli.ipynb #dc32da7c
+# %% ../nbs/15_cli.ipynb #07f5ada2
 import json
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ from .sampling import generate
 from .training import Run, start, train
 from .viz import loss_curve, show
 
-# %% ../nbs/15_cli.ipynb #2c6cb3c3
+# %% ../nbs/15_cli.ipynb #a0c1d949
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -43,7 +43,7 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/15_cli.ipynb #c7923adc
+# %% ../nbs/15_cli.ipynb #6e8d2923
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
@@ -55,7 +55,7 @@ def draw(net, rows, seeds, device, **kwargs)->np.ndarray:     # (B, C, H, W) uin
     "Cells from a network in eval mode, in the dtype that is fast here."
     with autocast(device, fast_dtype(device)): return to_uint8(generate(net, rows, seeds, net.shape, device=device, **kwargs))
 
-# %% ../nbs/15_cli.ipynb #2290ab1b
+# %% ../nbs/15_cli.ipynb #f9cc8508
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -70,7 +70,7 @@ def data_record(cells:Cells)->dict:
     train = int((cells.table["split"] == "train").sum())
     return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/15_cli.ipynb #86c01c9f
+# %% ../nbs/15_cli.ipynb #2be4a354
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -82,7 +82,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/15_cli.ipynb #2e7f3cbf
+# %% ../nbs/15_cli.ipynb #74535f19
 def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldown:float, every:int):
     "Start or resume the run of a recipe on some cells, and export it at the end."
     paper, batch, seed, vocab = recipe["recipe"] == "paper", recipe["batch"], recipe["seed"], vocabulary(cells)
@@ -93,7 +93,7 @@ def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldo
     hook = export_hook(out, config, vocab, recipe, batch)
     hook(train(run, batches, steps, out / "training.pt", recipe["times"], cooldown=cooldown, every={every: hook}))
 
-# %% ../nbs/15_cli.ipynb #e5d6f32e
+# %% ../nbs/15_cli.ipynb #d1e45767
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -112,15 +112,15 @@ def train_command(
     "Train a model, or go on where a run stopped; the folder `model` in OUT is then ready to serve."
     for value, name, low, high in ((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8), (image_size, "--image-size", 16, 512)):
         check_int(value, name, low, high)
-    recipe = dict(recipe="paper", optimiser="adam", learning_rate=lr or 1e-4, times=times or "uniform") if paper else \
-        dict(recipe="laptop", optimiser="muon", learning_rate=lr or 1e-3, times=times or "logit-normal")
+    recipe = dict(recipe="paper", optimiser="adam", learning_rate=1e-4 if lr is None else lr, times=times or "uniform") if paper else \
+        dict(recipe="laptop", optimiser="muon", learning_rate=1e-3 if lr is None else lr, times=times or "logit-normal")
     draw_t(1, recipe["times"])
     cells = read_cells(data)
     if cells.images.shape[-1] != image_size: cells = resize(cells, image_size)
     train_on(cells, out, backbone, recipe | dict(batch=batch, seed=seed), steps, cooldown, every)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/15_cli.ipynb #a41bfb45
+# %% ../nbs/15_cli.ipynb #0e8f2956
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -136,7 +136,7 @@ def pick(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/15_cli.ipynb #82309241
+# %% ../nbs/15_cli.ipynb #d6230282
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -144,7 +144,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/15_cli.ipynb #56491a7e
+# %% ../nbs/15_cli.ipynb #2a503c44
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -160,7 +160,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/15_cli.ipynb #0aee1389
+# %% ../nbs/15_cli.ipynb #bb76b9cf
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -174,7 +174,7 @@ def evaluate_command(
     save_model(model, loaded.net.cpu(), loaded.config)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/15_cli.ipynb #0aad150a
+# %% ../nbs/15_cli.ipynb #c6e19a56
 @app.command("sample")
 def sample_command(
     perturbation:Annotated[str, typer.Argument(help="Its name, as in `mfm sample taxol`.")],
@@ -200,7 +200,7 @@ def sample_command(
     write_file(out, dict(png=png, npz=npz)[out.suffix[1:]])
     typer.echo(f"{n} cells in {out}")
 
-# %% ../nbs/15_cli.ipynb #62fce587
+# %% ../nbs/15_cli.ipynb #fd7d9938
 @app.command("serve")
 def serve_command(
     model:Annotated[Path|None, typer.Option(help="Model folder; the bundled one if not given.")]=None,
@@ -210,5 +210,5 @@ def serve_command(
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
     launch(load(model), port)
 
-# %% ../nbs/15_cli.ipynb #051759de
+# %% ../nbs/15_cli.ipynb #eea6f274
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -6,7 +6,7 @@
 __all__ = ['power_gamma', 'averaged', 'optimisers', 'schedule', 'write_state', 'read_state', 'Run', 'start', 'one_step',
            'prepare', 'train', 'note']
 
-# %% ../nbs/08_training.ipynb #b7d77219
+# %% ../nbs/08_training.ipynb #66867b57
 import os
 import time
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ from tqdm import tqdm
 from .core import InputError, fast_dtype, pick_device
 from .flow import draw_t, flow_loss
 
-# %% ../nbs/08_training.ipynb #aed3bcac
+# %% ../nbs/08_training.ipynb #dd68a4fa
 def power_gamma(
     std:float,       # width of the average relative to the run so far
 )->float:
     "The exponent of EDM2's power-function average with this relative width (Karras et al. 2024, eq. 123)."
     return np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max()
 
-# %% ../nbs/08_training.ipynb #b86e39b6
+# %% ../nbs/08_training.ipynb #6c68f2d7
 def averaged(
     net:nn.Module,
     std:float=0.05,           # 0.01 in the paper, whose runs are longer
@@ -40,7 +40,7 @@ def averaged(
     def follow(average, current, steps): return average.lerp(current, 1 - (1 - 1 / (steps + 1)) ** (gamma + 1))
     return AveragedModel(net, avg_fn=follow)
 
-# %% ../nbs/08_training.ipynb #35949164
+# %% ../nbs/08_training.ipynb #f3f3385f
 def optimisers(
     net:nn.Module,
     kind:str="muon",       # "muon" for a small budget, "adam" as in the paper
@@ -48,6 +48,7 @@ def optimisers(
 )->list:
     "One optimiser, or two that share the weights between them."
     if kind not in ("muon", "adam"): raise InputError(f"The optimiser must be 'muon' or 'adam', not '{kind}'.")
+    if not 0 < lr <= 1: raise InputError(f"The learning rate must lie between 0 and 1, not at {lr:g}.")
     weights = [p for p in net.parameters() if p.requires_grad]
     if kind == "adam": return [torch.optim.Adam(weights, lr)]
     inside = {id(p) for name, p in net.named_parameters() if p.requires_grad and p.ndim == 2 and ".blocks." in f".{name}"}
@@ -55,7 +56,7 @@ def optimisers(
     muon = torch.optim.Muon(matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.)]
 
-# %% ../nbs/08_training.ipynb #fde5dd2e
+# %% ../nbs/08_training.ipynb #f18a529c
 def schedule(
     step:int,
     steps:int,              # of the whole run
@@ -65,7 +66,7 @@ def schedule(
     "The learning rate at a step, as a share of the highest."
     return min(1., (step + 1) / warmup, (steps - step) / max(1, cooldown * steps))
 
-# %% ../nbs/08_training.ipynb #b9ce3eb3
+# %% ../nbs/08_training.ipynb #658c9493
 def write_state(state:dict, path:Path):
     "Save, atomically."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def read_state(path:Path)->dict:
     try: return torch.load(path, map_location="cpu", weights_only=True)
     except Exception: raise InputError(f"{path.name} in '{path.parent.name}' is not a checkpoint of a training run; choose another folder.") from None
 
-# %% ../nbs/08_training.ipynb #daaa51ba
+# %% ../nbs/08_training.ipynb #e1b57d3c
 @dataclass
 class Run:
     "A training run, wherever it stands."
@@ -100,7 +101,7 @@ class Run:
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         for part, saved in zip(self.parts(), state["parts"], strict=True): part.load_state_dict(saved)
 
-# %% ../nbs/08_training.ipynb #92397a73
+# %% ../nbs/08_training.ipynb #4e1c178c
 def start(
     net:nn.Module,
     checkpoint:Path|None=None,      # resumed from, if it is there
@@ -115,7 +116,7 @@ def start(
         raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another network or optimiser; choose another folder.") from None
     return run
 
-# %% ../nbs/08_training.ipynb #398b9c39
+# %% ../nbs/08_training.ipynb #f929395d
 def one_step(
     run:Run,
     accelerator:Accelerator,
@@ -137,7 +138,7 @@ def one_step(
     run.step += 1
     run.recent.append((loss.item(), time.time() - began))
 
-# %% ../nbs/08_training.ipynb #381c6148
+# %% ../nbs/08_training.ipynb #3b6e6bda
 def prepare(
     run:Run,
     dtype=None,         # bfloat16 or float32; None asks the machine
@@ -152,7 +153,7 @@ def prepare(
     run.net.train()
     return accelerator
 
-# %% ../nbs/08_training.ipynb #b555b240
+# %% ../nbs/08_training.ipynb #26a9f817
 def train(
     run:Run,
     batches,                        # callable: step -> x1, condition
@@ -166,6 +167,7 @@ def train(
     dtype=None,                     # bfloat16 or float32; None asks the machine
 )->Run:
     "Move a run forward to `steps`, checkpointing on the way."
+    if not 0 <= cooldown <= 1: raise InputError(f"The cooldown is a share of the run, from 0 to 1, not {cooldown:g}.")
     accelerator, saved = prepare(run, dtype), time.time()
     with tqdm(total=steps, initial=run.step, unit="step", mininterval=1) as bar:
         while run.step < steps:
@@ -180,7 +182,7 @@ def train(
             for hook in hooks: hook(run)
     return run
 
-# %% ../nbs/08_training.ipynb #b6fe1e08
+# %% ../nbs/08_training.ipynb #14a56278
 def note(run:Run, batch:int)->float:
     "Enter the mean loss since the last entry into the history, and return it."
     loss, seconds = np.mean(run.recent, axis=0).tolist()
