@@ -6,7 +6,7 @@
 __all__ = ['most_seeds', 'solver_names', 'Job', 'velocities', 'Together', 'follow', 'Request', 'check_seeds', 'check', 'Moment',
            'Answer', 'provenance', 'Engine', 'load']
 
-# %% ../nbs/13_engine.ipynb #68ca7350
+# %% ../nbs/13_engine.ipynb #1f5aa22a
 import queue
 import threading
 import time
@@ -23,7 +23,7 @@ from .core import (Condition, InputError, autocast, check_int, condition, fast_d
 from .hub import Model, load_model, model_card
 from .sampling import Query, check_walk, nfe, solvers, walk
 
-# %% ../nbs/13_engine.ipynb #a025110d
+# %% ../nbs/13_engine.ipynb #e3dc8169
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -41,7 +41,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/13_engine.ipynb #27b6dbe5
+# %% ../nbs/13_engine.ipynb #bdbdbc91
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -56,7 +56,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/13_engine.ipynb #87f86c5f
+# %% ../nbs/13_engine.ipynb #a5e2e688
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -78,10 +78,12 @@ class Together:
         "Answer one question of every walk; returns those that have another."
         self.rounds += 1
         try: answers = self.velocities([j.query for j in jobs])
-        except Exception as e: return [job.shown.put(e) for job in jobs][:0]
+        except Exception as e:
+            for job in jobs: job.shown.put(e)
+            return []
         return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/13_engine.ipynb #b16f5b97
+# %% ../nbs/13_engine.ipynb #2b2a8319
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -97,7 +99,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/13_engine.ipynb #8ed57a4b
+# %% ../nbs/13_engine.ipynb #77c8a372
 most_seeds, solver_names = 64, list(solvers)
 
 
@@ -114,7 +116,7 @@ class Request:
     cfg_scale:float = 1.
     compare:bool = True                # also draw the control from the same noise
 
-# %% ../nbs/13_engine.ipynb #5b7d4c0e
+# %% ../nbs/13_engine.ipynb #1a7e64e8
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -130,7 +132,7 @@ def check(request:Request, vocab)->Request:
     compare = request.compare and said["perturbation"] != vocab.control      # the control beside itself says nothing
     return replace(request, **said, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(), steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/13_engine.ipynb #a2f9f643
+# %% ../nbs/13_engine.ipynb #ec8ced83
 @dataclass
 class Moment:
     "Cells on their way."
@@ -150,14 +152,14 @@ class Answer:
     request:Request
     provenance:dict            # weights, nfe, seconds and the request
 
-# %% ../nbs/13_engine.ipynb #69074eba
+# %% ../nbs/13_engine.ipynb #f9d08d87
 def provenance(engine, request:Request, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     return dict(model=engine.model.name, weights_sha256=engine.model.sha256, nfe=nfe(request.solver, request.steps, request.cfg_scale),
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 mfm_app=__version__, **asdict(request))
 
-# %% ../nbs/13_engine.ipynb #491c764c
+# %% ../nbs/13_engine.ipynb #ffeee2b6
 class Engine:
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None):
@@ -187,7 +189,7 @@ class Engine:
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/13_engine.ipynb #0b2811c6
+# %% ../nbs/13_engine.ipynb #fa0e62c4
 @lru_cache(maxsize=2)
 def load(
     folder=None,       # a model folder; None loads the bundled model
