@@ -6,7 +6,7 @@
 __all__ = ['solvers', 'euler', 'midpoint', 'heun', 'rk4', 'time_grid', 'nfe', 'Query', 'Frame', 'ask', 'walk', 'run', 'reference',
            'check_walk', 'generate']
 
-# %% ../nbs/07_sampling.ipynb #1449b0ca
+# %% ../nbs/07_sampling.ipynb #052fec0e
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torchdiffeq import odeint
 from .core import Condition, InputError, check_int, join, look_up, noise
 from .flow import guide
 
-# %% ../nbs/07_sampling.ipynb #0ceba672
+# %% ../nbs/07_sampling.ipynb #92ead986
 def euler(x, t, h):
     v = yield x, t
     return x + h * v
@@ -44,7 +44,7 @@ def rk4(x, t, h):
 
 solvers = {"euler": (euler, 1), "midpoint": (midpoint, 2), "heun": (heun, 2), "rk4": (rk4, 4)}     # name: step, velocities it asks for
 
-# %% ../nbs/07_sampling.ipynb #8f5e39bd
+# %% ../nbs/07_sampling.ipynb #a406035f
 def time_grid(
     steps:int,
     t0:float=0., t1:float=1.,      # from, to; 1 to 0 walks backward
@@ -55,7 +55,7 @@ def time_grid(
     place = lambda t: 1 - (1 - t) ** (1 / power)
     return (1 - (1 - (place(t0) + s * (place(t1) - place(t0)))) ** power).tolist()
 
-# %% ../nbs/07_sampling.ipynb #e00e647d
+# %% ../nbs/07_sampling.ipynb #d9f1b8de
 def nfe(
     solver:str, steps:int, cfg_scale:float=1.,
     to_image:bool=True,      # the walk ends at t = 1
@@ -64,7 +64,7 @@ def nfe(
     calls = solvers[solver][1] * (steps - 1) + 1 if to_image else solvers[solver][1] * steps
     return calls * (1 if cfg_scale in (0, 1) else 2)
 
-# %% ../nbs/07_sampling.ipynb #d7ff344c
+# %% ../nbs/07_sampling.ipynb #bdbcc175
 @dataclass
 class Query:
     "A walk asks: which velocity here?"
@@ -80,7 +80,7 @@ class Frame:
     x:Tensor                       # (B, C, H, W) where the batch is
     guess:Tensor                   # (B, C, H, W) the image it heads for, x + (1 - t) v
 
-# %% ../nbs/07_sampling.ipynb #589a63fc
+# %% ../nbs/07_sampling.ipynb #c25f84a2
 def ask(x, t, condition, cfg_scale):
     "Yield the queries for one guided velocity: one, or with guidance one of twice the rows."
     n = len(x)
@@ -91,7 +91,7 @@ def ask(x, t, condition, cfg_scale):
     null, cond = (yield Query(torch.cat([x, x]), torch.cat([times, times]), both)).chunk(2)
     return guide(null, cond, cfg_scale)
 
-# %% ../nbs/07_sampling.ipynb #152d107b
+# %% ../nbs/07_sampling.ipynb #651da684
 def walk(
     x:Tensor,                           # (B, C, H, W) where to start
     condition:Condition|None=None,      # B rows
@@ -114,7 +114,7 @@ def walk(
     yield Frame(t1, x, x)
     return x
 
-# %% ../nbs/07_sampling.ipynb #6033ee28
+# %% ../nbs/07_sampling.ipynb #6aa23ad5
 def run(
     walk,               # a coroutine, see `walk`
     velocity,           # callable (x, t, condition) -> v
@@ -128,7 +128,7 @@ def run(
         answer = velocity(event.x, event.t, event.condition) if isinstance(event, Query) else None
         if watch and isinstance(event, Frame): watch(event)
 
-# %% ../nbs/07_sampling.ipynb #031916e4
+# %% ../nbs/07_sampling.ipynb #9d8d04df
 def reference(
     velocity,                           # callable (x, t, condition) -> v
     x:Tensor,                           # (B, C, H, W) where to start
@@ -145,7 +145,7 @@ def reference(
     times = torch.tensor([t0, t1], device=x.device)
     return odeint(field, x, times, rtol=tolerance, atol=tolerance, method=method)[-1], calls
 
-# %% ../nbs/07_sampling.ipynb #2940cfe6
+# %% ../nbs/07_sampling.ipynb #d144fec3
 def check_walk(solver:str, steps:int, cfg_scale:float):
     "Settings of a walk that make sense, or `InputError`."
     look_up(solver, solvers, "solver")
@@ -153,7 +153,7 @@ def check_walk(solver:str, steps:int, cfg_scale:float):
     ok = isinstance(cfg_scale, (int, float)) and not isinstance(cfg_scale, bool) and 0 <= cfg_scale <= 8
     if not ok: raise InputError(f"Guidance must be a number from 0 to 8 (1 is plain), not {str(cfg_scale)[:40]!r}.")
 
-# %% ../nbs/07_sampling.ipynb #c58e8581
+# %% ../nbs/07_sampling.ipynb #b7ca9796
 @torch.inference_mode()
 def generate(
     velocity,                    # callable (x, t, condition) -> v, such as `Conditioned`
