@@ -7,7 +7,7 @@ __all__ = ['InputError', 'check_int', 'to_float', 'to_uint8', 'noise', 'Conditio
            'look_up', 'Vocabulary', 'usual_dose', 'check_dose', 'resolve', 'condition', 'pick_device', 'fast_dtype',
            'autocast']
 
-# %% ../nbs/00_core.ipynb #47953faa
+# %% ../nbs/00_core.ipynb #c622260a
 import difflib
 import math
 import time
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #2ceff938
+# %% ../nbs/00_core.ipynb #fdea0b35
 class InputError(ValueError):
     "Something given from outside is wrong; one line says what, and what is allowed."
     def __init__(self, message): super().__init__(" ".join(str(message).split())[:400])
 
-# %% ../nbs/00_core.ipynb #d5f0e471
+# %% ../nbs/00_core.ipynb #bb73bcf7
 def check_int(
     value,           # what was given
     name:str,        # how to call it in the message
@@ -36,21 +36,21 @@ def check_int(
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, not {str(value)[:40]!r}.")
     return int(value)
 
-# %% ../nbs/00_core.ipynb #c9a55e08
+# %% ../nbs/00_core.ipynb #95a861a6
 def to_float(
     images,     # (..., H, W) uint8, tensor or array
 )->Tensor:      # the same shape, float32 in [-1, 1]
     "From bytes to the model's range (Jones et al. 2026)."
     return torch.as_tensor(images).float() / 127.5 - 1
 
-# %% ../nbs/00_core.ipynb #4e2e8ff7
+# %% ../nbs/00_core.ipynb #42c12e3c
 def to_uint8(
     x:Tensor,    # (..., H, W) floats, nominally in [-1, 1]
 )->np.ndarray:   # the same shape, uint8
     "From the model's range to bytes, clipped."
     return (x.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-# %% ../nbs/00_core.ipynb #b323969e
+# %% ../nbs/00_core.ipynb #42d29ac5
 def noise(
     seeds,                 # one int an image
     shape:tuple,           # (C, H, W)
@@ -60,7 +60,7 @@ def noise(
     one = lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(int(s)))
     return torch.stack([one(s) for s in seeds]).to(device)
 
-# %% ../nbs/00_core.ipynb #16a9d16a
+# %% ../nbs/00_core.ipynb #9681c982
 @dataclass
 class Condition:
     "What was done to the cells of a batch, a row an image."
@@ -68,8 +68,9 @@ class Condition:
     e:Tensor|None = None          # (B,) int64, experiment; -1 unconditional
     c:Tensor|None = None          # (B,) int64, cell type; -1 unconditional
     dose_um:Tensor|None = None    # (B,) float32, micromolar; NaN where there is no dose
+    fp:Tensor|None = None         # (B, F) float32, fingerprint of a molecule in place of y; NaN where there is none
 
-    columns = {"y": -1, "e": -1, "c": -1, "dose_um": float("nan")}
+    columns = {"y": -1, "e": -1, "c": -1, "dose_um": float("nan"), "fp": float("nan")}
 
     def map(self, f)->"Condition":
         "Apply `f` to every column that is there."
@@ -81,7 +82,7 @@ class Condition:
     def __getitem__(self, rows): return self.map(lambda v: v[rows])
     def to(self, device): return self.map(lambda v: v.to(device))
 
-# %% ../nbs/00_core.ipynb #9e4809a0
+# %% ../nbs/00_core.ipynb #07ad242e
 def join(
     conditions,       # several `Condition`s
     lengths,          # how many rows each has
@@ -91,10 +92,10 @@ def join(
         parts = [getattr(c, name) for c in conditions]
         known = next((p for p in parts if p is not None), None)
         if known is None: return None
-        return torch.cat([known.new_full((n,), gap) if p is None else p for p, n in zip(parts, lengths)])
+        return torch.cat([known.new_full((n, *known.shape[1:]), gap) if p is None else p for p, n in zip(parts, lengths)])
     return Condition(**{k: column(k, gap) for k, gap in Condition.columns.items()})
 
-# %% ../nbs/00_core.ipynb #e10ac5aa
+# %% ../nbs/00_core.ipynb #6c2be371
 @dataclass
 class Perturbation:
     "One compound as it was seen in training."
@@ -107,14 +108,14 @@ class Perturbation:
     @property
     def cells(self): return sum(self.experiments.values())
 
-# %% ../nbs/00_core.ipynb #36a3af50
+# %% ../nbs/00_core.ipynb #5877737e
 def nearest_names(name, allowed, n=3):
     "What somebody who typed `name` may have meant."
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower()[:80], lower, n=n, cutoff=0.5)
     return [lower[c] for c in close] or list(allowed)[:n]
 
-# %% ../nbs/00_core.ipynb #1681998d
+# %% ../nbs/00_core.ipynb #c7f021d4
 def look_up(
     name:str,     # what was given
     allowed,      # every name there is
@@ -126,7 +127,7 @@ def look_up(
     near = " or ".join(f"'{n}'" for n in nearest_names(name, allowed))
     raise InputError(f"Unknown {kind} '{str(name)[:60]}'; {len(lower)} are known, such as {near}.")
 
-# %% ../nbs/00_core.ipynb #92882989
+# %% ../nbs/00_core.ipynb #56ceade6
 @dataclass
 class Vocabulary:
     "Every name a model knows, in the order of its label tables."
@@ -139,13 +140,23 @@ class Vocabulary:
     @property
     def names(self): return [p.name for p in self.perturbations]
 
+    @property
+    def unlisted(self)->Perturbation:
+        "What is known of a molecule that has no label: every dose and experiment of the others."
+        together, treated = Perturbation("a new molecule"), [p for p in self.perturbations if p.doses]
+        for p in treated:
+            for all_of_them, own in ((together.doses, p.doses), (together.experiments, p.experiments)):
+                for key, cells in own.items(): all_of_them[key] = all_of_them.get(key, 0) + cells
+        return together
+
     def perturbation(self, name)->Perturbation:
-        return self.perturbations[look_up(name, self.names, "perturbation")]
+        return name if isinstance(name, Perturbation) else self.perturbations[look_up(name, self.names, "perturbation")]
 
     def dose_range(self, name)->tuple|None:
         "Smallest and largest dose that may be asked for, in micromolar; None for the control."
-        doses = self.perturbation(name).doses
-        return (min(doses) / self.dose_margin, max(doses) * self.dose_margin) if doses else None
+        p = self.perturbation(name)
+        margin = self.dose_margin if p.name in self.names else 1
+        return (min(p.doses) / margin, max(p.doses) * margin) if p.doses else None
 
     def to_dict(self)->dict: return asdict(self)
 
@@ -155,15 +166,15 @@ class Vocabulary:
         ps = [Perturbation(**{**p, "doses": number(p["doses"])}) for p in d["perturbations"]]
         return cls(**{**d, "perturbations": ps})
 
-# %% ../nbs/00_core.ipynb #174225cd
+# %% ../nbs/00_core.ipynb #fab62d95
 def usual_dose(p:Perturbation)->float|None:
     "The dose most cells were given; None for the control."
     return max(p.doses, key=p.doses.get) if p.doses else None
 
-# %% ../nbs/00_core.ipynb #08599cb1
+# %% ../nbs/00_core.ipynb #78538462
 def check_dose(
     vocab:Vocabulary,
-    name:str,              # perturbation
+    name,                  # of a perturbation, or a `Perturbation`
     dose_um=None,          # micromolar; None takes the usual one
 )->float|None:             # micromolar; None for the control
     "A dose the model can know about, or `InputError`."
@@ -173,15 +184,15 @@ def check_dose(
     low, high = allowed
     ok = isinstance(dose_um, (int, float, np.number)) and not isinstance(dose_um, bool)
     if not ok or not low * (1 - 1e-6) <= dose_um <= high * (1 + 1e-6):
-        seen = ", ".join(f"{d:g}" for d in sorted(p.doses))
+        seen = ", ".join(f"{d:g}" for d in sorted(p.doses)) if len(p.doses) < 9 else f"{len(p.doses)} doses"
         raise InputError(f"A dose of {str(dose_um)[:40]} µM is outside what the model can know of {p.name}: "
                          f"it saw {seen} µM, and {low:g} to {high:g} µM is allowed.")
     return float(dose_um)
 
-# %% ../nbs/00_core.ipynb #f75de83b
+# %% ../nbs/00_core.ipynb #ddc3b364
 def resolve(
     vocab:Vocabulary,
-    perturbation:str,              # a name, in any case
+    perturbation,                  # a name, in any case, or `vocab.unlisted`
     dose_um:float|None=None,       # micromolar; None takes the usual one, ignored for the control
     experiment:str|None=None,      # None takes the one with most of its cells; "any" leaves it open
     cell_type:str|None=None,       # None takes the first; "any" leaves it open
@@ -190,31 +201,33 @@ def resolve(
     p = vocab.perturbation(perturbation)
     experiment = experiment or max(p.experiments, key=p.experiments.get, default="any")
     spelled = lambda name, allowed, kind: name if name == "any" else allowed[look_up(name, allowed, kind)]
-    return dict(perturbation=p.name, dose_um=check_dose(vocab, p.name, dose_um),
+    return dict(perturbation=p.name, dose_um=check_dose(vocab, p, dose_um),
                 experiment=spelled(experiment, vocab.experiments, "experiment"),
                 cell_type=spelled(cell_type or vocab.cell_types[0], vocab.cell_types, "cell type"))
 
-# %% ../nbs/00_core.ipynb #7181a06e
+# %% ../nbs/00_core.ipynb #12d8f549
 def condition(
     vocab:Vocabulary,
-    *said,             # perturbation, dose_um, experiment, cell_type, as in `resolve`
-    n:int=1,           # how many rows
-    **named,           # or the same by name
+    *said,                   # perturbation, dose_um, experiment, cell_type, as in `resolve`
+    n:int=1,                 # how many rows
+    fp:Tensor|None=None,     # (F,) fingerprint of the molecule, with `vocab.unlisted`
+    **named,                 # the same by name
 )->Condition:
     "Names into a `Condition` of `n` equal rows, or `InputError`."
     r = resolve(vocab, *said, **named)
-    index = lambda name, allowed: -1 if name == "any" else allowed.index(name)
+    index = lambda name, allowed: allowed.index(name) if name in allowed else -1
     row = lambda value: torch.full((n,), value)
     return Condition(row(index(r["perturbation"], vocab.names)), row(index(r["experiment"], vocab.experiments)),
-                     row(index(r["cell_type"], vocab.cell_types)), row(math.nan if r["dose_um"] is None else r["dose_um"]))
+                     row(index(r["cell_type"], vocab.cell_types)), row(math.nan if r["dose_um"] is None else r["dose_um"]),
+                     None if fp is None else fp.expand(n, -1))
 
-# %% ../nbs/00_core.ipynb #93d84a07
+# %% ../nbs/00_core.ipynb #ee30be74
 def pick_device()->torch.device:
     "The best device there is."
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/00_core.ipynb #02d1c29b
+# %% ../nbs/00_core.ipynb #f62904bc
 def fast_dtype(
     device="cpu",       # where the network will run
     size:int=512,       # of the matrices that are multiplied to find out
@@ -229,7 +242,7 @@ def fast_dtype(
         return time.perf_counter() - start
     return torch.bfloat16 if seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
 
-# %% ../nbs/00_core.ipynb #b300326b
+# %% ../nbs/00_core.ipynb #371a915a
 def autocast(
     device,                  # where the network runs
     dtype:torch.dtype,       # float32 leaves everything as it is

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['table_columns', 'suffixes', 'Cells', 'complete_table', 'draw_cells', 'synthetic_cells', 'file_of', 'read_shard',
            'read_description', 'about_of', 'read_shards', 'read_table', 'without_palette', 'read_image', 'read_folder',
-           'read_cells', 'vocabulary', 'conditions', 'dequantise', 'turn', 'Batches', 'resize']
+           'read_cells', 'vocabulary', 'conditions', 'dequantise', 'turn', 'with_structure', 'fingerprints', 'Batches',
+           'resize']
 
-# %% ../nbs/03_data.ipynb #8230d4a3
+# %% ../nbs/03_data.ipynb #1af55ebb
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from .core import Condition, InputError, Perturbation, Vocabulary, to_float
+from .molecules import read_molecule
 
-# %% ../nbs/03_data.ipynb #3b04137f
+# %% ../nbs/03_data.ipynb #7cc96ed3
 @dataclass
 class Cells:
     "Images and, a row each, what was done to them."
@@ -38,9 +40,13 @@ class Cells:
         "The cells whose columns have these values; a list allows any of its values."
         keep = np.ones(len(self), bool)
         for column, value in wanted.items(): keep &= self.table[column].isin(np.atleast_1d(value)).to_numpy()
-        return Cells(self.images[keep], self.table[keep].reset_index(drop=True), self.channels, self.control, self.about)
+        return self[keep]
 
-# %% ../nbs/03_data.ipynb #e94f96e3
+    def __getitem__(self, rows)->"Cells":
+        "Some of the cells, by a mask or by their places."
+        return Cells(self.images[rows], self.table.iloc[rows].reset_index(drop=True), self.channels, self.control, self.about)
+
+# %% ../nbs/03_data.ipynb #d8fd7cd2
 # every column of the table with what stands in it where the source is silent
 table_columns = dict(perturbation="", dose_um=float("nan"), experiment="1", cell_type="unknown", moa="", smiles="", split="train")
 
@@ -66,7 +72,7 @@ def complete_table(
     table.loc[table["dose_um"] == 0, "dose_um"] = float("nan")
     return table
 
-# %% ../nbs/03_data.ipynb #254dd947
+# %% ../nbs/03_data.ipynb #cd67e5b9
 def draw_cells(
     radius,        # (N,) nuclear radius as a share of the image
     fibres,        # (N,) brightness of the fibres
@@ -91,7 +97,7 @@ def draw_cells(
     image = np.stack([nucleus, actin, tubulin], 1) + rng.normal(0, .02, (n, 3, size, size))
     return (image.clip(0, 1) * 255).astype(np.uint8)
 
-# %% ../nbs/03_data.ipynb #7bc1723f
+# %% ../nbs/03_data.ipynb #3ed85e1b
 def synthetic_cells(
     n:int=40,            # cells for each of the 5 conditions
     size:int=64,         # pixels
@@ -109,7 +115,7 @@ def synthetic_cells(
     about = dict(title="Drawn cells", licence="Apache-2.0", attribution="drawn by mfm_app.data.synthetic_cells")
     return Cells(np.concatenate(images), complete_table(pd.DataFrame(rows), "drawn"), channels, "DMSO", about)
 
-# %% ../nbs/03_data.ipynb #c1955372
+# %% ../nbs/03_data.ipynb #cea344bf
 def file_of(
     folder:Path,
     name:str,        # as a table gives it
@@ -121,7 +127,7 @@ def file_of(
     if not inside: raise InputError(f"The {kind} {Path(name).name[:80]} is missing from the data folder.")
     return path
 
-# %% ../nbs/03_data.ipynb #cd5c2c27
+# %% ../nbs/03_data.ipynb #222fcc12
 def read_shard(
     path:Path,
     key:str,         # name of the array inside
@@ -134,7 +140,7 @@ def read_shard(
         raise InputError(f"The shard {path.name} holds {images.dtype} images of {images.shape[1:]}; uint8 of {shape} is expected.")
     return images
 
-# %% ../nbs/03_data.ipynb #a0143ff4
+# %% ../nbs/03_data.ipynb #9888be86
 def read_description(path:Path):     # the description, (H, W, C) of an image, {"name", "colour"} a channel
     "`dataset.json`, or `InputError`."
     try:
@@ -146,7 +152,7 @@ def read_description(path:Path):     # the description, (H, W, C) of an image, {
     except (ValueError, KeyError, TypeError, RecursionError) as e: raise InputError(f"dataset.json is not as expected: {e}.") from None
     return info, shape, channels
 
-# %% ../nbs/03_data.ipynb #956bda42
+# %% ../nbs/03_data.ipynb #8015c5fe
 def about_of(info:dict)->dict:
     "Title, licence and attribution from a description that may lack any of them."
     licence, cite = info.get("licence", "unknown"), info.get("cite", [])
@@ -155,7 +161,7 @@ def about_of(info:dict)->dict:
     return dict(title=str(info.get("title", "untitled")), licence=str(licence.get("id", "unknown")),
                 attribution=info.get("attribution") or "; ".join(map(str, filter(None, owed))))
 
-# %% ../nbs/03_data.ipynb #c5ed056b
+# %% ../nbs/03_data.ipynb #cf827e73
 def read_shards(
     folder:Path,      # holds dataset.json, metadata.csv and the shards
 )->Cells:
@@ -177,14 +183,14 @@ def read_shards(
     table.loc[table["perturbation"] == control, "moa"] = ""
     return Cells(np.ascontiguousarray(images), table, channels, control, about_of(info))
 
-# %% ../nbs/03_data.ipynb #cc1f390f
+# %% ../nbs/03_data.ipynb #af5bc611
 def read_table(path:Path)->pd.DataFrame:
     "A CSV with every cell as text, or `InputError`."
     if not path.is_file(): raise InputError(f"{path.name} is missing from the data folder.")
     try: return pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8")
     except (ValueError, pd.errors.ParserError) as e: raise InputError(f"{path.name} cannot be read as CSV in UTF-8: {str(e).strip()[:150]}.") from None
 
-# %% ../nbs/03_data.ipynb #52ab77dc
+# %% ../nbs/03_data.ipynb #94085759
 suffixes = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
 
 
@@ -204,7 +210,7 @@ def read_image(path:Path)->np.ndarray:     # (C, H, W) uint8
     if image.ndim == 2: return image[None]
     return image if image.shape[0] < image.shape[2] else image.transpose(2, 0, 1)
 
-# %% ../nbs/03_data.ipynb #9d6fff21
+# %% ../nbs/03_data.ipynb #1ee7dfb6
 def read_folder(
     folder:Path,                    # folders named by perturbation, or cells.csv and the images it names
     control:str="DMSO",
@@ -225,7 +231,7 @@ def read_folder(
     channels = [dict(name=f"Channel {i + 1}", colour=colours[i % len(colours)]) for i in range(len(images[0]))]
     return Cells(np.stack(images), table, channels, control)
 
-# %% ../nbs/03_data.ipynb #3eff3de7
+# %% ../nbs/03_data.ipynb #8b467907
 def read_cells(
     folder,              # path to either kind
     control:str="DMSO",  # which perturbation is none; dataset.json knows better
@@ -237,7 +243,7 @@ def read_cells(
     if not there: raise InputError(f"There is no data folder '{folder.name[:80]}'.")
     return read_shards(folder) if (folder / "dataset.json").is_file() else read_folder(folder, control)
 
-# %% ../nbs/03_data.ipynb #b6551ef8
+# %% ../nbs/03_data.ipynb #622ab199
 def vocabulary(cells:Cells)->Vocabulary:
     "Every perturbation, dose, experiment and cell type that is trained on, with counts."
     train = cells.table[cells.table["split"] == "train"]
@@ -250,7 +256,7 @@ def vocabulary(cells:Cells)->Vocabulary:
     ordered = lambda column: sorted(train[column].unique(), key=lambda s: (len(s), s))
     return Vocabulary(found, ordered("experiment"), ordered("cell_type"), cells.control)
 
-# %% ../nbs/03_data.ipynb #f8280f6a
+# %% ../nbs/03_data.ipynb #d6863c8a
 def conditions(
     table:pd.DataFrame,       # rows of `Cells.table`
     vocab:Vocabulary,
@@ -262,7 +268,7 @@ def conditions(
     return Condition(index("perturbation", vocab.names), index("experiment", vocab.experiments),
                      index("cell_type", vocab.cell_types), torch.tensor(table["dose_um"].to_numpy(np.float32)))
 
-# %% ../nbs/03_data.ipynb #2bd98670
+# %% ../nbs/03_data.ipynb #7f6278f4
 def dequantise(
     x:Tensor,                 # (B, C, H, W) in [-1, 1], from bytes
     generator=None,
@@ -270,7 +276,7 @@ def dequantise(
     "Add uniform noise of one grey level's width, 1/128 (Jones et al. 2026)."
     return x + (torch.rand(x.shape, generator=generator) - 0.5) / 128
 
-# %% ../nbs/03_data.ipynb #b1ac5e9c
+# %% ../nbs/03_data.ipynb #17ecca87
 def turn(
     x:Tensor,                 # (B, C, H, W), square
     generator=None,
@@ -282,7 +288,24 @@ def turn(
     x = torch.where(coin[1], x.flip(-2), x)
     return torch.where(coin[2], x.transpose(-1, -2), x) if quarters else x
 
-# %% ../nbs/03_data.ipynb #ce6adf39
+# %% ../nbs/03_data.ipynb #1f1e89c5
+def with_structure(cells:Cells):     # the treated cells whose compound has a structure, names of the compounds left out
+    "Split by whether the SMILES is known; the control is in neither."
+    treated = cells.table["perturbation"] != cells.control
+    known = treated & (cells.table["smiles"] != "")
+    return cells[known.to_numpy()], sorted(set(cells.table["perturbation"][treated & ~known]))
+
+
+def fingerprints(
+    table:pd.DataFrame,      # rows of `Cells.table`, each with a SMILES
+    encode,                  # such as `molecules.Morgan`
+):                           # (U, F) float32 of the distinct molecules, (N,) int64 which of them a row has
+    "What the adaptor reads of the molecules of a table."
+    distinct, which = np.unique(table["smiles"].to_numpy(str), return_inverse=True)
+    encoded = encode([read_molecule(s).smiles for s in distinct])
+    return torch.tensor(encoded, dtype=torch.float32), torch.tensor(which)
+
+# %% ../nbs/03_data.ipynb #c74d6ccd
 class Batches:
     "Training batches by number: `batches(step) -> x1, condition`."
     def __init__(
@@ -293,19 +316,23 @@ class Batches:
         power:float=0.75,         # 1 draws all images alike, 0 all perturbations
         quarters:bool=True,       # turns as well as flips
         seed:int=0,
+        encode=None,              # give molecules, read by this, in place of labels
     ):
         train = cells.where(split="train")
         self.images, self.conditions = torch.from_numpy(train.images), conditions(train.table, vocab)
         count = train.table.groupby("perturbation")["perturbation"].transform("size").to_numpy()
         self.weights = torch.tensor(count ** (power - 1.))
         self.size, self.quarters, self.seed = size, quarters, seed
+        self.fp, self.which = fingerprints(train.table, encode) if encode else (None, None)
 
     def __call__(self, step:int):
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = torch.multinomial(self.weights, self.size, replacement=True, generator=g)
-        return turn(dequantise(to_float(self.images[rows]), g), g, self.quarters), self.conditions[rows]
+        condition = self.conditions[rows]
+        if self.fp is not None: condition = replace(condition, y=None, fp=self.fp[self.which[rows]])
+        return turn(dequantise(to_float(self.images[rows]), g), g, self.quarters), condition
 
-# %% ../nbs/03_data.ipynb #7c8d0b90
+# %% ../nbs/03_data.ipynb #4c809ba4
 def resize(
     cells:Cells,
     size:int,        # pixels along a side

@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['standardise', 'frechet', 'frechet_of', 'floor', 'standardised_difference', 'Recognition', 'tell_apart', 'by_label',
-           'distances', 'MorphologyReport', 'report_markdown', 'compare', 'morphology_test']
+           'distances', 'MorphologyReport', 'report_markdown', 'compare', 'morphology_test', 'PhenotypeSpace',
+           'phenotype_space', 'Effect', 'effect_of', 'kernel_distance', 'judge', 'calibrate']
 
-# %% ../nbs/11_evaluation.ipynb #5f024ad3
+# %% ../nbs/11_evaluation.ipynb #1257070c
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
+from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .core import InputError
 from .features import morphology
 
-# %% ../nbs/11_evaluation.ipynb #0d8fb547
+# %% ../nbs/11_evaluation.ipynb #3522c7f1
 def standardise(
     real,              # (N, D) features of real cells, the measure of all
     *others,           # any further (M, D)
@@ -32,7 +35,7 @@ def standardise(
     scaler = StandardScaler().fit(arrays[0])
     return [scaler.transform(v).clip(-limit, limit) for v in arrays]
 
-# %% ../nbs/11_evaluation.ipynb #c3beeec2
+# %% ../nbs/11_evaluation.ipynb #526c1ff4
 def frechet(
     a,          # (N, D) features of some cells
     b,          # (M, D) features of others
@@ -45,7 +48,7 @@ def frechet(
     spread = (root_a ** 2).sum() + (root_b ** 2).sum() - 2 * common
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + max(spread, 0))
 
-# %% ../nbs/11_evaluation.ipynb #2105948d
+# %% ../nbs/11_evaluation.ipynb #d795e110
 def frechet_of(
     a,                   # (N, D) features
     b,                   # (M, D) features
@@ -57,7 +60,7 @@ def frechet_of(
     rng = np.random.default_rng(seed)
     return float(np.mean([frechet(rng.permutation(a)[:n], rng.permutation(b)[:n]) for _ in range(repeats)]))
 
-# %% ../nbs/11_evaluation.ipynb #2b5d298a
+# %% ../nbs/11_evaluation.ipynb #dd74c3aa
 def floor(
     features,             # (N, D) of real cells that are alike
     n:int|None=None,      # cells a side; None takes half of them
@@ -71,7 +74,7 @@ def floor(
     shuffled = (rng.permutation(features) for _ in range(repeats))
     return float(np.mean([frechet(cells[:n], cells[n:2 * n]) for cells in shuffled]))
 
-# %% ../nbs/11_evaluation.ipynb #1378165f
+# %% ../nbs/11_evaluation.ipynb #270e19dd
 def standardised_difference(
     real:pd.DataFrame,           # (N, D)
     generated:pd.DataFrame,      # (M, D), the same columns
@@ -82,7 +85,7 @@ def standardised_difference(
     found = pd.DataFrame(dict(difference=(generated.mean() - real.mean()) / std, std_ratio=generated.std() / std))
     return found.sort_values("difference", key=abs, ascending=False)
 
-# %% ../nbs/11_evaluation.ipynb #bd11e2e1
+# %% ../nbs/11_evaluation.ipynb #4bc66d27
 @dataclass
 class Recognition:
     "For what a classifier took the cells of a set."
@@ -104,7 +107,7 @@ class Recognition:
         return dict(accuracy=self.accuracy, balanced_accuracy=self.balanced_accuracy, recalls=self.recalls,
                     classes=self.classes, confusion=self.confusion.tolist())
 
-# %% ../nbs/11_evaluation.ipynb #3a01264d
+# %% ../nbs/11_evaluation.ipynb #45e7a52a
 def tell_apart(
     features,         # (N, D) of real training cells
     labels,           # (N,) their conditions
@@ -121,7 +124,7 @@ def tell_apart(
         return Recognition(classes, confusion_matrix(labels, model.predict(np.asarray(features, float)), labels=classes))
     return {name: recognise(*given) for name, given in sets.items()}
 
-# %% ../nbs/11_evaluation.ipynb #418923dc
+# %% ../nbs/11_evaluation.ipynb #96c5d36f
 def by_label(
     features,      # (N, D)
     labels,        # (N,)
@@ -130,7 +133,7 @@ def by_label(
     labels = np.asarray(labels)
     return {name: features[labels == name] for name in np.unique(labels).tolist()}
 
-# %% ../nbs/11_evaluation.ipynb #95d9b6e0
+# %% ../nbs/11_evaluation.ipynb #d2546ce2
 def distances(
     name:str,            # a condition
     train:dict,          # condition -> (n, D), standardised; so too the next two
@@ -146,7 +149,7 @@ def distances(
     others = [to_iid(cells) for other, cells in train.items() if other != name and len(cells) >= n]
     return dict(cells=n, distance=to_iid(generated[name]), floor=to_iid(train[name]), nearest_other=min(others, default=np.nan))
 
-# %% ../nbs/11_evaluation.ipynb #ffc7224c
+# %% ../nbs/11_evaluation.ipynb #5123b6b5
 @dataclass
 class MorphologyReport:
     "Generated cells beside real ones, condition by condition."
@@ -164,7 +167,7 @@ class MorphologyReport:
     def to_markdown(self)->str: return report_markdown(self)
     _repr_markdown_ = to_markdown
 
-# %% ../nbs/11_evaluation.ipynb #284031ba
+# %% ../nbs/11_evaluation.ipynb #351107a3
 def report_markdown(report:MorphologyReport)->str:
     "A sentence and a table with a row a condition."
     number = lambda v, form: "–" if v is None or np.isnan(v) else format(v, form)
@@ -179,7 +182,7 @@ def report_markdown(report:MorphologyReport)->str:
     return (f"A classifier of real cells recognises {said[0]} unseen real cells and {said[1]} generated ones.\n\n"
             + "\n".join(f"| {' | '.join(line)} |" for line in lines))
 
-# %% ../nbs/11_evaluation.ipynb #8160af6b
+# %% ../nbs/11_evaluation.ipynb #06230322
 def compare(
     train:tuple,          # real training cells: features (N, D) as a table, labels (N,); so too the next two
     iid:tuple,
@@ -198,7 +201,7 @@ def compare(
     differences = {name: standardised_difference(real[name], made[name]) for name in table.index[table["distance"].notna()]}
     return MorphologyReport(table, told["iid"], told["generated"], differences)
 
-# %% ../nbs/11_evaluation.ipynb #d540eb20
+# %% ../nbs/11_evaluation.ipynb #6082498a
 def morphology_test(
     train:tuple,          # real training cells: images (N, C, H, W) uint8, labels (N,); so too the next two
     iid:tuple,            # real cells not trained on
@@ -208,3 +211,123 @@ def morphology_test(
 )->MorphologyReport:
     "Are generated cells like unseen real cells of the same condition?"
     return compare(*((morphology(images, channels), labels) for images, labels in (train, iid, generated)), fewest)
+
+# %% ../nbs/11_evaluation.ipynb #d9f4c2bd
+@dataclass
+class PhenotypeSpace:
+    "Directions in which mechanisms differ; one unit is the spread of cells within a mechanism."
+    features:list              # D names
+    centre:np.ndarray          # (D,) of the control
+    scale:np.ndarray           # (D,) standard deviations of the control
+    axes:np.ndarray            # (D, D), those along which mechanisms differ most come first
+    mechanisms:dict            # name -> (D,) mean effect of its real cells
+
+    def place(self, features:pd.DataFrame)->np.ndarray:     # (N, D)
+        "Where cells lie; the control's mean is 0."
+        if missing := set(self.features) - set(features): raise InputError(f"The phenotype space needs {len(self.features)} features; {sorted(missing)[0]} is missing.")
+        return ((features[self.features].to_numpy(float) - self.centre) / self.scale).clip(-8, 8) @ self.axes
+
+    def resembles(self, effect:np.ndarray)->list:     # (mechanism, cosine), the nearest first
+        "The real mechanisms in the order of their likeness to an effect (D,)."
+        cosine = lambda a: float(a @ effect / max(np.linalg.norm(a) * np.linalg.norm(effect), 1e-9))
+        return sorted(((name, cosine(a)) for name, a in self.mechanisms.items()), key=lambda found: -found[1])
+
+    def to_dict(self)->dict:
+        plain = lambda a: [plain(v) for v in a] if np.ndim(a) else float(f"{a:.6g}")
+        return dict(features=self.features, centre=plain(self.centre), scale=plain(self.scale), axes=plain(self.axes),
+                    mechanisms={name: plain(a) for name, a in self.mechanisms.items()})
+
+    @classmethod
+    def from_dict(cls, d):
+        return cls(d["features"], *(np.array(d[k], float) for k in ("centre", "scale", "axes")), {k: np.array(v, float) for k, v in d["mechanisms"].items()})
+
+# %% ../nbs/11_evaluation.ipynb #86d2071e
+def phenotype_space(
+    features:pd.DataFrame,     # (N, D) of real training cells
+    mechanisms,                # (N,) names
+    control:str,               # which of them is none
+    shrinkage:float=0.1,       # of the covariance within mechanisms, towards a diagonal
+)->PhenotypeSpace:
+    "White within mechanisms, each counted alike."
+    mechanisms, names = np.asarray(mechanisms), sorted(set(mechanisms) - {control})
+    own = features[mechanisms == control]
+    if not len(own) or not names: raise InputError(f"A phenotype space needs cells of {control} and of at least one mechanism.")
+    space = PhenotypeSpace(list(features), own.mean().to_numpy(), own.std().where(lambda s: s > 0, 1.).to_numpy(), np.eye(features.shape[1]), {})
+    x = space.place(features)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=np.full(len(names) + 1, 1 / (len(names) + 1)))
+    white = np.linalg.cholesky(np.linalg.inv(lda.fit(x, mechanisms).covariance_))
+    mean = lambda name: x[mechanisms == name].mean(0)
+    steps = np.stack([mean(name) - mean(control) for name in names]) @ white
+    turn = np.linalg.svd(steps)[2].T
+    space.axes, space.mechanisms = white @ turn, dict(zip(names, steps @ turn))
+    return space
+
+# %% ../nbs/11_evaluation.ipynb #176a07e3
+@dataclass
+class Effect:
+    "What a treatment did to cells."
+    strength:float          # length of the mean step, in spreads of cells within a mechanism
+    resembles:list          # (mechanism, cosine), the nearest first
+    agreement:float         # share of the cells whose own step is nearest to the same mechanism
+    place:np.ndarray        # (D,) the mean step; its first two numbers are its place on a map
+
+
+def effect_of(
+    space:PhenotypeSpace,
+    treated:pd.DataFrame,      # (N, D) features
+    control:pd.DataFrame,      # (N, D) of the same cells untreated, row by row, or of M others
+)->Effect:
+    "The mean step from untreated to treated, and whether the cells agree on it."
+    before = space.place(control)
+    steps = space.place(treated) - (before if len(control) == len(treated) else before.mean(0))
+    mean = steps.mean(0)
+    found = space.resembles(mean)
+    same = [space.resembles(step)[0][0] == found[0][0] for step in steps]
+    return Effect(float(np.linalg.norm(mean)), found, float(np.mean(same)), mean)
+
+# %% ../nbs/11_evaluation.ipynb #7828679c
+def kernel_distance(
+    a,          # (N, D) features of some cells, in comparable units
+    b,          # (M, D) of others
+)->float:       # 0 in expectation if both are drawn alike; can be negative
+    "Squared maximum mean discrepancy with a cubic kernel, unbiased (KID; Bińkowski et al. 2018, eq. 4)."
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if min(len(a), len(b)) < 2: raise InputError("A kernel distance needs at least two cells on either side.")
+    kernel = lambda u, v: polynomial_kernel(u, v, degree=3, coef0=1)
+    among = lambda u: (kernel(u, u).sum() - np.trace(kernel(u, u))) / (len(u) * (len(u) - 1))
+    return float(among(a) + among(b) - 2 * kernel(a, b).mean())
+
+# %% ../nbs/11_evaluation.ipynb #e7983747
+def judge(
+    space:PhenotypeSpace,
+    real:pd.DataFrame,          # (N, D) features of a compound's real cells
+    untreated:pd.DataFrame,     # (M, D) of real untreated cells
+    guesses:dict,               # name -> features of predicted cells, and of the control they are to be compared with
+    mechanism:str,              # of the compound
+)->pd.DataFrame:                # a row a guess
+    "How near several predictions come to the real cells of one compound."
+    true, where = effect_of(space, real, untreated).place, space.place(real)
+    def row(treated, control):
+        step = effect_of(space, treated, control)
+        cosine = step.place @ true / max(step.strength * np.linalg.norm(true), 1e-9)
+        found = step.resembles[0][0] if step.strength > 1e-6 else ""
+        return dict(error=np.linalg.norm(step.place - true) / np.linalg.norm(true), cosine=cosine, mechanism=found, right=found == mechanism,
+                    kernel_distance=kernel_distance(space.place(treated), where))
+    return pd.DataFrame({name: row(*guess) for name, guess in guesses.items()}).T
+
+# %% ../nbs/11_evaluation.ipynb #2a0ee29b
+def calibrate(
+    tanimoto,     # (N,) of each held-out compound to the nearest one trained on
+    right,        # (N,) whether its mechanism came out right
+)->dict:          # the threshold, and (right, all) on its far and near side
+    "The similarity above which predictions were most often right."
+    tanimoto, right = np.asarray(tanimoto, float), np.asarray(right, bool)
+    if len(set(tanimoto.tolist())) < 2: raise InputError("A calibration needs held-out compounds at different distances.")
+    places = np.unique(tanimoto)
+    cuts = (places[1:] + places[:-1]) / 2
+    def balance(cut):
+        near = tanimoto >= cut
+        return near[right].mean() - near[~right].mean() if right.any() and not right.all() else -abs(cut - np.median(tanimoto))
+    cut = max(cuts, key=balance)
+    count = lambda side: [int(right[side].sum()), int(side.sum())]
+    return dict(threshold=round(float(cut), 3), near=count(tanimoto >= cut), far=count(tanimoto < cut))

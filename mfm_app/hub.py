@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['card_text', 'bundled', 'renames', 'new_config', 'build', 'loss_table', 'model_card', 'write_file', 'save_model',
-           'Model', 'read_config', 'load_model', 'rename', 'load_reference']
+           'Model', 'read_config', 'read_encoder', 'load_model', 'rename', 'load_reference']
 
-# %% ../nbs/09_hub.ipynb #8f9ee16b
+# %% ../nbs/09_hub.ipynb #06c53eb5
 import hashlib
 import json
 import os
@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-from .conditioning import Conditioned, LabelAdaptor
+from .conditioning import Conditioned, Adaptor
 from .core import InputError, Vocabulary
 from .model import MiT, mit, sizes
+from .molecules import EmbeddingTable, encoder, read_embeddings, write_embeddings
 
-# %% ../nbs/09_hub.ipynb #887f4de1
+# %% ../nbs/09_hub.ipynb #ffbfee95
 def new_config(
     vocab:Vocabulary,
     channels:list,                    # {"name", "colour"} a channel
@@ -38,15 +39,15 @@ def new_config(
         predicts="image" if laptop else "velocity",
         channels=channels, vocabulary=vocab.to_dict(), data={}, training={}, quality={})
 
-# %% ../nbs/09_hub.ipynb #e6ed70df
+# %% ../nbs/09_hub.ipynb #44ede451
 def build(config:dict)->Conditioned:
     "The network a config describes, untrained."
     vocab = Vocabulary.from_dict(config["vocabulary"])
-    backbone = mit(**config["backbone"])
+    backbone, molecules = mit(**config["backbone"]), config.get("molecules", {}).get("adaptor")
     counts = len(vocab.perturbations), len(vocab.experiments), len(vocab.cell_types)
-    return Conditioned(backbone, LabelAdaptor(backbone.width, *counts, **config["adaptor"]), config["predicts"])
+    return Conditioned(backbone, Adaptor(backbone.width, *counts, **config["adaptor"], molecules=molecules), config["predicts"])
 
-# %% ../nbs/09_hub.ipynb #d85016f5
+# %% ../nbs/09_hub.ipynb #aa117519
 def loss_table(
     history:list,      # [step, loss, images per second] an entry
     rows:int=10,
@@ -56,7 +57,7 @@ def loss_table(
     lines = [f"| {history[i][0]:,} | {history[i][1]:.4f} |" for i in sorted(places)]
     return "\n".join(["| step | loss |", "|---|---|", *lines]) if lines else ""
 
-# %% ../nbs/09_hub.ipynb #e9c2b129
+# %% ../nbs/09_hub.ipynb #99d45b28
 def model_card(config:dict)->str:
     "A model card in Markdown, with the front matter the Hub reads."
     vocab, training = Vocabulary.from_dict(config["vocabulary"]), config["training"]
@@ -67,7 +68,7 @@ def model_card(config:dict)->str:
                             channels=", ".join(c["name"] for c in config["channels"]), data=said(config["data"]), training=said(training), losses=loss_table(training.get("history", [])),
                             quality=config["quality"].get("table", "Not measured."), rows=rows, licence=config["data"].get("licence", "other").lower())
 
-# %% ../nbs/09_hub.ipynb #465c0b08
+# %% ../nbs/09_hub.ipynb #b782e6ab
 card_text = """---
 library_name: mfm_app
 license: {licence}
@@ -98,7 +99,7 @@ Cells for each compound in training; believe the rare ones less.
 ## Limits
 A generated cell is a hypothesis, not a measurement. The model knows these compounds, doses, experiments and this cell line alone; nothing it draws says anything about safety, efficacy or people."""
 
-# %% ../nbs/09_hub.ipynb #561db19c
+# %% ../nbs/09_hub.ipynb #6bdb9a31
 def write_file(path:Path, write):
     "Call `write(beside)` and move what it wrote to `path` in one stroke."
     beside = path.with_name(path.name + ".part")
@@ -114,6 +115,7 @@ def save_model(
     net:Conditioned,
     config:dict,                   # see `new_config`
     dtype=torch.float16,           # of the stored weights
+    table:EmbeddingTable|None=None,      # of the molecules, where they are not read by fingerprint
 ):
     "Write a model folder."
     folder = Path(folder)
@@ -121,9 +123,10 @@ def save_model(
     weights = {k: v.detach().cpu().to(dtype).contiguous() for k, v in net.state_dict().items()}
     write_file(folder / "config.json", lambda p: p.write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8"))
     write_file(folder / "README.md", lambda p: p.write_text(model_card(config), encoding="utf-8"))
+    if table: write_file(folder / "embeddings.npz", lambda p: write_embeddings(table, p))
     write_file(folder / "model.safetensors", lambda p: save_file(weights, p))
 
-# %% ../nbs/09_hub.ipynb #412ef2b4
+# %% ../nbs/09_hub.ipynb #5aa85421
 @dataclass
 class Model:
     "A network and everything that is known of it."
@@ -131,13 +134,14 @@ class Model:
     config:dict
     sha256:str               # of the weights file, for provenance
     name:str                 # of the folder
+    encode:object=None       # molecules to what the network reads, see `molecules.encoder`; None if it knows names alone
 
     @property
     def vocab(self): return Vocabulary.from_dict(self.config["vocabulary"])
     @property
     def channels(self): return self.config["channels"]
 
-# %% ../nbs/09_hub.ipynb #ed24760b
+# %% ../nbs/09_hub.ipynb #29570acb
 bundled = Path(__file__).parent / "weights" / "bbbc021" if "__file__" in globals() else None      # the model that comes with the package
 
 
@@ -153,7 +157,15 @@ def read_config(folder:Path)->dict:
     if config["format"] != 1: raise InputError(f"'{folder.name}' has format {config['format']}; this version of mfm_app reads format 1.")
     return config
 
-# %% ../nbs/09_hub.ipynb #d9ddcf3d
+# %% ../nbs/09_hub.ipynb #dbb27897
+def read_encoder(folder:Path, config:dict):
+    "What turns molecules into what the network reads; None if it knows names alone."
+    if "molecules" not in config: return None
+    try: kind = config["molecules"]["encoder"]
+    except (KeyError, TypeError): raise InputError(f"config.json in '{folder.name}' does not say how molecules are read.") from None
+    return encoder(kind, read_embeddings(folder / "embeddings.npz") if kind.get("kind") == "table" else None)
+
+
 def load_model(
     folder=None,            # path of a model folder; None loads the bundled one
     device="cpu",
@@ -168,9 +180,9 @@ def load_model(
     except Exception: raise InputError(f"model.safetensors in '{folder.name}' is damaged or not a safetensors file.") from None
     try: net.load_state_dict(state)
     except RuntimeError: raise InputError(f"The weights in '{folder.name}' do not fit its config.json; the folder mixes two models.") from None
-    return Model(net.to(device).eval(), config, hashlib.sha256(weights.read_bytes()).hexdigest(), folder.name)
+    return Model(net.to(device).eval(), config, hashlib.sha256(weights.read_bytes()).hexdigest(), folder.name, read_encoder(folder, config))
 
-# %% ../nbs/09_hub.ipynb #6af9db24
+# %% ../nbs/09_hub.ipynb #6665aefc
 renames = [                                     # of the reference's keys, in order
     (r"^(module\.|_orig_mod\.)+", ""),
     (r"^dit\.x_embedder\.", "backbone.into."),
@@ -189,7 +201,7 @@ def rename(key:str, half:int)->str:
     for pattern, ours in renames: key = re.sub(pattern, ours, key)
     return key
 
-# %% ../nbs/09_hub.ipynb #557475dc
+# %% ../nbs/09_hub.ipynb #55a953c2
 def load_reference(
     state:dict,               # a state dict of the reference code, keys `dit.*` and `adaptor.*`
     heads:int|None=None,      # attention heads; None looks them up in the paper's family by width
@@ -206,7 +218,7 @@ def load_reference(
     if not heads: raise InputError(f"No network of the family is {width} wide; say how many heads it has.")
     backbone = MiT(depth, width, heads, patch, channels, patch * grid)
     backbone.positions.copy_(state.pop("dit.pos_embed"))
-    net = Conditioned(backbone, LabelAdaptor(width, *labels, doses=False, time_scale=1.))
+    net = Conditioned(backbone, Adaptor(width, *labels, doses=False, time_scale=1.))
     try: net.load_state_dict({rename(k, depth // 2): v for k, v in state.items()})
     except RuntimeError as e: raise InputError(f"These weights do not fit the network they describe: {str(e).splitlines()[-1].strip()[:200]}") from None
     return net.eval()

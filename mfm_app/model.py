@@ -6,7 +6,7 @@
 __all__ = ['sizes', 'modulate', 'rms_norm', 'zero_init', 'Block', 'PatchOut', 'ConvIn', 'Level', 'ConvOut', 'positions',
            'way_in_and_out', 'MiT', 'init_weights', 'mit', 'parameter_count']
 
-# %% ../nbs/04_model.ipynb #3e6126cd
+# %% ../nbs/04_model.ipynb #b6e2cecc
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from .core import InputError, look_up
 
-# %% ../nbs/04_model.ipynb #ff81e304
+# %% ../nbs/04_model.ipynb #51c93ae2
 set_fused_attn(torch.cuda.is_available())
 
-# %% ../nbs/04_model.ipynb #1f29144c
+# %% ../nbs/04_model.ipynb #34e9c16a
 def modulate(
     x:Tensor,        # (B, N, D)
     shift:Tensor,    # (B, D)
@@ -28,7 +28,7 @@ def modulate(
     "adaLN: shift and scale every token alike."
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
-# %% ../nbs/04_model.ipynb #f2ab27f9
+# %% ../nbs/04_model.ipynb #32da4196
 def rms_norm(dim): return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
 
 def zero_init(layer):
@@ -37,15 +37,15 @@ def zero_init(layer):
     nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/04_model.ipynb #8d637243
+# %% ../nbs/04_model.ipynb #280a256f
 class Block(nn.Module):
     "A transformer block modulated by a vector."
-    def __init__(self, width:int, heads:int, skip:bool, dropout:float=0.1):
+    def __init__(self, width:int, heads:int, skip:bool, dropout:float=0.1, mlp_ratio:int=4):
         super().__init__()
         self.skip = nn.Sequential(rms_norm(2 * width), nn.Linear(2 * width, width)) if skip else None
         self.norm1, self.norm2 = rms_norm(width), rms_norm(width)
         self.attn = Attention(width, num_heads=heads, qkv_bias=True, proj_drop=dropout)
-        self.mlp = Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp = Mlp(width, mlp_ratio * width, act_layer=lambda: nn.GELU(approximate="tanh"))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x:Tensor, cond:Tensor, skip:Tensor|None=None)->Tensor:
@@ -55,7 +55,7 @@ class Block(nn.Module):
         x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))        # (B, N, D)
         return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))      # (B, N, D)
 
-# %% ../nbs/04_model.ipynb #cd572bd6
+# %% ../nbs/04_model.ipynb #509c8197
 class PatchOut(nn.Module):
     "Tokens back to pixels, a square each."
     def __init__(self, width:int, patch:int, channels:int):
@@ -70,7 +70,7 @@ class PatchOut(nn.Module):
         n = int(x.shape[1] ** 0.5)
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=n, p=self.patch, q=self.patch)
 
-# %% ../nbs/04_model.ipynb #b347d3b0
+# %% ../nbs/04_model.ipynb #05faeb37
 class ConvIn(nn.Module):
     "Pixels to tokens by strided convolutions; keeps what it saw at every size."
     def __init__(self, channels:int, widths:list):       # widths from full size down to the token grid
@@ -83,7 +83,7 @@ class ConvIn(nn.Module):
         for down in self.down: pyramid.append(down(F.silu(pyramid[-1])))                       # (B, wk, H/2^k, W/2^k)
         return pyramid
 
-# %% ../nbs/04_model.ipynb #1975f120
+# %% ../nbs/04_model.ipynb #708460da
 class Level(nn.Module):
     "Enlarge twofold, add what was seen at this size, mix."
     def __init__(self, wide:int, narrow:int, cond:int):
@@ -98,7 +98,7 @@ class Level(nn.Module):
         shift, scale = self.modulation(cond)[..., None, None].chunk(2, dim=1)                  # (B, n, 1, 1)
         return x + self.mix(F.silu(self.norm(x) * (1 + scale) + shift))
 
-# %% ../nbs/04_model.ipynb #89c98ce1
+# %% ../nbs/04_model.ipynb #91239084
 class ConvOut(nn.Module):
     "Tokens back to pixels, level by level."
     def __init__(self, width:int, widths:list, channels:int):
@@ -113,7 +113,7 @@ class ConvOut(nn.Module):
         for level, seen in zip(reversed(self.levels), reversed(pyramid[:-1])): x = level(x, seen, cond)
         return self.last(F.silu(x))                                                            # (B, C, H, W)
 
-# %% ../nbs/04_model.ipynb #538d07a8
+# %% ../nbs/04_model.ipynb #29571349
 sizes = {       # depth, width, heads
     "nano": (4,    48,  2),
     "tiny": (8,   192,  3),
@@ -124,7 +124,7 @@ sizes = {       # depth, width, heads
     "XL":   (28, 1152, 16),
 }
 
-# %% ../nbs/04_model.ipynb #9e2690e8
+# %% ../nbs/04_model.ipynb #696b877e
 def positions(grid:int, width:int)->Tensor:
     "Fixed two-dimensional sine-cosine positions, (1, grid^2, width); x first, then y."
     half = torch.arange(width // 4, dtype=torch.float64) / (width // 4)
@@ -133,7 +133,7 @@ def positions(grid:int, width:int)->Tensor:
     x, y = one[None].expand(grid, -1, -1), one[:, None].expand(-1, grid, -1)
     return torch.cat([x, y], -1).reshape(1, grid * grid, width).float()
 
-# %% ../nbs/04_model.ipynb #5ecafe0b
+# %% ../nbs/04_model.ipynb #ffe8c92a
 def way_in_and_out(stem:str, width:int, patch:int, channels:int, image_size:int, conv_width:int):
     "Pixels to tokens and tokens to pixels, by patches or by a convolutional pyramid."
     if stem == "patch": return PatchEmbed(image_size, patch, channels, width), PatchOut(width, patch, channels)
@@ -141,7 +141,7 @@ def way_in_and_out(stem:str, width:int, patch:int, channels:int, image_size:int,
     widths = [conv_width * 2**k for k in range(patch.bit_length() - 1)] + [width]
     return ConvIn(channels, widths), ConvOut(width, widths, channels)
 
-# %% ../nbs/04_model.ipynb #d497219e
+# %% ../nbs/04_model.ipynb #58707efd
 class MiT(nn.Module):
     "The microscopy transformer (Jones et al. 2026): an image and a vector in, an image out."
     def __init__(
@@ -170,7 +170,7 @@ class MiT(nn.Module):
             else: x = block(x, cond, skips.pop())                                              # (B, N, D)
         return self.out(x, cond, pyramid)                                                      # (B, C, H, W)
 
-# %% ../nbs/04_model.ipynb #e96b7a00
+# %% ../nbs/04_model.ipynb #7914c0ec
 def init_weights(module):
     "Xavier for linear layers and patches, zero for what must not speak at first; convolutions keep PyTorch's own start."
     if isinstance(module, (nn.Linear, PatchEmbed)):
@@ -181,7 +181,7 @@ def init_weights(module):
     if isinstance(module, PatchOut): zero_init(module.linear)
     if isinstance(module, ConvOut): zero_init(module.last)
 
-# %% ../nbs/04_model.ipynb #c02b625c
+# %% ../nbs/04_model.ipynb #5db616ae
 def mit(
     name:str="tiny/8",     # size/patch, e.g. "S/8" or "XL/2"
     **kwargs,              # further arguments of `MiT`
@@ -194,7 +194,7 @@ def mit(
     if image_size % int(patch): raise InputError(f"An image of {image_size} px cannot be cut into patches of {patch} px.")
     return MiT(*sizes[size], patch=int(patch), **kwargs)
 
-# %% ../nbs/04_model.ipynb #15b09316
+# %% ../nbs/04_model.ipynb #a71994f2
 def parameter_count(module)->int:
     "How many numbers are learned."
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['solvers', 'euler', 'midpoint', 'heun', 'rk4', 'time_grid', 'nfe', 'Query', 'Frame', 'ask', 'walk', 'run', 'reference',
-           'check_walk', 'generate']
+           'check_walk', 'generate', 'draw']
 
-# %% ../nbs/07_sampling.ipynb #052fec0e
+# %% ../nbs/07_sampling.ipynb #c3d52df6
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from .core import Condition, InputError, check_int, join, look_up, noise
+from .core import Condition, InputError, autocast, check_int, fast_dtype, join, look_up, noise, to_uint8
 from .flow import guide
 
-# %% ../nbs/07_sampling.ipynb #92ead986
+# %% ../nbs/07_sampling.ipynb #41ef2049
 def euler(x, t, h):
     v = yield x, t
     return x + h * v
@@ -44,7 +45,7 @@ def rk4(x, t, h):
 
 solvers = {"euler": (euler, 1), "midpoint": (midpoint, 2), "heun": (heun, 2), "rk4": (rk4, 4)}     # name: step, velocities it asks for
 
-# %% ../nbs/07_sampling.ipynb #a406035f
+# %% ../nbs/07_sampling.ipynb #e957ad40
 def time_grid(
     steps:int,
     t0:float=0., t1:float=1.,      # from, to; 1 to 0 walks backward
@@ -55,7 +56,7 @@ def time_grid(
     place = lambda t: 1 - (1 - t) ** (1 / power)
     return (1 - (1 - (place(t0) + s * (place(t1) - place(t0)))) ** power).tolist()
 
-# %% ../nbs/07_sampling.ipynb #d9f1b8de
+# %% ../nbs/07_sampling.ipynb #99213382
 def nfe(
     solver:str, steps:int, cfg_scale:float=1.,
     to_image:bool=True,      # the walk ends at t = 1
@@ -64,7 +65,7 @@ def nfe(
     calls = solvers[solver][1] * (steps - 1) + 1 if to_image else solvers[solver][1] * steps
     return calls * (1 if cfg_scale in (0, 1) else 2)
 
-# %% ../nbs/07_sampling.ipynb #bdbcc175
+# %% ../nbs/07_sampling.ipynb #7ed6608c
 @dataclass
 class Query:
     "A walk asks: which velocity here?"
@@ -80,7 +81,7 @@ class Frame:
     x:Tensor                       # (B, C, H, W) where the batch is
     guess:Tensor                   # (B, C, H, W) the image it heads for, x + (1 - t) v
 
-# %% ../nbs/07_sampling.ipynb #c25f84a2
+# %% ../nbs/07_sampling.ipynb #aa6d2551
 def ask(x, t, condition, cfg_scale):
     "Yield the queries for one guided velocity: one, or with guidance one of twice the rows."
     n = len(x)
@@ -91,7 +92,7 @@ def ask(x, t, condition, cfg_scale):
     null, cond = (yield Query(torch.cat([x, x]), torch.cat([times, times]), both)).chunk(2)
     return guide(null, cond, cfg_scale)
 
-# %% ../nbs/07_sampling.ipynb #651da684
+# %% ../nbs/07_sampling.ipynb #7c71751f
 def walk(
     x:Tensor,                           # (B, C, H, W) where to start
     condition:Condition|None=None,      # B rows
@@ -114,7 +115,7 @@ def walk(
     yield Frame(t1, x, x)
     return x
 
-# %% ../nbs/07_sampling.ipynb #6aa23ad5
+# %% ../nbs/07_sampling.ipynb #7d41d101
 def run(
     walk,               # a coroutine, see `walk`
     velocity,           # callable (x, t, condition) -> v
@@ -128,7 +129,7 @@ def run(
         answer = velocity(event.x, event.t, event.condition) if isinstance(event, Query) else None
         if watch and isinstance(event, Frame): watch(event)
 
-# %% ../nbs/07_sampling.ipynb #9d8d04df
+# %% ../nbs/07_sampling.ipynb #cd7e4567
 def reference(
     velocity,                           # callable (x, t, condition) -> v
     x:Tensor,                           # (B, C, H, W) where to start
@@ -145,7 +146,7 @@ def reference(
     times = torch.tensor([t0, t1], device=x.device)
     return odeint(field, x, times, rtol=tolerance, atol=tolerance, method=method)[-1], calls
 
-# %% ../nbs/07_sampling.ipynb #d144fec3
+# %% ../nbs/07_sampling.ipynb #dde617cd
 def check_walk(solver:str, steps:int, cfg_scale:float):
     "Settings of a walk that make sense, or `InputError`."
     look_up(solver, solvers, "solver")
@@ -153,7 +154,7 @@ def check_walk(solver:str, steps:int, cfg_scale:float):
     ok = isinstance(cfg_scale, (int, float)) and not isinstance(cfg_scale, bool) and 0 <= cfg_scale <= 8
     if not ok: raise InputError(f"Guidance must be a number from 0 to 8 (1 is plain), not {str(cfg_scale)[:40]!r}.")
 
-# %% ../nbs/07_sampling.ipynb #b7ca9796
+# %% ../nbs/07_sampling.ipynb #8aae6bc4
 @torch.inference_mode()
 def generate(
     velocity,                    # callable (x, t, condition) -> v, such as `Conditioned`
@@ -172,3 +173,13 @@ def generate(
         part = condition and condition[slice(i, i + batch)].to(device)
         done.append(run(walk(noise(seeds[i:i + batch], shape, device), part, solver, steps, cfg_scale=cfg_scale), velocity, watch))
     return torch.cat(done)
+
+# %% ../nbs/07_sampling.ipynb #5b0e9333
+def draw(
+    net,                  # a network in eval mode, such as `Conditioned`
+    rows:Condition,       # a row a seed
+    seeds, device,
+    **kwargs,             # further arguments of `generate`
+)->np.ndarray:            # (B, C, H, W) uint8
+    "Finished pictures."
+    with autocast(device, fast_dtype(device)): return to_uint8(generate(net, rows, seeds, net.shape, device=device, **kwargs))

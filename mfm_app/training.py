@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['power_gamma', 'averaged', 'optimisers', 'schedule', 'write_state', 'read_state', 'Run', 'start', 'one_step',
-           'prepare', 'train', 'note']
+           'prepare', 'train', 'note', 'imitate']
 
-# %% ../nbs/08_training.ipynb #66867b57
+# %% ../nbs/08_training.ipynb #4fb16ba3
 import os
 import time
 from dataclasses import dataclass, field
@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .core import InputError, fast_dtype, pick_device
 from .flow import draw_t, flow_loss
 
-# %% ../nbs/08_training.ipynb #dd68a4fa
+# %% ../nbs/08_training.ipynb #56f28a09
 def power_gamma(
     std:float,       # width of the average relative to the run so far
 )->float:
     "The exponent of EDM2's power-function average with this relative width (Karras et al. 2024, eq. 123)."
     return np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max()
 
-# %% ../nbs/08_training.ipynb #6c68f2d7
+# %% ../nbs/08_training.ipynb #f2b91ef1
 def averaged(
     net:nn.Module,
     std:float=0.05,           # 0.01 in the paper, whose runs are longer
@@ -40,7 +40,7 @@ def averaged(
     def follow(average, current, steps): return average.lerp(current, 1 - (1 - 1 / (steps + 1)) ** (gamma + 1))
     return AveragedModel(net, avg_fn=follow)
 
-# %% ../nbs/08_training.ipynb #f3f3385f
+# %% ../nbs/08_training.ipynb #cc7cf644
 def optimisers(
     net:nn.Module,
     kind:str="muon",       # "muon" for a small budget, "adam" as in the paper
@@ -56,7 +56,7 @@ def optimisers(
     muon = torch.optim.Muon(matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.)]
 
-# %% ../nbs/08_training.ipynb #f18a529c
+# %% ../nbs/08_training.ipynb #b3cd7118
 def schedule(
     step:int,
     steps:int,              # of the whole run
@@ -66,7 +66,7 @@ def schedule(
     "The learning rate at a step, as a share of the highest."
     return min(1., (step + 1) / warmup, (steps - step) / max(1, cooldown * steps))
 
-# %% ../nbs/08_training.ipynb #658c9493
+# %% ../nbs/08_training.ipynb #68de4cf6
 def write_state(state:dict, path:Path):
     "Save, atomically."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def read_state(path:Path)->dict:
     try: return torch.load(path, map_location="cpu", weights_only=True)
     except Exception: raise InputError(f"{path.name} in '{path.parent.name}' is not a checkpoint of a training run; choose another folder.") from None
 
-# %% ../nbs/08_training.ipynb #e1b57d3c
+# %% ../nbs/08_training.ipynb #bc4199bb
 @dataclass
 class Run:
     "A training run, wherever it stands."
@@ -101,7 +101,7 @@ class Run:
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         for part, saved in zip(self.parts(), state["parts"], strict=True): part.load_state_dict(saved)
 
-# %% ../nbs/08_training.ipynb #4e1c178c
+# %% ../nbs/08_training.ipynb #d8ab5512
 def start(
     net:nn.Module,
     checkpoint:Path|None=None,      # resumed from, if it is there
@@ -116,7 +116,7 @@ def start(
         raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another network or optimiser; choose another folder.") from None
     return run
 
-# %% ../nbs/08_training.ipynb #f929395d
+# %% ../nbs/08_training.ipynb #9e0186bf
 def one_step(
     run:Run,
     accelerator:Accelerator,
@@ -138,7 +138,7 @@ def one_step(
     run.step += 1
     run.recent.append((loss.item(), time.time() - began))
 
-# %% ../nbs/08_training.ipynb #3b6e6bda
+# %% ../nbs/08_training.ipynb #5f689666
 def prepare(
     run:Run,
     dtype=None,         # bfloat16 or float32; None asks the machine
@@ -153,7 +153,7 @@ def prepare(
     run.net.train()
     return accelerator
 
-# %% ../nbs/08_training.ipynb #26a9f817
+# %% ../nbs/08_training.ipynb #ba27b07f
 def train(
     run:Run,
     batches,                        # callable: step -> x1, condition
@@ -182,7 +182,7 @@ def train(
             for hook in hooks: hook(run)
     return run
 
-# %% ../nbs/08_training.ipynb #14a56278
+# %% ../nbs/08_training.ipynb #39d59289
 def note(run:Run, batch:int)->float:
     "Enter the mean loss since the last entry into the history, and return it."
     loss, seconds = np.mean(run.recent, axis=0).tolist()
@@ -190,3 +190,23 @@ def note(run:Run, batch:int)->float:
     run.history.append([run.step, loss, batch / seconds])
     run.recent = []
     return loss
+
+# %% ../nbs/08_training.ipynb #e090b791
+def imitate(
+    student:nn.Module,
+    given:tuple,           # its inputs, N rows each
+    wanted:Tensor,         # (N, D) what it should answer
+    steps:int=500,
+    lr:float=1e-3,
+)->float:                  # mean squared error at the end, as a share of the variance of `wanted`
+    "Fit a module to given answers, all rows at once."
+    optimiser, began = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr), student.training
+    student.train()
+    for step in range(steps):
+        for group in optimiser.param_groups: group["lr"] = lr * schedule(step, steps)
+        error = (student(*given) - wanted).square().mean() / wanted.var()
+        error.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    student.train(began)
+    return error.item()
