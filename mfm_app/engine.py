@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['most_seeds', 'solver_names', 'Job', 'velocities', 'Together', 'follow', 'Request', 'check_seeds', 'check', 'Moment',
-           'Answer', 'provenance', 'Engine', 'load']
+           'Answer', 'Look', 'verdict', 'look', 'provenance', 'Engine', 'Steadiness', 'thin', 'weigh', 'load']
 
-# %% ../nbs/13_engine.ipynb #1f5aa22a
+# %% ../nbs/13_engine.ipynb #4a9bca3b
 import queue
 import threading
 import time
@@ -18,12 +18,15 @@ import numpy as np
 import torch
 
 from . import __version__
-from .core import (Condition, InputError, autocast, check_int, condition, fast_dtype, join, noise, pick_device, resolve,
-                          to_uint8)
+from .core import (Condition, InputError, Perturbation, autocast, check_int, condition, fast_dtype, join, noise, pick_device,
+                          resolve, to_uint8, usual_dose)
+from .evaluation import Effect, PhenotypeSpace, effect_of
+from .features import morphology
 from .hub import Model, load_model, model_card
+from .molecules import Molecule, Morgan, nearest, read_molecule
 from .sampling import Query, check_walk, nfe, solvers, walk
 
-# %% ../nbs/13_engine.ipynb #e3dc8169
+# %% ../nbs/13_engine.ipynb #dd4f3d8d
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -41,7 +44,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/13_engine.ipynb #bdbdbc91
+# %% ../nbs/13_engine.ipynb #dad6c23b
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -56,7 +59,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/13_engine.ipynb #a5e2e688
+# %% ../nbs/13_engine.ipynb #53ce5863
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -83,7 +86,7 @@ class Together:
             return []
         return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/13_engine.ipynb #2b2a8319
+# %% ../nbs/13_engine.ipynb #6b9eeb3c
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -99,24 +102,25 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/13_engine.ipynb #77c8a372
+# %% ../nbs/13_engine.ipynb #f201509b
 most_seeds, solver_names = 64, list(solvers)
 
 
 @dataclass(frozen=True)
 class Request:
-    "What to do to which cells."
-    perturbation:str
-    dose_um:float|None = None          # micromolar; None takes the usual one
-    experiment:str|None = None         # None takes the one with most of its cells; "any" leaves it open
+    "What to do to which cells: a perturbation by name, or a molecule by structure."
+    perturbation:str|None = None
+    dose_um:float|None = None          # micromolar; None takes the usual one, of a molecule that of its nearest compound
+    experiment:str|None = None         # None takes the one with most treated cells; "any" leaves it open
     cell_type:str|None = None
     seeds:tuple = (0,)                 # one int a cell
     solver:str = "midpoint"
     steps:int = 10
     cfg_scale:float = 1.
     compare:bool = True                # also draw the control from the same noise
+    molecule:str|None = None           # SMILES or mol block, in place of the perturbation
 
-# %% ../nbs/13_engine.ipynb #1a7e64e8
+# %% ../nbs/13_engine.ipynb #a58630b1
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -125,14 +129,21 @@ def check_seeds(seeds)->tuple:
     return tuple(check_int(s, "A seed", 0, 2**31 - 1) for s in seeds)
 
 
-def check(request:Request, vocab)->Request:
+def check(request:Request, engine)->Request:
     "The request with its defaults filled in, or `InputError`."
     check_walk(request.solver, request.steps, request.cfg_scale)
-    said = resolve(vocab, request.perturbation, request.dose_um, request.experiment, request.cell_type)
+    name, dose, vocab, molecule = request.perturbation, request.dose_um, engine.vocab, None
+    if request.molecule is not None:
+        if name is not None: raise InputError("Give a perturbation or a molecule, not both.")
+        look = engine.look(request.molecule)
+        name, dose, molecule = vocab.unlisted, look.dose_um if dose is None else dose, look.molecule.smiles
+    said = resolve(vocab, name, dose, request.experiment, request.cell_type)
     compare = request.compare and said["perturbation"] != vocab.control      # the control beside itself says nothing
-    return replace(request, **said, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(), steps=int(request.steps), cfg_scale=float(request.cfg_scale))
+    if molecule: said["perturbation"] = None
+    return replace(request, **said, molecule=molecule, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(),
+                   steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/13_engine.ipynb #ec8ced83
+# %% ../nbs/13_engine.ipynb #0cf912bb
 @dataclass
 class Moment:
     "Cells on their way."
@@ -152,44 +163,145 @@ class Answer:
     request:Request
     provenance:dict            # weights, nfe, seconds and the request
 
-# %% ../nbs/13_engine.ipynb #f9d08d87
+# %% ../nbs/13_engine.ipynb #265ec797
+@dataclass
+class Look:
+    "What is known of a molecule before a cell is drawn."
+    molecule:Molecule
+    name:str                  # of the compound, if it is a known one
+    moa:str                   # its mechanism, if known
+    neighbours:list           # (`Perturbation`, Tanimoto), the most similar first
+    verdict:str               # "known", "close" or "far"
+    reason:str                # in plain words
+    dose_um:float             # micromolar, the usual dose of the nearest compound
+
+# %% ../nbs/13_engine.ipynb #eadfc3b8
+def verdict(
+    calibration:dict|None,     # see `evaluation.calibrate`
+    taught:Perturbation|None,  # the compound itself, if it was taught
+    nearest:Perturbation,      # the most similar one that was
+    tanimoto:float,
+):                             # "known", "close" or "far", and why
+    "How far to believe what is drawn for a molecule."
+    if taught: return "known", f"The model was taught this structure, on {taught.cells:,} cells."
+    like = f"The most similar compound it was taught is {nearest.name} (Tanimoto {tanimoto:.2f})."
+    if not calibration: return "far", f"{like} No compounds were held out, so nothing is known of how well this model draws others."
+    near = tanimoto >= calibration["threshold"]
+    right, of = calibration["near" if near else "far"]
+    side = f"{calibration['threshold']:.2f} or more" if near else f"less than {calibration['threshold']:.2f}"
+    counted = f"Of {of} held-out compounds with a similarity of {side}, {right} came out with the right mechanism."
+    return ("close" if near else "far"), f"{like} {counted}" + ("" if near else " Take the picture as a guess.")
+
+# %% ../nbs/13_engine.ipynb #097b9dd8
+def look(engine, molecule:Molecule)->Look:
+    "Neighbours, verdict and usual dose of a molecule in standard form."
+    if engine.model.encode is None or not engine.structured: raise InputError("This model knows compounds by name alone; `mfm finetune` teaches it molecules.")
+    engine.fingerprint([molecule.smiles])                             # one that the network cannot read is refused here
+    found = [(engine.structured[n.index], n.tanimoto) for n in nearest(Morgan()([molecule.smiles])[0], engine.library, 5)]
+    same = next((p for p in engine.structured if read_molecule(p.smiles).smiles == molecule.smiles), None)
+    aside = next((h for h in engine.taught.get("held_out", []) if read_molecule(h["smiles"]).smiles == molecule.smiles), None)
+    name, moa = (same.name, same.moa) if same else (f"{aside['name']} (held out)", aside["moa"]) if aside else ("", "")
+    return Look(molecule, name, moa, found, *verdict(engine.taught.get("calibration"), same, *found[0]), usual_dose(found[0][0]))
+
+# %% ../nbs/13_engine.ipynb #10e753a3
 def provenance(engine, request:Request, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     return dict(model=engine.model.name, weights_sha256=engine.model.sha256, nfe=nfe(request.solver, request.steps, request.cfg_scale),
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 mfm_app=__version__, **asdict(request))
 
-# %% ../nbs/13_engine.ipynb #ffeee2b6
+# %% ../nbs/13_engine.ipynb #1c39c706
 class Engine:
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None):
-        self.model, self.vocab = model, model.vocab
+        self.model, self.vocab, self.taught = model, model.vocab, model.config.get("molecules", {})
         self.device = torch.device(device or pick_device())
         self.dtype = dtype or fast_dtype(self.device)
         self.together = Together(model.net.to(self.device), device=self.device, dtype=self.dtype)
+        self.structured = [p for p in self.vocab.perturbations if p.smiles and p.doses]
+        self.library = Morgan()([read_molecule(p.smiles).smiles for p in self.structured]) if self.structured else np.zeros((0, Morgan().width), np.uint8)
+        self.space = PhenotypeSpace.from_dict(model.config["phenotypes"]) if "phenotypes" in model.config else None
 
     @property
     def card(self)->str: return model_card(self.model.config).split("---\n", 2)[2]     # without the front matter
 
+    def look(self, molecule)->Look:
+        "What is known of a molecule before a single cell is drawn, or `InputError`."
+        return look(self, read_molecule(molecule))
+
+    def fingerprint(self, smiles:list)->torch.Tensor:     # (N, F)
+        "What the network reads of molecules in standard form."
+        return torch.tensor(self.model.encode(smiles), dtype=torch.float32)
+
+    def rows(self, request:Request, control:bool=False, n:int|None=None)->Condition:
+        "A checked request, or its control, as a condition with a row a cell."
+        where, n = (request.experiment, request.cell_type), n or len(request.seeds)
+        if control: return condition(self.vocab, self.vocab.control, None, *where, n=n)
+        if request.molecule is None: return condition(self.vocab, request.perturbation, request.dose_um, *where, n=n)
+        return condition(self.vocab, self.vocab.unlisted, request.dose_um, *where, n=n, fp=self.fingerprint([request.molecule])[0])
+
+    def frames(self, rows:Condition, seeds, request:Request):
+        "Yield the `Frame`s of a walk from noise for given conditions, walked together with everybody's; closing ends it."
+        x0 = noise(seeds, self.model.net.shape, self.device)
+        walking = walk(x0, rows.to(self.device), request.solver, request.steps, cfg_scale=request.cfg_scale)
+        with closing(follow(self.together, walking)) as frames: yield from frames
+
     def stream(self, request:Request):
         "Yield the noise, a `Moment` a step, then one `Answer`; closing the generator cancels it. Raises `InputError` before anything is computed."
-        request, began = check(request, self.vocab), time.time()
-        done = [(request.perturbation, request.dose_um), (self.vocab.control, None)][:1 + request.compare]
-        n, groups, shape = len(request.seeds), len(done), self.model.net.shape
-        rows = join([condition(self.vocab, *what, request.experiment, request.cell_type, n=n) for what in done], [n] * groups)
-        x0, split = noise(request.seeds * groups, shape, self.device), lambda x: to_uint8(x).reshape(groups, n, *shape)
-        yield Moment(0., 0, request.steps, split(x0), split(x0))      # there is something to see before the network is asked
-        walking = walk(x0, rows.to(self.device), request.solver, request.steps, cfg_scale=request.cfg_scale)
-        with closing(follow(self.together, walking)) as frames:
+        request, began = check(request, self), time.time()
+        n, groups, shape = len(request.seeds), 1 + request.compare, self.model.net.shape
+        rows = join([self.rows(request, control) for control in (False, True)[:groups]], [n] * groups)
+        seeds, split = request.seeds * groups, lambda x: to_uint8(x).reshape(groups, n, *shape)
+        yield Moment(0., 0, request.steps, *[split(noise(seeds, shape))] * 2)      # there is something to see before the network is asked
+        with closing(self.frames(rows, seeds, request)) as frames:
             for step, frame in enumerate(frames): yield Moment(frame.t, step, request.steps, split(frame.x), cells := split(frame.guess))
         yield Answer(cells[0], cells[1] if request.compare else None, self.model.channels, request, provenance(self, request, time.time() - began))
 
-    def generate(self, perturbation:str, dose_um:float|None=None, seeds=range(8), **kwargs)->Answer:
+    def generate(self, perturbation:str|None=None, dose_um:float|None=None, seeds=range(8), **kwargs)->Answer:
         "The finished cells of a `Request`, given by its fields."
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/13_engine.ipynb #fa0e62c4
+# %% ../nbs/13_engine.ipynb #0a8ad09a
+@dataclass
+class Steadiness:
+    "What a finished answer shows, and how much it hangs on chance."
+    effect:Effect             # strength, mechanisms it resembles, share of the seeds that agree
+    thinned:int|None          # how many thinned fingerprints agree on the mechanism; None for a compound given by name
+    of:int                    # how many there were
+
+
+def thin(
+    fp:torch.Tensor,     # (F,)
+    share:float,         # of the bits that is dropped
+    n:int,               # how many different ways
+)->torch.Tensor:         # (n, F), scaled as dropout does
+    "Fingerprints with some bits dropped, always the same ones."
+    keep = torch.rand((n, len(fp)), generator=torch.Generator().manual_seed(0)) >= share
+    return fp * keep / (1 - share)
+
+# %% ../nbs/13_engine.ipynb #1f720261
+def weigh(
+    engine:Engine,
+    answer:Answer,         # with its control
+    ways:int=8,            # thinned fingerprints
+    cells:int=4,           # drawn with each
+)->Steadiness:
+    "How strong an answer's effect is, what it resembles and how steady that is; `InputError` without a control or a phenotype space."
+    if answer.control is None or engine.space is None: raise InputError("An effect is weighed against the control, by a model that has a phenotype space.")
+    request, names = answer.request, [c["name"] for c in answer.channels]
+    control = morphology(answer.control, names)
+    effect = effect_of(engine.space, morphology(answer.images, names), control)
+    if request.molecule is None: return Steadiness(effect, None, 0)
+    cells, drop = min(cells, len(request.seeds)), engine.taught["adaptor"].get("drop", 0.1)
+    fps = thin(engine.fingerprint([request.molecule])[0], drop, ways).repeat_interleave(cells, 0)
+    rows = replace(engine.rows(request, n=len(fps)), fp=fps)
+    for frame in engine.frames(rows, request.seeds[:cells] * ways, request): pass
+    made = morphology(to_uint8(frame.x), names)
+    each = [effect_of(engine.space, made[i:i + cells], control[:cells]).resembles[0][0] for i in range(0, len(made), cells)]
+    return Steadiness(effect, each.count(effect.resembles[0][0]), ways)
+
+# %% ../nbs/13_engine.ipynb #29a90052
 @lru_cache(maxsize=2)
 def load(
     folder=None,       # a model folder; None loads the bundled model

@@ -26,18 +26,20 @@ may_import = dict(
     flow="core",
     sampling="core flow",
     training="core flow",
-    hub="core model conditioning",
+    hub="core molecules model conditioning",
     features="core",
     evaluation="core features",
     effects="core features sampling",
     engine="core molecules data hub sampling features evaluation effects",
-    ui="core viz engine",
-    cli="core viz molecules data model conditioning flow sampling training hub features evaluation effects engine ui",
+    screen="core molecules sampling features evaluation engine",
+    ui="core viz molecules engine screen",
+    finetune="core molecules data conditioning sampling training hub features evaluation",
+    cli="core viz molecules data model conditioning flow sampling training hub features evaluation effects engine screen ui finetune",
 )
 
 door = dict(gradio="ui", plotly="viz", matplotlib="viz", rdkit="molecules", timm="model", torchdiffeq="sampling",
             accelerate="training", huggingface_hub="hub", skimage="features", torch_fidelity="features",
-            tifffile="data", sklearn="evaluation")
+            tifffile="data", sklearn="evaluation", ipyketcher="ui")
 
 each_module = pytest.mark.parametrize("path", modules, ids=lambda p: p.stem)
 each_notebook = pytest.mark.parametrize("path", notebooks, ids=lambda p: p.relative_to(root / "nbs").as_posix())
