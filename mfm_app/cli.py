@@ -7,7 +7,7 @@ __all__ = ['app', 'main', 'preview_conditions', 'training_record', 'data_record'
            'check_taught', 'finetune_command', 'well_known', 'pick', 'condition_label', 'generate_condition',
            'evaluate_model', 'evaluate_command', 'sample_command', 'serve_command']
 
-# %% ../nbs/17_cli.ipynb #12fef6c9
+# %% ../nbs/17_cli.ipynb #b555397c
 import json
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ import typer
 from PIL import PngImagePlugin
 
 from .core import InputError, check_int, condition, join, pick_device
-from .data import Batches, Cells, read_cells, resize, vocabulary, with_structure
+from .data import Batches, Cells, fingerprints, read_cells, resize, vocabulary, with_structure
 from .engine import load
 from .evaluation import morphology_test
 from .features import seam
@@ -31,7 +31,7 @@ from .sampling import draw
 from .training import Run, start, train
 from .viz import loss_curve, show
 
-# %% ../nbs/17_cli.ipynb #a6102ec6
+# %% ../nbs/17_cli.ipynb #a7276258
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -45,14 +45,14 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/17_cli.ipynb #1a905613
+# %% ../nbs/17_cli.ipynb #c77888cf
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
     rows = [condition(vocab, name, n=8) for name in [vocab.control, *(p.name for p in treated)]]
     return join(rows, [8] * len(rows))
 
-# %% ../nbs/17_cli.ipynb #38799a65
+# %% ../nbs/17_cli.ipynb #68d5a211
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -67,7 +67,7 @@ def data_record(cells:Cells)->dict:
     train = int((cells.table["split"] == "train").sum())
     return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/17_cli.ipynb #293e2608
+# %% ../nbs/17_cli.ipynb #71309ae1
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -79,7 +79,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/17_cli.ipynb #94ae4c1e
+# %% ../nbs/17_cli.ipynb #b6f00049
 def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldown:float, every:int):
     "Start or resume the run of a recipe on some cells, and export it at the end."
     paper, batch, seed, vocab = recipe["recipe"] == "paper", recipe["batch"], recipe["seed"], vocabulary(cells)
@@ -90,7 +90,7 @@ def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldo
     hook = export_hook(out, config, vocab, recipe, batch)
     hook(train(run, batches, steps, out / "training.pt", recipe["times"], cooldown=cooldown, every={every: hook}))
 
-# %% ../nbs/17_cli.ipynb #525be7c4
+# %% ../nbs/17_cli.ipynb #d9113735
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -117,9 +117,10 @@ def train_command(
     train_on(cells, out, backbone, recipe | dict(batch=batch, seed=seed), steps, cooldown, every)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/17_cli.ipynb #fe0adf1b
-def check_taught(cells:Cells):     # treated cells with a structure, names of the compounds left out
+# %% ../nbs/17_cli.ipynb #96587c66
+def check_taught(cells:Cells, encode):     # treated cells with a structure, names of the compounds left out
     "What molecules can be taught from, or `InputError`."
+    fingerprints(with_structure(cells)[0].table, encode)      # one that cannot be read is refused now and not after an hour
     taught, left_out = with_structure(cells.where(split="train"))
     if taught.table["smiles"].nunique() < 2: raise InputError("Molecules are taught from at least two compounds with a structure; the data's 'smiles' column has fewer.")
     return taught, left_out
@@ -141,7 +142,7 @@ def finetune_command(
     loaded, cells, lesson = load_model(model, pick_device()), read_cells(data), Lesson(steps, batch, lr, modulations=adaln, seed=seed)
     if cells.images.shape[-1] != loaded.net.shape[-1]: cells = resize(cells, loaded.net.shape[-1])
     encode = read_embeddings(embeddings) if embeddings else Morgan(counts=counts)
-    taught, left_out = check_taught(cells)
+    taught, left_out = check_taught(cells, encode)
     if left_out: typer.echo(f"Left out, for want of a published structure: {', '.join(left_out)}.")
     net = teach(loaded, taught, encode, lesson, run and run / "molecules.pt").average.module.eval()
     found, everything = trials(loaded, net, cells, encode, pick_device(), lesson, folds)
@@ -150,7 +151,7 @@ def finetune_command(
     save_model(model, net.cpu(), loaded.config, table=encode if embeddings else None)
     typer.echo(loaded.config["molecules"].get("table", "The folder now reads molecules; nothing was held out, so nothing is known of how well."))
 
-# %% ../nbs/17_cli.ipynb #4b273f2e
+# %% ../nbs/17_cli.ipynb #9169e728
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -166,7 +167,7 @@ def pick(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/17_cli.ipynb #25e2efab
+# %% ../nbs/17_cli.ipynb #d57c1a25
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -174,7 +175,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/17_cli.ipynb #48147265
+# %% ../nbs/17_cli.ipynb #f9256010
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -190,7 +191,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/17_cli.ipynb #e4365445
+# %% ../nbs/17_cli.ipynb #00abd167
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -204,10 +205,11 @@ def evaluate_command(
     save_model(model, loaded.net.cpu(), loaded.config)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/17_cli.ipynb #5041ac2a
+# %% ../nbs/17_cli.ipynb #288ac34a
 @app.command("sample")
 def sample_command(
-    perturbation:Annotated[str, typer.Argument(help="Its name, as in `mfm sample taxol`.")],
+    perturbation:Annotated[str|None, typer.Argument(help="Its name, as in `mfm sample taxol`.")]=None,
+    molecule:Annotated[str|None, typer.Option(help="A SMILES, in place of a name.")]=None,
     dose:Annotated[float|None, typer.Option(help="Micromolar; the usual dose if not given.")]=None,
     experiment:Annotated[str|None, typer.Option(help="The one with most of its cells if not given.")]=None,
     n:Annotated[int, typer.Option(help="How many cells.")]=16,
@@ -219,7 +221,8 @@ def sample_command(
     "Draw cells into a picture or an array."
     if out.suffix not in (".png", ".npz"): raise InputError(f"--out must end in .png or .npz, not '{out.suffix}'.")
     check_int(n, "--n", 1, 64)
-    answer = load(model).generate(perturbation, dose, range(seed, seed + n), experiment=experiment, steps=steps, cfg_scale=guidance, compare=False)
+    engine = load(model)
+    answer = engine.generate(perturbation, dose, range(seed, seed + n), experiment=experiment, steps=steps, cfg_scale=guidance, compare=False, molecule=molecule)
     said = json.dumps(answer.provenance)
     def png(path):
         info = PngImagePlugin.PngInfo()
@@ -229,8 +232,9 @@ def sample_command(
         with open(path, "wb") as f: np.savez_compressed(f, images=answer.images, channels=[c["name"] for c in answer.channels], provenance=said)
     write_file(out, dict(png=png, npz=npz)[out.suffix[1:]])
     typer.echo(f"{n} cells in {out}")
+    if molecule: typer.echo(f"How far to believe them: {engine.look(molecule).reason}")
 
-# %% ../nbs/17_cli.ipynb #d21bfad2
+# %% ../nbs/17_cli.ipynb #dd9aebd1
 @app.command("serve")
 def serve_command(
     model:Annotated[Path|None, typer.Option(help="Model folder; the bundled one if not given.")]=None,
@@ -240,5 +244,5 @@ def serve_command(
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
     launch(load(model), port)
 
-# %% ../nbs/17_cli.ipynb #6eaaf671
+# %% ../nbs/17_cli.ipynb #697043d1
 if __name__ == "__main__" and "__file__" in globals(): main()

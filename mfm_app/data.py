@@ -8,7 +8,7 @@ __all__ = ['table_columns', 'suffixes', 'Cells', 'complete_table', 'draw_cells',
            'read_cells', 'vocabulary', 'conditions', 'dequantise', 'turn', 'with_structure', 'fingerprints', 'Batches',
            'resize']
 
-# %% ../nbs/03_data.ipynb #1af55ebb
+# %% ../nbs/03_data.ipynb #738e463d
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 from .core import Condition, InputError, Perturbation, Vocabulary, to_float
 from .molecules import read_molecule
 
-# %% ../nbs/03_data.ipynb #7cc96ed3
+# %% ../nbs/03_data.ipynb #2c0d1fba
 @dataclass
 class Cells:
     "Images and, a row each, what was done to them."
@@ -46,7 +46,7 @@ class Cells:
         "Some of the cells, by a mask or by their places."
         return Cells(self.images[rows], self.table.iloc[rows].reset_index(drop=True), self.channels, self.control, self.about)
 
-# %% ../nbs/03_data.ipynb #d8fd7cd2
+# %% ../nbs/03_data.ipynb #697a1455
 # every column of the table with what stands in it where the source is silent
 table_columns = dict(perturbation="", dose_um=float("nan"), experiment="1", cell_type="unknown", moa="", smiles="", split="train")
 
@@ -72,7 +72,7 @@ def complete_table(
     table.loc[table["dose_um"] == 0, "dose_um"] = float("nan")
     return table
 
-# %% ../nbs/03_data.ipynb #cd67e5b9
+# %% ../nbs/03_data.ipynb #319e8be0
 def draw_cells(
     radius,        # (N,) nuclear radius as a share of the image
     fibres,        # (N,) brightness of the fibres
@@ -97,7 +97,7 @@ def draw_cells(
     image = np.stack([nucleus, actin, tubulin], 1) + rng.normal(0, .02, (n, 3, size, size))
     return (image.clip(0, 1) * 255).astype(np.uint8)
 
-# %% ../nbs/03_data.ipynb #3ed85e1b
+# %% ../nbs/03_data.ipynb #072a8432
 def synthetic_cells(
     n:int=40,            # cells for each of the 5 conditions
     size:int=64,         # pixels
@@ -110,12 +110,13 @@ def synthetic_cells(
         images.append(draw_cells(radius * rng.uniform(.9, 1.1, n), fibres * rng.uniform(.8, 1.2, n), size, rng))
         rows += [dict(perturbation=name, dose_um=dose, experiment=f"Week{i % 2 + 1}", cell_type="drawn",
                       moa={"sweller": "Swelling", "stabiliser": "Stabilising"}.get(name, ""),
+                      smiles={"sweller": "CC(=O)Oc1ccccc1C(=O)O", "stabiliser": "Cn1cnc2c1c(=O)n(C)c(=O)n2C"}.get(name, ""),
                       split="iid" if i % 4 == 3 else "train") for i in range(n)]
     channels = [dict(name=c, colour=k) for c, k in (("DNA", "blue"), ("Actin", "green"), ("Tubulin", "red"))]
     about = dict(title="Drawn cells", licence="Apache-2.0", attribution="drawn by mfm_app.data.synthetic_cells")
     return Cells(np.concatenate(images), complete_table(pd.DataFrame(rows), "drawn"), channels, "DMSO", about)
 
-# %% ../nbs/03_data.ipynb #cea344bf
+# %% ../nbs/03_data.ipynb #92f34634
 def file_of(
     folder:Path,
     name:str,        # as a table gives it
@@ -127,7 +128,7 @@ def file_of(
     if not inside: raise InputError(f"The {kind} {Path(name).name[:80]} is missing from the data folder.")
     return path
 
-# %% ../nbs/03_data.ipynb #222fcc12
+# %% ../nbs/03_data.ipynb #67fda98e
 def read_shard(
     path:Path,
     key:str,         # name of the array inside
@@ -140,7 +141,7 @@ def read_shard(
         raise InputError(f"The shard {path.name} holds {images.dtype} images of {images.shape[1:]}; uint8 of {shape} is expected.")
     return images
 
-# %% ../nbs/03_data.ipynb #9888be86
+# %% ../nbs/03_data.ipynb #972035de
 def read_description(path:Path):     # the description, (H, W, C) of an image, {"name", "colour"} a channel
     "`dataset.json`, or `InputError`."
     try:
@@ -152,7 +153,7 @@ def read_description(path:Path):     # the description, (H, W, C) of an image, {
     except (ValueError, KeyError, TypeError, RecursionError) as e: raise InputError(f"dataset.json is not as expected: {e}.") from None
     return info, shape, channels
 
-# %% ../nbs/03_data.ipynb #8015c5fe
+# %% ../nbs/03_data.ipynb #9ce6ff54
 def about_of(info:dict)->dict:
     "Title, licence and attribution from a description that may lack any of them."
     licence, cite = info.get("licence", "unknown"), info.get("cite", [])
@@ -161,7 +162,7 @@ def about_of(info:dict)->dict:
     return dict(title=str(info.get("title", "untitled")), licence=str(licence.get("id", "unknown")),
                 attribution=info.get("attribution") or "; ".join(map(str, filter(None, owed))))
 
-# %% ../nbs/03_data.ipynb #cf827e73
+# %% ../nbs/03_data.ipynb #486a02b1
 def read_shards(
     folder:Path,      # holds dataset.json, metadata.csv and the shards
 )->Cells:
@@ -183,14 +184,14 @@ def read_shards(
     table.loc[table["perturbation"] == control, "moa"] = ""
     return Cells(np.ascontiguousarray(images), table, channels, control, about_of(info))
 
-# %% ../nbs/03_data.ipynb #af5bc611
+# %% ../nbs/03_data.ipynb #d694558c
 def read_table(path:Path)->pd.DataFrame:
     "A CSV with every cell as text, or `InputError`."
     if not path.is_file(): raise InputError(f"{path.name} is missing from the data folder.")
     try: return pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8")
     except (ValueError, pd.errors.ParserError) as e: raise InputError(f"{path.name} cannot be read as CSV in UTF-8: {str(e).strip()[:150]}.") from None
 
-# %% ../nbs/03_data.ipynb #94085759
+# %% ../nbs/03_data.ipynb #916e6d43
 suffixes = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
 
 
@@ -210,7 +211,7 @@ def read_image(path:Path)->np.ndarray:     # (C, H, W) uint8
     if image.ndim == 2: return image[None]
     return image if image.shape[0] < image.shape[2] else image.transpose(2, 0, 1)
 
-# %% ../nbs/03_data.ipynb #1ee7dfb6
+# %% ../nbs/03_data.ipynb #c664bf2f
 def read_folder(
     folder:Path,                    # folders named by perturbation, or cells.csv and the images it names
     control:str="DMSO",
@@ -231,7 +232,7 @@ def read_folder(
     channels = [dict(name=f"Channel {i + 1}", colour=colours[i % len(colours)]) for i in range(len(images[0]))]
     return Cells(np.stack(images), table, channels, control)
 
-# %% ../nbs/03_data.ipynb #8b467907
+# %% ../nbs/03_data.ipynb #30d34609
 def read_cells(
     folder,              # path to either kind
     control:str="DMSO",  # which perturbation is none; dataset.json knows better
@@ -243,7 +244,7 @@ def read_cells(
     if not there: raise InputError(f"There is no data folder '{folder.name[:80]}'.")
     return read_shards(folder) if (folder / "dataset.json").is_file() else read_folder(folder, control)
 
-# %% ../nbs/03_data.ipynb #622ab199
+# %% ../nbs/03_data.ipynb #9fd9b315
 def vocabulary(cells:Cells)->Vocabulary:
     "Every perturbation, dose, experiment and cell type that is trained on, with counts."
     train = cells.table[cells.table["split"] == "train"]
@@ -256,7 +257,7 @@ def vocabulary(cells:Cells)->Vocabulary:
     ordered = lambda column: sorted(train[column].unique(), key=lambda s: (len(s), s))
     return Vocabulary(found, ordered("experiment"), ordered("cell_type"), cells.control)
 
-# %% ../nbs/03_data.ipynb #d6863c8a
+# %% ../nbs/03_data.ipynb #0b78707a
 def conditions(
     table:pd.DataFrame,       # rows of `Cells.table`
     vocab:Vocabulary,
@@ -268,7 +269,7 @@ def conditions(
     return Condition(index("perturbation", vocab.names), index("experiment", vocab.experiments),
                      index("cell_type", vocab.cell_types), torch.tensor(table["dose_um"].to_numpy(np.float32)))
 
-# %% ../nbs/03_data.ipynb #7f6278f4
+# %% ../nbs/03_data.ipynb #de4d8f13
 def dequantise(
     x:Tensor,                 # (B, C, H, W) in [-1, 1], from bytes
     generator=None,
@@ -276,7 +277,7 @@ def dequantise(
     "Add uniform noise of one grey level's width, 1/128 (Jones et al. 2026)."
     return x + (torch.rand(x.shape, generator=generator) - 0.5) / 128
 
-# %% ../nbs/03_data.ipynb #17ecca87
+# %% ../nbs/03_data.ipynb #2d69da25
 def turn(
     x:Tensor,                 # (B, C, H, W), square
     generator=None,
@@ -288,7 +289,7 @@ def turn(
     x = torch.where(coin[1], x.flip(-2), x)
     return torch.where(coin[2], x.transpose(-1, -2), x) if quarters else x
 
-# %% ../nbs/03_data.ipynb #1f1e89c5
+# %% ../nbs/03_data.ipynb #9250f4e3
 def with_structure(cells:Cells):     # the treated cells whose compound has a structure, names of the compounds left out
     "Split by whether the SMILES is known; the control is in neither."
     treated = cells.table["perturbation"] != cells.control
@@ -305,7 +306,7 @@ def fingerprints(
     encoded = encode([read_molecule(s).smiles for s in distinct])
     return torch.tensor(encoded, dtype=torch.float32), torch.tensor(which)
 
-# %% ../nbs/03_data.ipynb #c74d6ccd
+# %% ../nbs/03_data.ipynb #679f693e
 class Batches:
     "Training batches by number: `batches(step) -> x1, condition`."
     def __init__(
@@ -332,7 +333,7 @@ class Batches:
         if self.fp is not None: condition = replace(condition, y=None, fp=self.fp[self.which[rows]])
         return turn(dequantise(to_float(self.images[rows]), g), g, self.quarters), condition
 
-# %% ../nbs/03_data.ipynb #4c809ba4
+# %% ../nbs/03_data.ipynb #73c7840e
 def resize(
     cells:Cells,
     size:int,        # pixels along a side

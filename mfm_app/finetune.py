@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['methods', 'Lesson', 'with_molecules', 'head_start', 'teach', 'Known', 'known', 'neighbour', 'questions', 'trial',
-           'deal', 'pick', 'trials', 'held_out_markdown', 'record']
+           'deal', 'pick', 'trials', 'held_out_markdown', 'record', 'drawn_model']
 
-# %% ../nbs/16_finetune.ipynb #545583b8
+# %% ../nbs/16_finetune.ipynb #67a8c1a1
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,16 +15,16 @@ import pandas as pd
 import torch
 
 from .conditioning import Conditioned, freeze_base
-from .core import Condition, InputError, usual_dose
-from .data import Batches, Cells, conditions, fingerprints, with_structure
+from .core import Condition, usual_dose
+from .data import Batches, Cells, conditions, fingerprints, synthetic_cells, vocabulary, with_structure
 from .evaluation import PhenotypeSpace, calibrate, judge, phenotype_space
 from .features import morphology
-from .hub import Model, build
-from .molecules import nearest, read_molecule
+from .hub import Model, build, new_config
+from .molecules import Morgan, nearest, read_molecule
 from .sampling import draw
 from .training import imitate, start, train
 
-# %% ../nbs/16_finetune.ipynb #d9d7ccfe
+# %% ../nbs/16_finetune.ipynb #1f59198c
 @dataclass(frozen=True)
 class Lesson:
     "How molecules are taught."
@@ -35,7 +35,7 @@ class Lesson:
     modulations:bool = False       # let the backbone's adaLN layers learn as well
     seed:int = 0
 
-# %% ../nbs/16_finetune.ipynb #6e0e9538
+# %% ../nbs/16_finetune.ipynb #7139fd05
 def with_molecules(model:Model, encode, **adaptor)->Conditioned:
     "The network of a trained model with an untrained molecule embedding; the model's config says so afterwards."
     model.config["molecules"] = dict(encoder=encode.to_dict(), adaptor=dict(features=encode.width, **adaptor))
@@ -52,7 +52,7 @@ def head_start(net:Conditioned, cells:Cells, vocab, encode)->float:
     with torch.no_grad(): wanted = net.adaptor.labelled(said.y, said.dose_um) - net.adaptor.y.table.weight[-1]
     return imitate(net.adaptor.molecule, (fp[which], said.dose_um.nan_to_num(1.)), wanted)
 
-# %% ../nbs/16_finetune.ipynb #f0491ed9
+# %% ../nbs/16_finetune.ipynb #4c387a63
 def teach(
     model:Model,                     # trained on labels; its config gets the molecule adaptor
     cells:Cells,                     # treated, each with a structure
@@ -69,7 +69,7 @@ def teach(
     run = start(net, checkpoint, "muon", lesson.lr)
     return train(run, batches, lesson.steps, checkpoint, "uniform", warmup=20)
 
-# %% ../nbs/16_finetune.ipynb #74136c4c
+# %% ../nbs/16_finetune.ipynb #799c3fdc
 methods = ["molecule adaptor", "copy the control", "unconditional", "nearest compound", "same mechanism, by label"]
 
 
@@ -90,15 +90,16 @@ def known(cells:Cells, features:pd.DataFrame)->Known:
     moa = cells.table["moa"].where(cells.table["perturbation"] != cells.control, cells.control)
     return Known(cells, features, phenotype_space(features, moa, cells.control))
 
-# %% ../nbs/16_finetune.ipynb #674674f5
-def neighbour(known:Known, smiles:str, encode):     # name of the most similar training compound, Tanimoto similarity
-    "Who is nearest in structure."
+# %% ../nbs/16_finetune.ipynb #cf0f200f
+def neighbour(known:Known, smiles:str):     # name of the most similar training compound, Tanimoto similarity
+    "Who is nearest in structure, whatever the network reads."
     structured = known.cells.table[known.cells.table["smiles"] != ""].drop_duplicates("perturbation")
-    fp, which = fingerprints(structured, encode)
-    found = nearest(encode([read_molecule(smiles).smiles])[0], fp[which].numpy(), 1)[0]
+    standard = [read_molecule(s).smiles for s in (smiles, *structured["smiles"])]
+    one, *library = Morgan()(standard)
+    found = nearest(one, np.stack(library), 1)[0]
     return structured["perturbation"].iloc[found.index], found.tanimoto
 
-# %% ../nbs/16_finetune.ipynb #4014e1ba
+# %% ../nbs/16_finetune.ipynb #c98bac5d
 def questions(
     model:Model,
     known:Known,
@@ -119,7 +120,7 @@ def questions(
         found["same mechanism, by label"] = replace(asked, **said([p.name for p in chosen]) | dict(dose_um=torch.tensor([usual_dose(p) for p in chosen])))
     return found
 
-# %% ../nbs/16_finetune.ipynb #e7482c71
+# %% ../nbs/16_finetune.ipynb #fbffa7f4
 def trial(
     model:Model, net:Conditioned,
     known:Known,
@@ -130,7 +131,7 @@ def trial(
 )->pd.DataFrame:                      # a row a method, see `evaluation.judge`
     "Predict one compound in every way and compare with its real cells."
     row, names = held.table.iloc[0], [c["name"] for c in held.channels]
-    near, tanimoto = neighbour(known, row["smiles"], encode)
+    near, tanimoto = neighbour(known, row["smiles"])
     made = {name: morphology(draw(net, rows, range(n), device), names) for name, rows in questions(model, known, held, encode, n).items()}
     control, real_control = made.pop("control"), known.control
     guesses = {name: (features, control) for name, features in made.items()}
@@ -139,7 +140,7 @@ def trial(
     about = dict(compound=row["perturbation"], true_mechanism=row["moa"], cells=len(held), nearest_compound=near, tanimoto=tanimoto)
     return table.rename_axis("method").reset_index().assign(**about)
 
-# %% ../nbs/16_finetune.ipynb #836bed91
+# %% ../nbs/16_finetune.ipynb #1a720f01
 def deal(cells:Cells, folds:int)->list:     # of lists of names
     "Compounds in groups, those of one mechanism in different ones."
     order = cells.table.drop_duplicates("perturbation").sort_values(["moa", "perturbation"])["perturbation"].tolist()
@@ -150,7 +151,7 @@ def pick(cells:Cells, features:pd.DataFrame, mask):     # some of the cells and 
     mask = np.asarray(mask)
     return cells[mask], features[mask].reset_index(drop=True)
 
-# %% ../nbs/16_finetune.ipynb #effcfa1a
+# %% ../nbs/16_finetune.ipynb #c73343bb
 def trials(
     model:Model, net:Conditioned,        # the network taught with every compound
     cells:Cells,                         # all splits
@@ -174,7 +175,7 @@ def trials(
         predict(taught, known(*pick(cells, features, training & ~out)), "left out", training & out)
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(), everything
 
-# %% ../nbs/16_finetune.ipynb #d9918923
+# %% ../nbs/16_finetune.ipynb #e8b5a6f8
 def held_out_markdown(found:pd.DataFrame)->str:
     "The `ood` compounds one by one, and the left-out ones together."
     number = lambda v: f"{v:.2f}"
@@ -193,7 +194,7 @@ def held_out_markdown(found:pd.DataFrame)->str:
         parts.append("Training compounds, each predicted by an embedding that was not taught it (the backbone has seen its cells under its name).\n\n" + "\n".join(f"| {' | '.join(l)} |" for l in lines))
     return "\n\n".join(parts)
 
-# %% ../nbs/16_finetune.ipynb #cc67954f
+# %% ../nbs/16_finetune.ipynb #346f5e9a
 def record(
     found:pd.DataFrame,       # of `trials`
     cells:Cells,
@@ -208,3 +209,16 @@ def record(
     if len(own) > 1 and own["tanimoto"].nunique() > 1: said["calibration"] = calibrate(own["tanimoto"], own["right"])
     if len(found): said |= dict(table=held_out_markdown(found), trials=found.round(4).to_dict("records"))
     return said
+
+# %% ../nbs/16_finetune.ipynb #380dd065
+def drawn_model(cells:Cells|None=None)->Model:
+    "An untrained model of drawn cells that reads names and molecules."
+    cells, encode = cells or synthetic_cells(8), Morgan()
+    config = new_config(vocabulary(cells), cells.channels, "nano/8", cells.images.shape[-1])
+    model = Model(build(config), config, "0" * 64, "drawn", encode)
+    torch.manual_seed(0)
+    model.net = with_molecules(model, encode).eval()
+    for weight in model.net.parameters(): torch.nn.init.normal_(weight, std=0.05)
+    config["molecules"] |= dict(calibration=dict(threshold=0.4, near=[3, 4], far=[2, 10]))
+    config["phenotypes"] = known(cells, morphology(cells.images, [c["name"] for c in cells.channels])).space.to_dict()
+    return model

@@ -4,26 +4,29 @@
 
 # %% auto #0
 __all__ = ['Settings', 'Found', 'check_settings', 'rows_of', 'confidence', 'found_of', 'request_for', 'cells_of', 'screen',
-           'fingerprint_of', 'Folder', 'Progress', 'left_to_do', 'screen_into']
+           'fingerprint_of', 'record_of', 'Table', 'Folder', 'Progress', 'left_to_do', 'screen_into']
 
-# %% ../nbs/14_screen.ipynb #d650e4b3
+# %% ../nbs/14_screen.ipynb #bbd4e90b
 import csv
 import hashlib
 import json
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from . import __version__
 from .core import InputError, check_int, join, to_uint8
 from .engine import Engine, Request, check
 from .evaluation import effect_of
 from .features import morphology
 from .molecules import Row, read_rows
+from .sampling import nfe
 
-# %% ../nbs/14_screen.ipynb #d624e4b0
+# %% ../nbs/14_screen.ipynb #7fef0b7e
 @dataclass(frozen=True)
 class Settings:
     "How a list is screened; a screen can be resumed with the same settings only."
@@ -53,7 +56,7 @@ class Found:
     x:float               # place on the map
     y:float
 
-# %% ../nbs/14_screen.ipynb #acdaaf45
+# %% ../nbs/14_screen.ipynb #1153a870
 def check_settings(engine:Engine, settings:Settings)->Settings:
     "The settings with the experiment filled in, or `InputError`."
     check_int(settings.cells, "Cells a molecule", 1, 16)
@@ -68,7 +71,7 @@ def rows_of(engine:Engine, source):
     "The rows of a list; compounds the model was taught may be given by name."
     return read_rows(source, {p.name.lower(): p.smiles for p in engine.structured}, engine.vocab.dose_range(engine.vocab.unlisted))
 
-# %% ../nbs/14_screen.ipynb #217bb307
+# %% ../nbs/14_screen.ipynb #51838fac
 def confidence(engine:Engine, verdict:str)->str:
     "How often held-out compounds of this kind came out right."
     counted = engine.taught.get("calibration", {}).get({"close": "near"}.get(verdict, verdict))
@@ -85,7 +88,7 @@ def found_of(engine:Engine, number:int, row:Row, dose_um:float, images, control)
     return Found(number, row.place, row.name or look.name, row.molecule.smiles, dose_um, short(effect.strength), mechanism, short(cosine), short(effect.agreement),
                  look.verdict, confidence(engine, look.verdict), near.name, short(tanimoto), *map(short, effect.place[:2]))
 
-# %% ../nbs/14_screen.ipynb #2d294887
+# %% ../nbs/14_screen.ipynb #6bdef342
 def request_for(row:Row, settings:Settings)->Request:
     "What is asked for one row."
     dose = settings.dose_um if row.dose_um is None else row.dose_um
@@ -99,23 +102,24 @@ def cells_of(engine:Engine, requests:list):
         for frame in frames: yield None
     yield to_uint8(frame.x).reshape(len(requests), -1, *engine.model.net.shape)
 
-# %% ../nbs/14_screen.ipynb #6497a4b4
+# %% ../nbs/14_screen.ipynb #4557513d
 def screen(
     engine:Engine,
-    rows,                   # iterable of `molecules.Row`
+    rows,                   # iterable of `molecules.Row`, and of None where there is nothing to do
     settings:Settings,      # checked
     number:int=0,           # of molecules found before
-    together:int=16,        # molecules in one walk, at most
+    together:int|None=None, # cells in one walk, at most; None takes what suits the device
 ):                          # yields None between steps, refused `Row`s, and (`Found`, images (B, C, H, W) uint8); (None, images) is the control
     "Predict the cells of every molecule of a list."
-    control, rows = None, iter(rows)
-    while batch := list(islice(rows, max(1, min(together, 64 // settings.cells)))):
+    control, rows, size = None, iter(rows), (together or (16 if engine.device.type == "cpu" else 64)) // settings.cells
+    while batch := list(islice(rows, max(1, size))):
+        requests, batch = [], [row for row in batch if row]
         yield from (row for row in batch if row.molecule is None)
-        requests = []
         for row in batch:
             if row.molecule is None: continue
             try: requests.append((row, check(request_for(row, settings), engine)))
             except InputError as e: yield Row(row.place, row.said, problem=str(e))
+        yield None
         if not requests: continue
         if control is None:
             for images in cells_of(engine, [check(Request(engine.vocab.control, seeds=requests[0][1].seeds, experiment=settings.experiment, steps=settings.steps), engine)]): yield None
@@ -126,46 +130,72 @@ def screen(
             number += 1
             yield found_of(engine, number, row, request.dose_um, cells, control), cells
 
-# %% ../nbs/14_screen.ipynb #dabb4c87
+# %% ../nbs/14_screen.ipynb #216bd9a2
 def fingerprint_of(source)->str:
     "Which list it is: text, or a file."
     if isinstance(source, str): return hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()
     with source.open("rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def record_of(engine:Engine, source, settings:Settings)->dict:
+    "Everything needed to draw the same cells again."
+    asked = Request(steps=settings.steps)
+    return dict(model=engine.model.name, weights_sha256=engine.model.sha256, list_sha256=fingerprint_of(source), **asdict(settings),
+                seeds=list(range(settings.seed, settings.seed + settings.cells)), solver=asked.solver, cfg_scale=asked.cfg_scale,
+                nfe=nfe(asked.solver, asked.steps, asked.cfg_scale), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
+                versions=dict(mfm_app=__version__, **{name: version(name) for name in ("torch", "rdkit")}))
+
+# %% ../nbs/14_screen.ipynb #a5eaf9e0
+class Table:
+    "A .csv file to which rows are added."
+    def __init__(self, at): self.at = Path(at)
+
+    def mend(self):
+        "Take back a line that was cut short."
+        if self.at.is_file() and (data := self.at.read_bytes()) and not data.endswith(b"\n"): self.at.write_bytes(data[:data.rfind(b"\n") + 1])
+
+    def __iter__(self):
+        "Dicts of text."
+        if not self.at.is_file(): return
+        with self.at.open(newline="", encoding="utf-8") as f: yield from csv.DictReader(f)
+
+    def __len__(self): return sum(1 for _ in self)
+
+    def add(self, row:dict):
+        with self.at.open("a", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, list(row), lineterminator="\n")
+            if not f.tell(): writer.writeheader()
+            writer.writerow(row)
+
+# %% ../nbs/14_screen.ipynb #ee0bf2ed
 class Folder:
     "Where a screen is kept."
-    def __init__(self, path, engine:Engine, source, settings:Settings):
+    def __init__(self, path):
         self.path = Path(path)
-        said = json.dumps(dict(weights_sha256=engine.model.sha256, model=engine.model.name, list_sha256=fingerprint_of(source), **asdict(settings)), indent=1)
-        at = self.path / "settings.json"
+        self.results, self.refused = Table(self.path / "results.csv"), Table(self.path / "refused.csv")
+
+    def begin(self, engine:Engine, source, settings:Settings):
+        "Make it ready to start or to go on; `InputError` if it holds another screen."
+        at, said = self.path / "settings.json", json.dumps(record_of(engine, source, settings), indent=1)
         if at.is_file() and at.read_text(encoding="utf-8") != said:
             raise InputError(f"'{self.path.name}' holds a screen of another list, with another model or with other settings; choose another folder.")
         (self.path / "cells").mkdir(parents=True, exist_ok=True)
         at.write_text(said, encoding="utf-8")
-        for table in ("results", "refused"): self.mend(self.path / f"{table}.csv")
+        for table in (self.results, self.refused): table.mend()
 
-    def mend(self, at:Path):
-        if at.is_file() and (data := at.read_bytes()) and not data.endswith(b"\n"): at.write_bytes(data[:data.rfind(b"\n") + 1])
+    def found(self, after:int=0):
+        "Yield what was `Found`, in the order of the list, without the first few."
+        for row in islice(self.results, after, None): yield Found(**{f.name: f.type(row[f.name]) for f in fields(Found)})
 
-    def read(self, table:str)->list:
-        "The rows of `results` or `refused`, as dicts of text."
-        at = self.path / f"{table}.csv"
-        if not at.is_file(): return []
-        with at.open(newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
-
-    def add(self, table:str, rows:list):
-        "Append dicts to a table."
-        at = self.path / f"{table}.csv"
-        with at.open("a", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
-            if not f.tell(): writer.writeheader()
-            writer.writerows(rows)
+    def rank(self):
+        "Write `ranked.csv`, the strongest effects first."
+        (ranked := Table(self.path / "ranked.csv")).at.unlink(missing_ok=True)
+        for rank, one in enumerate(sorted(self.found(), key=lambda one: -one.strength), 1): ranked.add(dict(rank=rank, **asdict(one)))
 
     def cells_at(self, number:int)->Path: return self.path / "cells" / f"{number:05d}.npy"
     def cells(self, number:int)->np.ndarray: return np.load(self.cells_at(number), allow_pickle=False)     # (B, C, H, W) uint8; 0 is the control
 
-# %% ../nbs/14_screen.ipynb #d9a2a8ad
+# %% ../nbs/14_screen.ipynb #448c0e69
 @dataclass
 class Progress:
     "How far a screen is."
@@ -177,35 +207,37 @@ class Progress:
 
 
 def left_to_do(folder:Folder, rows):
-    "The rows that are in neither table."
-    done = {row["place"] for table in ("results", "refused") for row in folder.read(table)}
-    return (row for row in rows if row.place not in done)
+    "The rows of a list, and None in place of those that are in one of the tables."
+    done = {row["place"] for table in (folder.results, folder.refused) for row in table}
+    return (None if row.place in done else row for row in rows)
 
-# %% ../nbs/14_screen.ipynb #80e6bbc8
+# %% ../nbs/14_screen.ipynb #7ccc7804
 def screen_into(
     path,                   # of a folder; resumed if it is there
     engine:Engine,
     source,                 # pasted text, or the `Path` of a file, see `molecules.read_rows`
     settings:Settings=Settings(),
+    most:int|None=None,     # rows of the list
 ):                          # yields None between steps and `Progress` when rows are finished
     "Screen a list into a folder, from where it was left. Raises `InputError` before anything is computed."
-    settings, rows = check_settings(engine, settings), rows_of(engine, source)
-    folder, total = Folder(path, engine, source, settings), 0
+    settings, rows, folder, total = check_settings(engine, settings), rows_of(engine, source), Folder(path), 0
+    folder.begin(engine, source, settings)
     for total, _ in enumerate(rows, 1):
-        if total % 200 == 0: yield None                    # counting is reading, and may be stopped as well
-    found, refused = len(folder.read("results")), len(folder.read("refused"))
+        if total % 20 == 0: yield None                     # counting is reading, and may be stopped as well
+        if most and total > most: raise InputError(f"The list holds more than {most:,} molecules, which is as many as are screened here; `mfm screen` takes more.")
+    found, refused = len(folder.results), len(folder.refused)
     yield Progress(total, found, refused, [], [])
     with closing(screen(engine, left_to_do(folder, rows_of(engine, source)), settings, found)) as events:
         for event in events:
             if event is None: yield None
             elif isinstance(event, Row):
                 refused += 1
-                folder.add("refused", [dict(place=event.place, said=event.said, problem=event.problem)])
+                folder.refused.add(dict(place=event.place, said=event.said, problem=event.problem))
                 yield Progress(total, found, refused, [], [event])
             else:
                 one, cells = event
                 np.save(folder.cells_at(one.number if one else 0), cells)
                 if one is None: continue
                 found = one.number
-                folder.add("results", [asdict(one)])
+                folder.results.add(asdict(one))
                 yield Progress(total, found, refused, [one], [])

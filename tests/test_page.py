@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from mfm_app import ui
-from mfm_app.data import synthetic_cells, vocabulary
 from mfm_app.engine import Engine
-from mfm_app.hub import Model, build, new_config
+from mfm_app.finetune import drawn_model
 
 seconds = 1000     # Playwright counts in milliseconds
 
@@ -27,11 +26,9 @@ class Mood(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def engine():
-    cells = synthetic_cells(8)
-    config = new_config(vocabulary(cells), cells.channels, "nano/8")
-    net = build(config).eval()
-    torch.nn.init.normal_(net.backbone.out.last.weight, std=0.1)
-    return Engine(Model(Mood(net), config, "0" * 64, "drawn"), "cpu", torch.float32)
+    model = drawn_model()
+    model.net = Mood(model.net)
+    return Engine(model, "cpu", torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +237,130 @@ def test_a_taken_port_is_named(address):
     from mfm_app.core import InputError
     port = int(address.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(InputError, match=f"Port {port} is in use; name a free one"): ui.launch(None, port, prevent_thread_lock=True)
+
+
+# Molecules
+
+@pytest.fixture
+def molecule(explore, engine, monkeypatch):
+    "The molecule side; `page.requests` are those that reached the engine."
+    explore.requests, stream = [], engine.stream
+    monkeypatch.setattr(engine, "stream", lambda request: (explore.requests.append(request), stream(request))[1])
+    explore.get_by_role("tab", name="Molecule").click()
+    explore.wait_for_selector("#molecule-card .verdict")
+    return explore
+
+
+def type_smiles(page, text):
+    page.click("#smiles textarea")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.insert_text(text)
+
+
+def card_says(page, text, timeout=10 * seconds):
+    page.wait_for_function("text => document.querySelector('#molecule-card').innerText.includes(text)", arg=text, timeout=timeout)
+    return page.inner_text("#molecule-card")
+
+
+def open_editor(page):
+    page.get_by_role("tab", name="Draw").click()
+    page.wait_for_selector("#editor iframe:not([hidden])", timeout=60 * seconds)
+    return page.frame_locator("#editor iframe"), next(f for f in page.frames if f.url.endswith("/ketcher.html"))
+
+
+def test_benzene_drawn_with_the_mouse_reaches_python(molecule):
+    inside, _ = open_editor(molecule)
+    type_smiles(molecule, "")
+    inside.get_by_test_id("template-0").click()
+    inside.locator("div[data-testid=ketcher-canvas]").click(position=dict(x=400, y=200))
+    molecule.wait_for_function("document.querySelector('#smiles textarea').value === 'c1ccccc1'")
+    card_says(molecule, "c1ccccc1")
+    generate(molecule)
+    assert [r.molecule for r in molecule.requests] == ["c1ccccc1"] and molecule.requests[0].perturbation is None
+    assert molecule.locator("#viewer figcaption").first.text_content().startswith("c1ccccc1, ")
+
+
+def test_a_typed_smiles_is_drawn_in_the_editor_and_on_the_card(molecule):
+    _, frame = open_editor(molecule)
+    type_smiles(molecule, "CCN(CC)C(=O)c1ccccc1")
+    card_says(molecule, "CCN(CC)C(=O)c1ccccc1")
+    frame.wait_for_function("ketcher.editor.struct().atoms.size === 13")
+    assert molecule.locator("#molecule-card svg").count() == 2 + 2 * 2       # light and dark, of the molecule and its two neighbours
+    assert molecule.evaluate("document.activeElement.closest('#smiles') !== null")
+
+
+def test_the_editor_is_not_loaded_before_it_is_seen(explore):
+    asked = []
+    explore.on("request", lambda r: asked.append(r.url))
+    explore.get_by_role("tab", name="Molecule").click()
+    explore.wait_for_timeout(500)
+    assert not [url for url in asked if "widget" in url or "ketcher" in url]
+
+
+def test_opening_the_editor_makes_the_molecule_what_is_asked_for(explore):
+    open_editor(explore)
+    assert explore.get_by_role("tab", name="Molecule").get_attribute("aria-selected") == "true"
+    generate(explore)
+    assert "stabiliser" in explore.locator("#viewer figcaption").first.text_content()     # known by its structure
+    explore.get_by_role("tab", name="Perturbation").click()
+    explore.wait_for_timeout(300)
+    generate(explore)
+    assert "Effect strength" not in explore.inner_text("#steady")
+
+
+@pytest.mark.parametrize("smiles,verdict,said", [
+    ("CC(=O)Oc1ccccc1C(=O)[O-].[Na+]", "known", "sweller"),
+    ("CCC(=O)Oc1ccccc1C(=O)O", "close", "3 came out with the right mechanism"),
+    ("CCCCCCCCCC", "far", "Take the picture as a guess"),
+])
+def test_the_card_says_how_far_to_believe_it(molecule, smiles, verdict, said):
+    type_smiles(molecule, smiles)
+    molecule.wait_for_selector(f"#molecule-card .verdict.{verdict}")
+    card = card_says(molecule, said)
+    assert "Most similar compounds" in card and "sweller" in card and "Stabilising" in card
+
+
+def test_what_the_cells_say_follows_the_cells(molecule):
+    generate(molecule)
+    molecule.wait_for_function("document.querySelector('#steady').innerText.includes('What these cells say')", timeout=60 * seconds)
+    assert "of 8 fingerprints" in molecule.inner_text("#steady")
+
+
+@pytest.mark.parametrize("typed,said", [
+    ("", "Type a SMILES"), ("C(C)(C)(C)(C)C", "carbon takes at most 4"), ("C1CC", ""), ("CC>>CN", "reaction"), ("*CC", "open end"), ("C" * 5000, "1,000"),
+    ("<img src=x onerror=alert(1)>", ""),
+])
+def test_what_is_no_molecule_is_refused_where_it_was_typed(molecule, engine, typed, said):
+    type_smiles(molecule, typed) if typed else molecule.fill("#smiles textarea", "")
+    molecule.wait_for_selector("#molecule-card .refused, #molecule-card .hint")
+    assert said in molecule.inner_text("#molecule-card") and not molecule.locator("#molecule-card img").count()
+    molecule.click("#generate")
+    molecule.wait_for_timeout(1000)
+    assert refused(molecule, engine) and not molecule.requests
+
+
+@pytest.mark.parametrize("typed", ["0", "-1", "1e6", "much"])
+def test_a_bad_dose_of_a_molecule_is_refused_where_it_was_given(molecule, engine, typed):
+    molecule.fill("#molecule-dose .number", typed)
+    molecule.press("#molecule-dose .number", "Tab")
+    assert molecule.locator("#molecule-dose .note").text_content() == "Must be a number from 0.1 to 10 µM."
+    molecule.click("#generate")
+    molecule.wait_for_function("document.body.innerText.includes('0.1 to 10 µM is allowed')")
+    molecule.wait_for_timeout(500)
+    assert refused(molecule, engine) and not molecule.requests
+
+
+def test_a_dose_that_was_chosen_stays_when_the_molecule_changes(molecule):
+    molecule.fill("#molecule-dose .number", "3")
+    molecule.press("#molecule-dose .number", "Tab")
+    type_smiles(molecule, "CCCCCCCC")
+    card_says(molecule, "CCCCCCCC")
+    molecule.wait_for_timeout(500)
+    assert molecule.input_value("#molecule-dose .number") == "3"
+
+
+def test_the_editor_starts_where_storage_is_blocked(molecule):
+    molecule.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('blocked', 'SecurityError'); }})")
+    molecule.reload()
+    molecule.wait_for_selector("#generate")
+    open_editor(molecule)

@@ -1,4 +1,4 @@
-// props.value is JSON from Python: {low, high, seen: {dose: cells}, dose}; what Python gets back is the same with another dose.
+// props.value is JSON from Python: {low, high, seen: {dose: cells}, dose, note}; what Python gets back is the same with another dose.
 const find = selector => element.querySelector(selector);
 const box = find('.dose'), slide = find('.slide'), number = find('.number'), ticks = find('.ticks'), note = find('.note');
 let said = null;
@@ -15,6 +15,7 @@ function show() {
   const seen = Object.keys(said.seen).map(Number).sort((a, b) => a - b);
   const known = seen.find(d => Math.abs(d / said.dose - 1) < 0.005);
   note.textContent = outside ? `Must be a number from ${short(said.low)} to ${short(said.high)} µM.`
+    : !seen.length ? said.note
     : known ? `${said.seen[String(known)] ?? said.seen[known.toFixed(1)]} training cells had this dose.`
     : said.dose < seen[0] || said.dose > seen.at(-1) ? 'Beyond the doses seen in training: an extrapolation.'
     : 'Between doses seen in training: an interpolation.';
