@@ -7,7 +7,7 @@ __all__ = ['InputError', 'check_int', 'to_float', 'to_uint8', 'noise', 'Conditio
            'look_up', 'Vocabulary', 'usual_dose', 'check_dose', 'resolve', 'condition', 'pick_device', 'fast_dtype',
            'autocast']
 
-# %% ../nbs/00_core.ipynb #c622260a
+# %% ../nbs/00_core.ipynb #f93ce3a4
 import difflib
 import math
 import time
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #fdea0b35
+# %% ../nbs/00_core.ipynb #65bb9857
 class InputError(ValueError):
     "Something given from outside is wrong; one line says what, and what is allowed."
     def __init__(self, message): super().__init__(" ".join(str(message).split())[:400])
 
-# %% ../nbs/00_core.ipynb #bb73bcf7
+# %% ../nbs/00_core.ipynb #af5ecb24
 def check_int(
     value,           # what was given
     name:str,        # how to call it in the message
@@ -36,21 +36,21 @@ def check_int(
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, not {str(value)[:40]!r}.")
     return int(value)
 
-# %% ../nbs/00_core.ipynb #95a861a6
+# %% ../nbs/00_core.ipynb #3de2829a
 def to_float(
     images,     # (..., H, W) uint8, tensor or array
 )->Tensor:      # the same shape, float32 in [-1, 1]
     "From bytes to the model's range (Jones et al. 2026)."
     return torch.as_tensor(images).float() / 127.5 - 1
 
-# %% ../nbs/00_core.ipynb #42c12e3c
+# %% ../nbs/00_core.ipynb #8894f783
 def to_uint8(
     x:Tensor,    # (..., H, W) floats, nominally in [-1, 1]
 )->np.ndarray:   # the same shape, uint8
     "From the model's range to bytes, clipped."
     return (x.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-# %% ../nbs/00_core.ipynb #42d29ac5
+# %% ../nbs/00_core.ipynb #aff6ab92
 def noise(
     seeds,                 # one int an image
     shape:tuple,           # (C, H, W)
@@ -60,7 +60,7 @@ def noise(
     one = lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(int(s)))
     return torch.stack([one(s) for s in seeds]).to(device)
 
-# %% ../nbs/00_core.ipynb #9681c982
+# %% ../nbs/00_core.ipynb #ba2a0e3b
 @dataclass
 class Condition:
     "What was done to the cells of a batch, a row an image."
@@ -82,7 +82,7 @@ class Condition:
     def __getitem__(self, rows): return self.map(lambda v: v[rows])
     def to(self, device): return self.map(lambda v: v.to(device))
 
-# %% ../nbs/00_core.ipynb #07ad242e
+# %% ../nbs/00_core.ipynb #be5c9eca
 def join(
     conditions,       # several `Condition`s
     lengths,          # how many rows each has
@@ -95,7 +95,7 @@ def join(
         return torch.cat([known.new_full((n, *known.shape[1:]), gap) if p is None else p for p, n in zip(parts, lengths)])
     return Condition(**{k: column(k, gap) for k, gap in Condition.columns.items()})
 
-# %% ../nbs/00_core.ipynb #6c2be371
+# %% ../nbs/00_core.ipynb #57dea53e
 @dataclass
 class Perturbation:
     "One compound as it was seen in training."
@@ -108,14 +108,14 @@ class Perturbation:
     @property
     def cells(self): return sum(self.experiments.values())
 
-# %% ../nbs/00_core.ipynb #5877737e
+# %% ../nbs/00_core.ipynb #b720a926
 def nearest_names(name, allowed, n=3):
     "What somebody who typed `name` may have meant."
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower()[:80], lower, n=n, cutoff=0.5)
     return [lower[c] for c in close] or list(allowed)[:n]
 
-# %% ../nbs/00_core.ipynb #c7f021d4
+# %% ../nbs/00_core.ipynb #2192f224
 def look_up(
     name:str,     # what was given
     allowed,      # every name there is
@@ -127,7 +127,7 @@ def look_up(
     near = " or ".join(f"'{n}'" for n in nearest_names(name, allowed))
     raise InputError(f"Unknown {kind} '{str(name)[:60]}'; {len(lower)} are known, such as {near}.")
 
-# %% ../nbs/00_core.ipynb #56ceade6
+# %% ../nbs/00_core.ipynb #c15fe50e
 @dataclass
 class Vocabulary:
     "Every name a model knows, in the order of its label tables."
@@ -166,12 +166,12 @@ class Vocabulary:
         ps = [Perturbation(**{**p, "doses": number(p["doses"])}) for p in d["perturbations"]]
         return cls(**{**d, "perturbations": ps})
 
-# %% ../nbs/00_core.ipynb #fab62d95
+# %% ../nbs/00_core.ipynb #503eba61
 def usual_dose(p:Perturbation)->float|None:
     "The dose most cells were given; None for the control."
     return max(p.doses, key=p.doses.get) if p.doses else None
 
-# %% ../nbs/00_core.ipynb #78538462
+# %% ../nbs/00_core.ipynb #994943b8
 def check_dose(
     vocab:Vocabulary,
     name,                  # of a perturbation, or a `Perturbation`
@@ -189,7 +189,7 @@ def check_dose(
                          f"it saw {seen} µM, and {low:g} to {high:g} µM is allowed.")
     return float(dose_um)
 
-# %% ../nbs/00_core.ipynb #ddc3b364
+# %% ../nbs/00_core.ipynb #5cb5ea4e
 def resolve(
     vocab:Vocabulary,
     perturbation,                  # a name, in any case, or `vocab.unlisted`
@@ -205,7 +205,7 @@ def resolve(
                 experiment=spelled(experiment, vocab.experiments, "experiment"),
                 cell_type=spelled(cell_type or vocab.cell_types[0], vocab.cell_types, "cell type"))
 
-# %% ../nbs/00_core.ipynb #12d8f549
+# %% ../nbs/00_core.ipynb #ef980bdc
 def condition(
     vocab:Vocabulary,
     *said,                   # perturbation, dose_um, experiment, cell_type, as in `resolve`
@@ -221,28 +221,28 @@ def condition(
                      row(index(r["cell_type"], vocab.cell_types)), row(math.nan if r["dose_um"] is None else r["dose_um"]),
                      None if fp is None else fp.expand(n, -1))
 
-# %% ../nbs/00_core.ipynb #ee30be74
+# %% ../nbs/00_core.ipynb #1ba47172
 def pick_device()->torch.device:
     "The best device there is."
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/00_core.ipynb #f62904bc
+# %% ../nbs/00_core.ipynb #101075f4
 def fast_dtype(
     device="cpu",       # where the network will run
     size:int=512,       # of the matrices that are multiplied to find out
 )->torch.dtype:         # bfloat16 or float32
     "The dtype in which matrix products are fastest here."
     if torch.device(device).type != "cpu": return torch.bfloat16
-    def seconds(dtype):
-        a = torch.ones(size, size, dtype=dtype)
+    def seconds(a):
+        began = time.perf_counter()
         a @ a
-        start = time.perf_counter()
-        for _ in range(3): a @ a
-        return time.perf_counter() - start
-    return torch.bfloat16 if seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
+        return time.perf_counter() - began
+    matrices = {dtype: torch.ones(size, size, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    best = {dtype: min(seconds(a) for _ in range(8)) for dtype, a in matrices.items()}      # the best of some: others may be computing too
+    return min(best, key=best.get)
 
-# %% ../nbs/00_core.ipynb #371a915a
+# %% ../nbs/00_core.ipynb #21a93e0b
 def autocast(
     device,                  # where the network runs
     dtype:torch.dtype,       # float32 leaves everything as it is

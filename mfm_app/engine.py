@@ -6,7 +6,7 @@
 __all__ = ['most_seeds', 'solver_names', 'Job', 'velocities', 'Together', 'follow', 'Request', 'check_seeds', 'check', 'Moment',
            'Answer', 'Look', 'verdict', 'look', 'provenance', 'Engine', 'Steadiness', 'thin', 'weigh', 'load']
 
-# %% ../nbs/13_engine.ipynb #6b6b4f5e
+# %% ../nbs/13_engine.ipynb #c2d7bc1a
 import queue
 import threading
 import time
@@ -26,7 +26,7 @@ from .hub import Model, load_model, model_card
 from .molecules import Molecule, Morgan, nearest, read_molecule
 from .sampling import Query, check_walk, nfe, solvers, walk
 
-# %% ../nbs/13_engine.ipynb #1c2fe8e5
+# %% ../nbs/13_engine.ipynb #7cafa4b3
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -44,7 +44,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/13_engine.ipynb #48c8c13e
+# %% ../nbs/13_engine.ipynb #d3bd59d2
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -59,7 +59,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/13_engine.ipynb #94f472a9
+# %% ../nbs/13_engine.ipynb #a29d014b
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -86,7 +86,7 @@ class Together:
             return []
         return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/13_engine.ipynb #6ae94c03
+# %% ../nbs/13_engine.ipynb #61dcca6d
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -102,7 +102,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/13_engine.ipynb #68e2ff35
+# %% ../nbs/13_engine.ipynb #a4bb1b5c
 most_seeds, solver_names = 64, list(solvers)
 
 
@@ -120,7 +120,7 @@ class Request:
     compare:bool = True                # also draw the control from the same noise
     molecule:str|None = None           # SMILES or mol block, in place of the perturbation
 
-# %% ../nbs/13_engine.ipynb #2e8e04d2
+# %% ../nbs/13_engine.ipynb #5a33fb12
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -143,7 +143,7 @@ def check(request:Request, engine)->Request:
     return replace(request, **said, molecule=molecule, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(),
                    steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/13_engine.ipynb #3e12186e
+# %% ../nbs/13_engine.ipynb #021f4684
 @dataclass
 class Moment:
     "Cells on their way."
@@ -163,7 +163,7 @@ class Answer:
     request:Request
     provenance:dict            # weights, nfe, seconds and the request
 
-# %% ../nbs/13_engine.ipynb #a6868115
+# %% ../nbs/13_engine.ipynb #5dc33254
 @dataclass
 class Look:
     "What is known of a molecule before a cell is drawn."
@@ -175,7 +175,7 @@ class Look:
     reason:str                # in plain words
     dose_um:float             # micromolar, the usual dose of the nearest compound
 
-# %% ../nbs/13_engine.ipynb #d5de37a3
+# %% ../nbs/13_engine.ipynb #db9cebdc
 def verdict(
     calibration:dict|None,     # see `evaluation.calibrate`
     taught:Perturbation|None,  # the compound itself, if it was taught
@@ -190,9 +190,9 @@ def verdict(
     right, of = calibration["near" if near else "far"]
     side = f"{calibration['threshold']:.2f} or more" if near else f"less than {calibration['threshold']:.2f}"
     counted = f"Of {of} held-out compounds with a similarity of {side}, {right} came out with the right mechanism."
-    return ("close" if near else "far"), f"{like} {counted}" + ("" if near else " Take the picture as a guess.")
+    return ("close" if near else "far"), f"{like} {counted}" + (" Take the picture as a guess." if 2 * right < of else "")
 
-# %% ../nbs/13_engine.ipynb #853dfd0c
+# %% ../nbs/13_engine.ipynb #d1ab856a
 def look(engine, molecule:Molecule)->Look:
     "Neighbours, verdict and usual dose of a molecule in standard form."
     if engine.model.encode is None or not engine.structured: raise InputError("This model knows compounds by name alone; `mfm finetune` teaches it molecules.")
@@ -202,14 +202,14 @@ def look(engine, molecule:Molecule)->Look:
     name, moa = (same.name, same.moa) if same else (f"{aside['name']} (held out in training)", aside["moa"]) if aside else ("", "")
     return Look(molecule, name, moa, found, *verdict(engine.taught.get("calibration"), same, *found[0]), usual_dose(found[0][0]))
 
-# %% ../nbs/13_engine.ipynb #170fdc4a
+# %% ../nbs/13_engine.ipynb #d04a844b
 def provenance(engine, request:Request, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     return dict(model=engine.model.name, weights_sha256=engine.model.sha256, nfe=nfe(request.solver, request.steps, request.cfg_scale),
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 mfm_app=__version__, **asdict(request))
 
-# %% ../nbs/13_engine.ipynb #9a8da124
+# %% ../nbs/13_engine.ipynb #83a4b346
 class Engine:
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None):
@@ -263,7 +263,7 @@ class Engine:
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/13_engine.ipynb #3618775b
+# %% ../nbs/13_engine.ipynb #5530fc18
 @dataclass
 class Steadiness:
     "What a finished answer shows, and how much it hangs on chance."
@@ -281,7 +281,7 @@ def thin(
     keep = torch.rand((n, len(fp)), generator=torch.Generator().manual_seed(0)) >= share
     return fp * keep / (1 - share)
 
-# %% ../nbs/13_engine.ipynb #b0189fb2
+# %% ../nbs/13_engine.ipynb #b3562db2
 def weigh(
     engine:Engine,
     answer:Answer,         # with its control
@@ -302,7 +302,7 @@ def weigh(
     each = [effect_of(engine.space, made[i:i + cells], control[:cells]).resembles[0][0] for i in range(0, len(made), cells)]
     return Steadiness(effect, each.count(effect.resembles[0][0]), ways)
 
-# %% ../nbs/13_engine.ipynb #68531571
+# %% ../nbs/13_engine.ipynb #794bafa2
 @lru_cache(maxsize=2)
 def load(
     folder=None,       # a model folder; None loads the bundled model

@@ -6,7 +6,7 @@
 __all__ = ['methods', 'Lesson', 'with_molecules', 'head_start', 'teach', 'Known', 'known', 'neighbour', 'questions', 'trial',
            'deal', 'pick', 'trials', 'held_out_markdown', 'record', 'drawn_model']
 
-# %% ../nbs/16_finetune.ipynb #67a8c1a1
+# %% ../nbs/16_finetune.ipynb #262eabd9
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .molecules import Morgan, nearest, read_molecule
 from .sampling import draw
 from .training import imitate, start, train
 
-# %% ../nbs/16_finetune.ipynb #1f59198c
+# %% ../nbs/16_finetune.ipynb #d45d49c5
 @dataclass(frozen=True)
 class Lesson:
     "How molecules are taught."
@@ -35,7 +35,7 @@ class Lesson:
     modulations:bool = False       # let the backbone's adaLN layers learn as well
     seed:int = 0
 
-# %% ../nbs/16_finetune.ipynb #7139fd05
+# %% ../nbs/16_finetune.ipynb #77ea6bcd
 def with_molecules(model:Model, encode, **adaptor)->Conditioned:
     "The network of a trained model with an untrained molecule embedding; the model's config says so afterwards."
     model.config["molecules"] = dict(encoder=encode.to_dict(), adaptor=dict(features=encode.width, **adaptor))
@@ -52,7 +52,7 @@ def head_start(net:Conditioned, cells:Cells, vocab, encode)->float:
     with torch.no_grad(): wanted = net.adaptor.labelled(said.y, said.dose_um) - net.adaptor.y.table.weight[-1]
     return imitate(net.adaptor.molecule, (fp[which], said.dose_um.nan_to_num(1.)), wanted)
 
-# %% ../nbs/16_finetune.ipynb #4c387a63
+# %% ../nbs/16_finetune.ipynb #d36e1288
 def teach(
     model:Model,                     # trained on labels; its config gets the molecule adaptor
     cells:Cells,                     # treated, each with a structure
@@ -69,7 +69,7 @@ def teach(
     run = start(net, checkpoint, "muon", lesson.lr)
     return train(run, batches, lesson.steps, checkpoint, "uniform", warmup=20)
 
-# %% ../nbs/16_finetune.ipynb #799c3fdc
+# %% ../nbs/16_finetune.ipynb #f18a238e
 methods = ["molecule adaptor", "copy the control", "unconditional", "nearest compound", "same mechanism, by label"]
 
 
@@ -90,7 +90,7 @@ def known(cells:Cells, features:pd.DataFrame)->Known:
     moa = cells.table["moa"].where(cells.table["perturbation"] != cells.control, cells.control)
     return Known(cells, features, phenotype_space(features, moa, cells.control))
 
-# %% ../nbs/16_finetune.ipynb #cf0f200f
+# %% ../nbs/16_finetune.ipynb #113e9498
 def neighbour(known:Known, smiles:str):     # name of the most similar training compound, Tanimoto similarity
     "Who is nearest in structure, whatever the network reads."
     structured = known.cells.table[known.cells.table["smiles"] != ""].drop_duplicates("perturbation")
@@ -99,7 +99,7 @@ def neighbour(known:Known, smiles:str):     # name of the most similar training 
     found = nearest(one, np.stack(library), 1)[0]
     return structured["perturbation"].iloc[found.index], found.tanimoto
 
-# %% ../nbs/16_finetune.ipynb #c98bac5d
+# %% ../nbs/16_finetune.ipynb #228890f2
 def questions(
     model:Model,
     known:Known,
@@ -120,7 +120,7 @@ def questions(
         found["same mechanism, by label"] = replace(asked, **said([p.name for p in chosen]) | dict(dose_um=torch.tensor([usual_dose(p) for p in chosen])))
     return found
 
-# %% ../nbs/16_finetune.ipynb #fbffa7f4
+# %% ../nbs/16_finetune.ipynb #5f3d10c8
 def trial(
     model:Model, net:Conditioned,
     known:Known,
@@ -140,7 +140,7 @@ def trial(
     about = dict(compound=row["perturbation"], true_mechanism=row["moa"], cells=len(held), nearest_compound=near, tanimoto=tanimoto)
     return table.rename_axis("method").reset_index().assign(**about)
 
-# %% ../nbs/16_finetune.ipynb #1a720f01
+# %% ../nbs/16_finetune.ipynb #02146a2d
 def deal(cells:Cells, folds:int)->list:     # of lists of names
     "Compounds in groups, those of one mechanism in different ones."
     order = cells.table.drop_duplicates("perturbation").sort_values(["moa", "perturbation"])["perturbation"].tolist()
@@ -151,7 +151,7 @@ def pick(cells:Cells, features:pd.DataFrame, mask):     # some of the cells and 
     mask = np.asarray(mask)
     return cells[mask], features[mask].reset_index(drop=True)
 
-# %% ../nbs/16_finetune.ipynb #c73343bb
+# %% ../nbs/16_finetune.ipynb #b0abdeaa
 def trials(
     model:Model, net:Conditioned,        # the network taught with every compound
     cells:Cells,                         # all splits
@@ -175,7 +175,7 @@ def trials(
         predict(taught, known(*pick(cells, features, training & ~out)), "left out", training & out)
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(), everything
 
-# %% ../nbs/16_finetune.ipynb #e8b5a6f8
+# %% ../nbs/16_finetune.ipynb #98d961d4
 def held_out_markdown(found:pd.DataFrame)->str:
     "The `ood` compounds one by one, and the left-out ones together."
     number = lambda v: f"{v:.2f}"
@@ -184,7 +184,9 @@ def held_out_markdown(found:pd.DataFrame)->str:
         lines = [["compound", "real cells", "method", "error of effect", "cosine", "mechanism it resembles", "kernel distance"], ["---"] * 7]
         for _, r in ood.iterrows():
             resembled = f"**{r['mechanism']}**" if r["right"] else r["mechanism"] or "none"
-            lines.append([f"{r['compound']} ({r['true_mechanism']}; nearest {r['nearest_compound']}, Tanimoto {r['tanimoto']:.2f})", str(r["cells"]), r["method"], number(r["error"]), number(r["cosine"]), resembled, number(r["kernel_distance"])])
+            first = r["method"] == methods[0]
+            about = f"{r['compound']} ({r['true_mechanism']}; nearest {r['nearest_compound']}, Tanimoto {r['tanimoto']:.2f})" if first else ""
+            lines.append([about, str(r["cells"]) if first else "", r["method"], number(r["error"]), number(r["cosine"]), resembled, number(r["kernel_distance"])])
         parts.append("Compounds no network was trained on. Error 1 is that of copying the control; the right mechanism is bold.\n\n" + "\n".join(f"| {' | '.join(l)} |" for l in lines))
     if len(left := found[found["split"] == "left out"]):
         lines = [["method", "compounds", "error of effect, median", "cosine, median", "right mechanism", "kernel distance, median"], ["---", *["---:"] * 5]]
@@ -194,7 +196,7 @@ def held_out_markdown(found:pd.DataFrame)->str:
         parts.append("Training compounds, each predicted by an embedding that was not taught it (the backbone has seen its cells under its name).\n\n" + "\n".join(f"| {' | '.join(l)} |" for l in lines))
     return "\n\n".join(parts)
 
-# %% ../nbs/16_finetune.ipynb #346f5e9a
+# %% ../nbs/16_finetune.ipynb #8cafd8de
 def record(
     found:pd.DataFrame,       # of `trials`
     cells:Cells,
@@ -210,7 +212,7 @@ def record(
     if len(found): said |= dict(table=held_out_markdown(found), trials=found.round(4).to_dict("records"))
     return said
 
-# %% ../nbs/16_finetune.ipynb #380dd065
+# %% ../nbs/16_finetune.ipynb #f3b57e9a
 def drawn_model(cells:Cells|None=None)->Model:
     "An untrained model of drawn cells that reads names and molecules."
     cells, encode = cells or synthetic_cells(8), Morgan()
