@@ -6,7 +6,7 @@
 __all__ = ['card_text', 'bundled', 'renames', 'new_config', 'build', 'loss_table', 'molecules_text', 'model_card', 'write_file',
            'save_model', 'Model', 'read_config', 'read_encoder', 'load_model', 'rename', 'load_reference']
 
-# %% ../nbs/09_hub.ipynb #4ecd2e17
+# %% ../nbs/09_hub.ipynb #be0f6581
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from .core import InputError, Vocabulary
 from .model import MiT, mit, sizes
 from .molecules import EmbeddingTable, encoder, read_embeddings, write_embeddings
 
-# %% ../nbs/09_hub.ipynb #031f3c9a
+# %% ../nbs/09_hub.ipynb #99282a21
 def new_config(
     vocab:Vocabulary,
     channels:list,                    # {"name", "colour"} a channel
@@ -39,7 +39,7 @@ def new_config(
         predicts="image" if laptop else "velocity",
         channels=channels, vocabulary=vocab.to_dict(), data={}, training={}, quality={})
 
-# %% ../nbs/09_hub.ipynb #16f53574
+# %% ../nbs/09_hub.ipynb #d02ebe0c
 def build(config:dict)->Conditioned:
     "The network a config describes, untrained."
     vocab = Vocabulary.from_dict(config["vocabulary"])
@@ -47,7 +47,7 @@ def build(config:dict)->Conditioned:
     counts = len(vocab.perturbations), len(vocab.experiments), len(vocab.cell_types)
     return Conditioned(backbone, Adaptor(backbone.width, *counts, **config["adaptor"], molecules=molecules), config["predicts"])
 
-# %% ../nbs/09_hub.ipynb #7bd812c0
+# %% ../nbs/09_hub.ipynb #4751a8ce
 def loss_table(
     history:list,      # [step, loss, images per second] an entry
     rows:int=10,
@@ -57,7 +57,7 @@ def loss_table(
     lines = [f"| {history[i][0]:,} | {history[i][1]:.4f} |" for i in sorted(places)]
     return "\n".join(["| step | loss |", "|---|---|", *lines]) if lines else ""
 
-# %% ../nbs/09_hub.ipynb #3dbd8f8f
+# %% ../nbs/09_hub.ipynb #030e6c0c
 def molecules_text(taught:dict)->str:
     "What a card says of how a model reads molecules, from `config['molecules']`."
     if not taught: return "It knows compounds by name alone; `mfm finetune` teaches it molecules."
@@ -70,7 +70,7 @@ def molecules_text(taught:dict)->str:
                     f"of the others {c['far'][0]} of {c['far'][1]}. This threshold was chosen on the same compounds.")
     return " ".join(said) + "\n\n" + taught.get("table", "Nothing was held out, so nothing is known of how well.")
 
-# %% ../nbs/09_hub.ipynb #44740338
+# %% ../nbs/09_hub.ipynb #d569c628
 def model_card(config:dict)->str:
     "A model card in Markdown, with the front matter the Hub reads."
     vocab, training = Vocabulary.from_dict(config["vocabulary"]), config["training"]
@@ -81,7 +81,7 @@ def model_card(config:dict)->str:
                             channels=", ".join(c["name"] for c in config["channels"]), data=said(config["data"]), training=said(training), losses=loss_table(training.get("history", [])),
                             quality=config["quality"].get("table", "Not measured."), molecules=molecules_text(config.get("molecules", {})), rows=rows, licence=config["data"].get("licence", "other").lower())
 
-# %% ../nbs/09_hub.ipynb #a68c3698
+# %% ../nbs/09_hub.ipynb #10d2022a
 card_text = """---
 library_name: mfm_app
 license: {licence}
@@ -115,7 +115,7 @@ Cells for each compound in training; believe the rare ones less.
 ## Limits
 A generated cell is a hypothesis, not a measurement. The model knows these compounds, doses, experiments and this cell line alone; a molecule it was not taught is a guess, and the table above says how good a one. Nothing it draws says anything about safety, efficacy or people."""
 
-# %% ../nbs/09_hub.ipynb #331bf1d3
+# %% ../nbs/09_hub.ipynb #89d176d2
 def write_file(path:Path, write):
     "Call `write(beside)` and move what it wrote to `path` in one stroke."
     beside = path.with_name(path.name + ".part")
@@ -142,7 +142,7 @@ def save_model(
     if table: write_file(folder / "embeddings.npz", lambda p: write_embeddings(table, p))
     write_file(folder / "model.safetensors", lambda p: save_file(weights, p))
 
-# %% ../nbs/09_hub.ipynb #7529eec4
+# %% ../nbs/09_hub.ipynb #761c069d
 @dataclass
 class Model:
     "A network and everything that is known of it."
@@ -157,7 +157,7 @@ class Model:
     @property
     def channels(self): return self.config["channels"]
 
-# %% ../nbs/09_hub.ipynb #dd931607
+# %% ../nbs/09_hub.ipynb #3a7e9d5d
 bundled = Path(__file__).parent / "weights" / "bbbc021" if "__file__" in globals() else None      # the model that comes with the package
 
 
@@ -173,13 +173,16 @@ def read_config(folder:Path)->dict:
     if config["format"] != 1: raise InputError(f"'{folder.name}' has format {config['format']}; this version of mfm_app reads format 1.")
     return config
 
-# %% ../nbs/09_hub.ipynb #e5c6daca
+# %% ../nbs/09_hub.ipynb #43e810de
 def read_encoder(folder:Path, config:dict):
     "What turns molecules into what the network reads; None if it knows names alone."
     if "molecules" not in config: return None
     try: kind = config["molecules"]["encoder"]
     except (KeyError, TypeError): raise InputError(f"config.json in '{folder.name}' does not say how molecules are read.") from None
-    return encoder(kind, read_embeddings(folder / "embeddings.npz") if kind.get("kind") == "table" else None)
+    if kind.get("kind") != "table": return encoder(kind)
+    table = read_embeddings(folder / "embeddings.npz")
+    table.name = kind["name"]      # in the folder it has the folder's own file name
+    return encoder(kind, table)
 
 
 def load_model(
@@ -198,7 +201,7 @@ def load_model(
     except RuntimeError: raise InputError(f"The weights in '{folder.name}' do not fit its config.json; the folder mixes two models.") from None
     return Model(net.to(device).eval(), config, hashlib.sha256(weights.read_bytes()).hexdigest(), folder.name, read_encoder(folder, config))
 
-# %% ../nbs/09_hub.ipynb #65a016f5
+# %% ../nbs/09_hub.ipynb #f4035966
 renames = [                                     # of the reference's keys, in order
     (r"^(module\.|_orig_mod\.)+", ""),
     (r"^dit\.x_embedder\.", "backbone.into."),
@@ -217,7 +220,7 @@ def rename(key:str, half:int)->str:
     for pattern, ours in renames: key = re.sub(pattern, ours, key)
     return key
 
-# %% ../nbs/09_hub.ipynb #8ea12631
+# %% ../nbs/09_hub.ipynb #2acdbd8c
 def load_reference(
     state:dict,               # a state dict of the reference code, keys `dit.*` and `adaptor.*`
     heads:int|None=None,      # attention heads; None looks them up in the paper's family by width

@@ -10,7 +10,7 @@ __all__ = ['static', 'verdict_words', 'sampling_defaults', 'in_python', 'piece',
            'name_side', 'molecule_side', 'sampling_fields', 'join_molecule', 'explore_tab', 'experiment_field',
            'switch_sides', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/15_ui.ipynb #0ecfb507
+# %% ../nbs/15_ui.ipynb #950ab022
 import atexit
 import json
 import logging
@@ -33,7 +33,7 @@ from .engine import Answer, Engine, Look, Moment, Request, Steadiness, check, lo
 from .molecules import draw, read_molecule
 from .viz import data_uri, dyes
 
-# %% ../nbs/15_ui.ipynb #df1a6bf6
+# %% ../nbs/15_ui.ipynb #a1bd894c
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -48,7 +48,7 @@ def piece(
     js = "".join(f"const {k} = {json.dumps(v)};\n" for k, v in constants.items()) + js
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/15_ui.ipynb #1bc8a891
+# %% ../nbs/15_ui.ipynb #c72889d3
 @cache
 def served()->Path:
     "The one folder of files the page may fetch; made once and gone with the process."
@@ -72,7 +72,7 @@ def sketch(smiles:str=""):
     from ipyketcher import KetcherEditor
     return KetcherEditor(initial_molecule=smiles, smiles=smiles, return_formats=["smiles"])
 
-# %% ../nbs/15_ui.ipynb #9c18629e
+# %% ../nbs/15_ui.ipynb #563077ab
 def atlas(
     images,               # (G, B, C, H, W) uint8
     **kwargs,             # further arguments of `viz.data_uri`
@@ -99,7 +99,7 @@ def run_of(
     return dict(id=uuid.uuid4().hex, n=len(request.seeds), seeds=request.seeds, groups=len(labels), labels=labels,
                 steps=request.steps, size=engine.model.net.shape[1:], channels=channels)
 
-# %% ../nbs/15_ui.ipynb #89f727b2
+# %% ../nbs/15_ui.ipynb #0e1ceaaf
 def frame_of(moment:Moment)->dict:
     "One step of a run, for the viewer."
     last = moment.step == moment.steps
@@ -115,7 +115,7 @@ def provenance_line(what:str, answer:Answer)->str:
             f"{p['nfe']} network evaluations a cell, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/15_ui.ipynb #136bd14b
+# %% ../nbs/15_ui.ipynb #1d259f18
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
@@ -127,7 +127,7 @@ def trust(cells:int)->str:
     if cells >= 100: return "Some cells: believe the kind of effect, not its strength."
     return "Very few cells: take it as a sketch."
 
-# %% ../nbs/15_ui.ipynb #07bf1501
+# %% ../nbs/15_ui.ipynb #ae6a4d2a
 def about_perturbation(engine:Engine, name:str)->str:
     "Mechanism, evidence and trust, in Markdown."
     p = engine.vocab.perturbation(name)
@@ -147,7 +147,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/15_ui.ipynb #e7f0d188
+# %% ../nbs/15_ui.ipynb #a7e0daee
 @lru_cache(maxsize=512)
 def drawing(smiles:str, width:int, height:int)->str:
     "A structure for light and for dark pages; the style sheet shows one of them."
@@ -162,7 +162,7 @@ def neighbour_row(p, tanimoto:float)->str:
     return (f'<li>{drawing(p.smiles, 96, 64)}<span><b>{escape(p.name)}</b><br>{escape(p.moa)}</span>'
             f'<span class="tanimoto">{tanimoto:.2f}<meter min="0" max="1" value="{tanimoto:.3f}" aria-label="Tanimoto similarity"></meter></span></li>')
 
-# %% ../nbs/15_ui.ipynb #fd28abe3
+# %% ../nbs/15_ui.ipynb #5dfe721b
 def molecule_card(look:Look)->str:
     "Everything known of a molecule before a cell is drawn, as HTML."
     m = look.molecule
@@ -179,7 +179,7 @@ def about_molecule(engine:Engine, smiles:str)->str:
     try: return molecule_card(engine.look(smiles))
     except InputError as e: return f'<div class="molecule"><p class="refused" role="alert">{escape(str(e))}</p></div>'
 
-# %% ../nbs/15_ui.ipynb #c2294710
+# %% ../nbs/15_ui.ipynb #90dc9773
 def molecule_dose(engine:Engine, smiles:str, dose:str|None=None)->str:
     "What the dose control is told of a molecule; a dose that is already there stays."
     low, high = engine.vocab.dose_range(engine.vocab.unlisted)
@@ -196,7 +196,7 @@ def examples(engine:Engine)->list:
     held = [(f"{h['name']} (held out)", h["smiles"]) for h in engine.taught.get("held_out", [])[:1]]
     return [(f"{known.name} (known)", known.smiles), *held, ("caffeine", "Cn1cnc2c1c(=O)n(C)c(=O)n2C")]
 
-# %% ../nbs/15_ui.ipynb #0f643081
+# %% ../nbs/15_ui.ipynb #6f53f430
 def steadiness_line(steady:Steadiness)->str:
     "What the cells of a molecule show, in Markdown."
     effect, n = steady.effect, steady.of
@@ -205,7 +205,7 @@ def steadiness_line(steady:Steadiness)->str:
             f"**{first}** most (cosine {cosine:.2f}), then {second} ({next_cosine:.2f}). {effect.agreement:.0%} of the seeds and {steady.thinned} of {n} fingerprints "
             f"with some bits dropped point to {first} as well.")
 
-# %% ../nbs/15_ui.ipynb #ec140ed1
+# %% ../nbs/15_ui.ipynb #d7f533ad
 def amount(dose:str)->float:
     "The number in a dose control; not a number if there is none."
     try: found = json.loads(dose)["dose"]
@@ -233,7 +233,7 @@ def verdicts(engine:Engine, *fields)->list:
     good = [by, name, dose_of(engine, name), smiles, by != "perturbation" and molecule_dose(engine, smiles), experiments(engine, first)[0][1], *sampling_defaults]
     return [said(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine)) for i, value in enumerate(fields)]
 
-# %% ../nbs/15_ui.ipynb #d88d776c
+# %% ../nbs/15_ui.ipynb #1412459c
 sampling_defaults = 0, 16, 10, 1., "midpoint"      # first seed, cells, steps, guidance, solver
 
 
@@ -241,7 +241,7 @@ def best_known(engine:Engine)->str:
     "What stands in the field when the page opens: the treated perturbation with most cells."
     return max((p for p in engine.vocab.perturbations if p.doses), key=lambda p: p.cells).name
 
-# %% ../nbs/15_ui.ipynb #500f3d53
+# %% ../nbs/15_ui.ipynb #1b6a8085
 def answers(engine:Engine, request:Request):
     "Yield what the viewer shows, what the status line says, and what the cells say."
     run, what = run_of(request, engine), treatment(engine, request)
@@ -259,7 +259,7 @@ def generate(engine:Engine, *fields):
         logging.exception("A request failed")
         yield gr.skip(), "⚠️ Something went wrong on the server and was logged there. Nothing of yours is lost; try again.", ""
 
-# %% ../nbs/15_ui.ipynb #815dcf03
+# %% ../nbs/15_ui.ipynb #f9b1f615
 def name_side(engine:Engine):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     name = best_known(engine)
@@ -289,7 +289,7 @@ def sampling_fields():
         how = gr.Dropdown(solver_names, value=solver, label="Solver", elem_id="solver")
     return seed, many, walk, scale, how
 
-# %% ../nbs/15_ui.ipynb #0a563a82
+# %% ../nbs/15_ui.ipynb #8065e914
 def join_molecule(engine:Engine, smiles, buttons, card, dose, editor):
     "Text, drawing, card and dose follow one another."
     quiet = dict(show_progress="hidden", api_visibility="private")
@@ -298,16 +298,17 @@ def join_molecule(engine:Engine, smiles, buttons, card, dose, editor):
         try: found = read_molecule(drawn)
         except InputError: return drawn
         return drawn if found.notes else found.smiles      # what was changed is told on the card, so it must stay as drawn
-    def readable(text):
-        try: read_molecule(text or "")
+    def drawable(text):      # None where the text was not typed
+        if text == "": return text
+        try: read_molecule(text)
         except InputError: return gr.skip()
         return text
     smiles.change(told, [smiles, dose], [card, dose], trigger_mode="always_last", **quiet)
-    smiles.change(readable, smiles, editor, trigger_mode="always_last", js="s => document.activeElement?.closest('#smiles') ? s : ''", **quiet)
+    smiles.change(drawable, smiles, editor, trigger_mode="always_last", js="s => document.activeElement?.closest('#smiles') ? s : null", **quiet)
     editor.input(plain, editor, smiles, trigger_mode="always_last", **quiet)
     for button, value in buttons: button.click(lambda value=value: (value, value, molecule_dose(engine, value)), None, [smiles, editor, dose], **quiet)
 
-# %% ../nbs/15_ui.ipynb #cf44801f
+# %% ../nbs/15_ui.ipynb #7756440e
 def explore_tab(engine:Engine):
     "Pick a perturbation or draw a molecule, watch cells form."
     reads, quiet = engine.model.encode is not None, dict(show_progress="hidden", api_visibility="private")
@@ -336,7 +337,7 @@ def explore_tab(engine:Engine):
                        validator=lambda *f: verdicts(engine, *f), **quiet)
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/15_ui.ipynb #b0b6aa66
+# %% ../nbs/15_ui.ipynb #d13d13db
 def experiment_field(engine:Engine, name):
     "The experiments for a perturbation, the likeliest chosen."
     return gr.Dropdown(found := experiments(engine, name), value=found[0][1])
@@ -350,7 +351,7 @@ def switch_sides(engine:Engine, by, where, what, by_structure, drawing_tab, part
     by_structure.select(molecule, None, [by, where], **quiet)
     drawing_tab.select(lambda smiles: (gr.Tabs(selected="molecule"), *molecule(), smiles), parts[0], [what, by, where, parts[-1]], **quiet)
 
-# %% ../nbs/15_ui.ipynb #e1a59eb6
+# %% ../nbs/15_ui.ipynb #05358f57
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     gr.Markdown(engine.card + in_python, elem_id="card")
@@ -368,7 +369,7 @@ viz.show(answer.images, answer.channels)
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/15_ui.ipynb #143f5c19
+# %% ../nbs/15_ui.ipynb #7f72f1e4
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
@@ -387,7 +388,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/15_ui.ipynb #67233546
+# %% ../nbs/15_ui.ipynb #001a8995
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on

@@ -370,6 +370,28 @@ def test_stop_within_a_second_then_go_on_has_each_row_once(tab, engine):
     assert sorted(molecules(tab, 1), key=len) == ["C" * n for n in range(1, 31)] and points(tab) == 30
 
 
+def test_a_visitor_who_leaves_ends_the_walk(tab, engine):
+    engine.model.net.pause = 0.05
+    paste(tab, "\n".join("C" * n for n in range(1, 81)))
+    tab.click("#screen-go")
+    tab.wait_for_selector("#screen .table tbody tr", timeout=60 * seconds)
+    tab.goto("about:blank")
+    tab.wait_for_timeout(3 * seconds)
+    calls = engine.model.net.calls
+    tab.wait_for_timeout(1 * seconds)
+    assert engine.model.net.calls == calls
+    tab.errors.clear()      # what the page left behind says of its connections that they were cut
+
+
+def test_more_than_the_page_takes_is_said_in_the_status_line(tab, monkeypatch):
+    monkeypatch.setattr(ui, "most_screened", 3)
+    paste(tab, five)
+    tab.click("#screen-go")
+    tab.wait_for_function("document.querySelector('#screen-status').innerText.includes('The list holds more than 3 molecules')")
+    tab.wait_for_function("document.querySelector('#screen output').textContent === 'Stopped after 0'")
+    assert tab.locator("#screen-go").is_enabled() and tab.locator("#screen-resume").is_disabled()
+
+
 def test_the_same_list_again_is_there_at_once_and_another_starts_afresh(tab, engine):
     go(tab, five)
     engine.model.net.calls = 0
@@ -438,7 +460,10 @@ def test_a_file_is_screened_and_everything_can_be_downloaded(tab, tmp_path):
         assert set(archive.namelist()) == {"ranked.csv", "results.csv", "refused.csv", "settings.json", "map.html", "cells/00000.npy",
                                            *(f"cells/0000{n}.{kind}" for n in (1, 2) for kind in ("npy", "png"))}
         assert np.load(io.BytesIO(archive.read("cells/00001.npy"))).shape == (4, 3, 64, 64) == np.load(io.BytesIO(archive.read("cells/00000.npy"))).shape
-        assert b"https://cdn" not in archive.read("map.html") and json.loads(archive.read("settings.json"))["nfe"] == 19
+        assert json.loads(archive.read("settings.json"))["nfe"] == 19
+        archive.extract("map.html", tmp_path)
+    tab.goto((tmp_path / "map.html").as_uri())       # asks nobody for anything, which the fixture checks
+    assert tab.locator(".main-svg").count() and tab.evaluate("document.querySelector('.plotly-graph-div').data.flatMap(t => t.customdata || []).length") == 2
 
 
 def test_there_is_nothing_to_download_before_a_screen(tab):
