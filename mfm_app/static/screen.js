@@ -188,6 +188,7 @@ async function choose(number) {
   const structure = make('div', 'structure');
   structure.innerHTML = told.structure;
   chosenBox.append(structure, figures(row));
+  if (plot.data) window.Plotly.Plots.resize(plot);
 }
 
 function keepInView(tr) {
@@ -221,6 +222,7 @@ function begin(news) {
   chosenBox.replaceChildren(make('p', 'empty', 'Click a point or a row to see its cells.'));
   find('.hint').hidden = true;
   find('.stage').hidden = false;
+  if (!seen) element.scrollIntoView({ behavior: 'smooth' });      // on a narrow page it begins below the fields
 }
 
 function add(fresh) {
