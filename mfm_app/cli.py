@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'main', 'preview_conditions', 'training_record', 'data_record', 'export_hook', 'train_on', 'train_command',
            'check_taught', 'finetune_command', 'well_known', 'pick', 'condition_label', 'generate_condition',
-           'evaluate_model', 'evaluate_command', 'sample_command', 'serve_command']
+           'evaluate_model', 'evaluate_command', 'sample_command', 'draw_cells', 'draw_map', 'say_refused',
+           'screen_with_bar', 'screen_command', 'serve_command']
 
-# %% ../nbs/17_cli.ipynb #b555397c
+# %% ../nbs/17_cli.ipynb #e38648c9
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +19,11 @@ import numpy as np
 import torch
 import typer
 from PIL import PngImagePlugin
+from tqdm import tqdm
 
 from .core import InputError, check_int, condition, join, pick_device
 from .data import Batches, Cells, fingerprints, read_cells, resize, vocabulary, with_structure
-from .engine import load
+from .engine import Engine, load
 from .evaluation import morphology_test
 from .features import seam
 from .finetune import Lesson, record, teach, trials
@@ -28,10 +31,11 @@ from .flow import draw_t
 from .hub import Model, build, load_model, new_config, save_model, write_file
 from .molecules import Morgan, read_embeddings
 from .sampling import draw
+from .screen import Folder, Settings, screen_into
 from .training import Run, start, train
-from .viz import loss_curve, show
+from .viz import loss_curve, phenotype_map, show, treated_above
 
-# %% ../nbs/17_cli.ipynb #a7276258
+# %% ../nbs/17_cli.ipynb #6a06516f
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -45,14 +49,14 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/17_cli.ipynb #c77888cf
+# %% ../nbs/17_cli.ipynb #297ca699
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
     rows = [condition(vocab, name, n=8) for name in [vocab.control, *(p.name for p in treated)]]
     return join(rows, [8] * len(rows))
 
-# %% ../nbs/17_cli.ipynb #68d5a211
+# %% ../nbs/17_cli.ipynb #faecca04
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -67,7 +71,7 @@ def data_record(cells:Cells)->dict:
     train = int((cells.table["split"] == "train").sum())
     return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/17_cli.ipynb #71309ae1
+# %% ../nbs/17_cli.ipynb #ffee604a
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -79,7 +83,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/17_cli.ipynb #b6f00049
+# %% ../nbs/17_cli.ipynb #2be3c811
 def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldown:float, every:int):
     "Start or resume the run of a recipe on some cells, and export it at the end."
     paper, batch, seed, vocab = recipe["recipe"] == "paper", recipe["batch"], recipe["seed"], vocabulary(cells)
@@ -90,7 +94,7 @@ def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldo
     hook = export_hook(out, config, vocab, recipe, batch)
     hook(train(run, batches, steps, out / "training.pt", recipe["times"], cooldown=cooldown, every={every: hook}))
 
-# %% ../nbs/17_cli.ipynb #d9113735
+# %% ../nbs/17_cli.ipynb #b5f7c38e
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -117,7 +121,7 @@ def train_command(
     train_on(cells, out, backbone, recipe | dict(batch=batch, seed=seed), steps, cooldown, every)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/17_cli.ipynb #96587c66
+# %% ../nbs/17_cli.ipynb #a74777f5
 def check_taught(cells:Cells, encode):     # treated cells with a structure, names of the compounds left out
     "What molecules can be taught from, or `InputError`."
     fingerprints(with_structure(cells)[0].table, encode)      # one that cannot be read is refused now and not after an hour
@@ -151,7 +155,7 @@ def finetune_command(
     save_model(model, net.cpu(), loaded.config, table=encode if embeddings else None)
     typer.echo(loaded.config["molecules"].get("table", "The folder now reads molecules; nothing was held out, so nothing is known of how well."))
 
-# %% ../nbs/17_cli.ipynb #9169e728
+# %% ../nbs/17_cli.ipynb #040b435a
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -167,7 +171,7 @@ def pick(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/17_cli.ipynb #d57c1a25
+# %% ../nbs/17_cli.ipynb #ce8b0beb
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -175,7 +179,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/17_cli.ipynb #f9256010
+# %% ../nbs/17_cli.ipynb #3149800a
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -191,7 +195,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/17_cli.ipynb #00abd167
+# %% ../nbs/17_cli.ipynb #070d08e8
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -205,7 +209,7 @@ def evaluate_command(
     save_model(model, loaded.net.cpu(), loaded.config)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/17_cli.ipynb #288ac34a
+# %% ../nbs/17_cli.ipynb #b2ab16e5
 @app.command("sample")
 def sample_command(
     perturbation:Annotated[str|None, typer.Argument(help="Its name, as in `mfm sample taxol`.")]=None,
@@ -234,7 +238,66 @@ def sample_command(
     typer.echo(f"{n} cells in {out}")
     if molecule: typer.echo(f"How far to believe them: {engine.look(molecule).reason}")
 
-# %% ../nbs/17_cli.ipynb #dd9aebd1
+# %% ../nbs/17_cli.ipynb #8c88e18c
+def draw_cells(folder:Folder, number:int, channels:list):
+    "Write the picture of one molecule's cells, if it is not there."
+    at = folder.cells_at(number).with_suffix(".png")
+    if not at.is_file(): write_file(at, lambda p: treated_above(folder.cells(number), folder.cells(0), channels, zoom=2).save(p, "png"))
+
+
+def draw_map(folder:Folder, engine:Engine):
+    "Write the map as a page that stands alone."
+    landmarks = {name: tuple(map(float, at[:2])) for name, at in engine.space.mechanisms.items()}
+    page = phenotype_map([asdict(one) for one in folder.found()], landmarks).to_html(include_plotlyjs=True)
+    write_file(folder.path / "map.html", lambda p: Path(p).write_text(page, encoding="utf-8"))
+
+
+def say_refused(folder:Folder, shown:int=10):
+    "Print the first refused rows, and how many more there are."
+    refused = list(folder.refused)
+    for row in refused[:shown]: typer.echo(f"Refused {row['place']}: {row['said']!r}. {row['problem']}")
+    if len(refused) > shown: typer.echo(f"... and {len(refused) - shown:,} more, all in refused.csv.")
+
+# %% ../nbs/17_cli.ipynb #4ea4ca36
+def screen_with_bar(out:Path, engine:Engine, source, settings:Settings)->bool:
+    "Screen a list into a folder while a bar shows how far it is; whether it came to the end."
+    folder, now = Folder(out), None
+    with tqdm(unit=" molecules", dynamic_ncols=True, delay=0.1) as bar:
+        try:
+            for event in screen_into(out, engine, source, settings):
+                if event is None: continue
+                if now is None: bar.initial = event.found + event.refused
+                now, bar.total, bar.n = event, event.total, event.found + event.refused
+                bar.set_postfix(refused=event.refused)
+                for one in event.fresh: draw_cells(folder, one.number, engine.model.channels)
+            for one in folder.found(): draw_cells(folder, one.number, engine.model.channels)      # those that an interruption left out
+            folder.rank()
+            draw_map(folder, engine)
+            return True
+        except KeyboardInterrupt: pass
+    typer.echo(f"Stopped after {now.found + now.refused:,} of {now.total:,}; the same command goes on." if now else "Stopped; the same command starts again.", err=True)
+    return False
+
+
+@app.command("screen")
+def screen_command(
+    molecules:Annotated[str, typer.Argument(metavar="LIST", help="A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input.")],
+    out:Annotated[Path, typer.Option(help="Folder of the results; the same command goes on where it was stopped.")],
+    dose:Annotated[float, typer.Option(help="Micromolar, where the list says none.")]=10.,
+    cells:Annotated[int, typer.Option(help="Cells a molecule.")]=4,
+    experiment:Annotated[str|None, typer.Option(help="The one with most treated cells if not given.")]=None,
+    seed:Annotated[int, typer.Option(help="Of the first cell.")]=0,
+    steps:int=10,
+    model:Annotated[Path|None, typer.Option(help="Model folder that reads molecules; the bundled one if not given.")]=None,
+):
+    "Predict and rank the effects of a list of molecules."
+    source = sys.stdin.read() if molecules == "-" else Path(molecules)
+    engine = load(model)
+    if not screen_with_bar(out, engine, source, Settings(dose, cells, experiment, seed, steps)): raise typer.Exit(130)
+    say_refused(Folder(out))
+    typer.echo(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
+
+# %% ../nbs/17_cli.ipynb #494a9017
 @app.command("serve")
 def serve_command(
     model:Annotated[Path|None, typer.Option(help="Model folder; the bundled one if not given.")]=None,
@@ -244,5 +307,5 @@ def serve_command(
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
     launch(load(model), port)
 
-# %% ../nbs/17_cli.ipynb #697043d1
+# %% ../nbs/17_cli.ipynb #c148bc88
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['most_seeds', 'solver_names', 'Job', 'velocities', 'Together', 'follow', 'Request', 'check_seeds', 'check', 'Moment',
-           'Answer', 'Look', 'verdict', 'look', 'provenance', 'Engine', 'Steadiness', 'thin', 'weigh', 'load']
+           'Answer', 'Look', 'verdict', 'look', 'provenance', 'Engine', 'Steadiness', 'thin', 'weigh', 'load', 'loaded']
 
-# %% ../nbs/13_engine.ipynb #c2d7bc1a
+# %% ../nbs/13_engine.ipynb #8e868124
 import queue
 import threading
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ from .core import (Condition, InputError, Perturbation, autocast, check_int, con
                           resolve, to_uint8, usual_dose)
 from .evaluation import Effect, PhenotypeSpace, effect_of
 from .features import morphology
-from .hub import Model, load_model, model_card
+from .hub import Model, bundled, load_model, model_card
 from .molecules import Molecule, Morgan, nearest, read_molecule
 from .sampling import Query, check_walk, nfe, solvers, walk
 
-# %% ../nbs/13_engine.ipynb #7cafa4b3
+# %% ../nbs/13_engine.ipynb #64e11715
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -44,7 +45,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/13_engine.ipynb #d3bd59d2
+# %% ../nbs/13_engine.ipynb #eaaaeb82
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -59,7 +60,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/13_engine.ipynb #a29d014b
+# %% ../nbs/13_engine.ipynb #e6888ac1
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -86,7 +87,7 @@ class Together:
             return []
         return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/13_engine.ipynb #61dcca6d
+# %% ../nbs/13_engine.ipynb #26e57f83
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -102,7 +103,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/13_engine.ipynb #a4bb1b5c
+# %% ../nbs/13_engine.ipynb #72a78c05
 most_seeds, solver_names = 64, list(solvers)
 
 
@@ -120,7 +121,7 @@ class Request:
     compare:bool = True                # also draw the control from the same noise
     molecule:str|None = None           # SMILES or mol block, in place of the perturbation
 
-# %% ../nbs/13_engine.ipynb #5a33fb12
+# %% ../nbs/13_engine.ipynb #ac880346
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -143,7 +144,7 @@ def check(request:Request, engine)->Request:
     return replace(request, **said, molecule=molecule, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(),
                    steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/13_engine.ipynb #021f4684
+# %% ../nbs/13_engine.ipynb #0260225c
 @dataclass
 class Moment:
     "Cells on their way."
@@ -163,7 +164,7 @@ class Answer:
     request:Request
     provenance:dict            # weights, nfe, seconds and the request
 
-# %% ../nbs/13_engine.ipynb #5dc33254
+# %% ../nbs/13_engine.ipynb #118d8764
 @dataclass
 class Look:
     "What is known of a molecule before a cell is drawn."
@@ -175,7 +176,7 @@ class Look:
     reason:str                # in plain words
     dose_um:float             # micromolar, the usual dose of the nearest compound
 
-# %% ../nbs/13_engine.ipynb #db9cebdc
+# %% ../nbs/13_engine.ipynb #5ef748cc
 def verdict(
     calibration:dict|None,     # see `evaluation.calibrate`
     taught:Perturbation|None,  # the compound itself, if it was taught
@@ -185,14 +186,14 @@ def verdict(
     "How far to believe what is drawn for a molecule."
     if taught: return "known", f"The model was taught this structure, on {taught.cells:,} cells."
     like = f"The most similar compound it was taught is {nearest.name} (Tanimoto {tanimoto:.2f})."
-    if not calibration: return "far", f"{like} No compounds were held out, so nothing is known of how well this model draws others."
+    if not calibration: return "far", f"{like} Too few compounds were held out to know how well this model draws others."
     near = tanimoto >= calibration["threshold"]
     right, of = calibration["near" if near else "far"]
     side = f"{calibration['threshold']:.2f} or more" if near else f"less than {calibration['threshold']:.2f}"
     counted = f"Of {of} held-out compounds with a similarity of {side}, {right} came out with the right mechanism."
     return ("close" if near else "far"), f"{like} {counted}" + (" Take the picture as a guess." if 2 * right < of else "")
 
-# %% ../nbs/13_engine.ipynb #d1ab856a
+# %% ../nbs/13_engine.ipynb #1ab13623
 def look(engine, molecule:Molecule)->Look:
     "Neighbours, verdict and usual dose of a molecule in standard form."
     if engine.model.encode is None or not engine.structured: raise InputError("This model knows compounds by name alone; `mfm finetune` teaches it molecules.")
@@ -202,14 +203,14 @@ def look(engine, molecule:Molecule)->Look:
     name, moa = (same.name, same.moa) if same else (f"{aside['name']} (held out in training)", aside["moa"]) if aside else ("", "")
     return Look(molecule, name, moa, found, *verdict(engine.taught.get("calibration"), same, *found[0]), usual_dose(found[0][0]))
 
-# %% ../nbs/13_engine.ipynb #d04a844b
+# %% ../nbs/13_engine.ipynb #8764759a
 def provenance(engine, request:Request, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     return dict(model=engine.model.name, weights_sha256=engine.model.sha256, nfe=nfe(request.solver, request.steps, request.cfg_scale),
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 mfm_app=__version__, **asdict(request))
 
-# %% ../nbs/13_engine.ipynb #83a4b346
+# %% ../nbs/13_engine.ipynb #2c973ce6
 class Engine:
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None):
@@ -263,7 +264,7 @@ class Engine:
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/13_engine.ipynb #5530fc18
+# %% ../nbs/13_engine.ipynb #9d98246c
 @dataclass
 class Steadiness:
     "What a finished answer shows, and how much it hangs on chance."
@@ -281,7 +282,7 @@ def thin(
     keep = torch.rand((n, len(fp)), generator=torch.Generator().manual_seed(0)) >= share
     return fp * keep / (1 - share)
 
-# %% ../nbs/13_engine.ipynb #b3562db2
+# %% ../nbs/13_engine.ipynb #9b6ed027
 def weigh(
     engine:Engine,
     answer:Answer,         # with its control
@@ -302,11 +303,15 @@ def weigh(
     each = [effect_of(engine.space, made[i:i + cells], control[:cells]).resembles[0][0] for i in range(0, len(made), cells)]
     return Steadiness(effect, each.count(effect.resembles[0][0]), ways)
 
-# %% ../nbs/13_engine.ipynb #794bafa2
-@lru_cache(maxsize=2)
+# %% ../nbs/13_engine.ipynb #ef97c086
 def load(
     folder=None,       # a model folder; None loads the bundled model
     device=None,       # None takes the best there is
 )->Engine:
-    "An engine, loaded once for each folder."
-    return Engine(load_model(folder), device)
+    "An engine, loaded once for each folder, and again when its weights are new."
+    weights = Path(folder or bundled) / "model.safetensors"
+    return loaded(folder, device, weights.stat().st_mtime_ns if weights.is_file() else None)
+
+
+@lru_cache(maxsize=2)
+def loaded(folder, device, written)->Engine: return Engine(load_model(folder), device)

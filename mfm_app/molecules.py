@@ -15,7 +15,7 @@ __all__ = ['longest_smiles', 'longest_block', 'most_heavy', 'most_atoms', 'most_
            'draw', 'Row', 'shown', 'read_dose', 'Reader', 'Lines', 'cells_of', 'column_name', 'delimiter_of',
            'header_of', 'Table', 'Records', 'numbered_lines', 'check_file', 'survey', 'read_rows']
 
-# %% ../nbs/02_molecules.ipynb #cb187378
+# %% ../nbs/02_molecules.ipynb #1be674d1
 import csv
 import io
 import os
@@ -41,7 +41,7 @@ from .core import InputError, check_int, nearest_names
 
 rdBase.DisableLog("rdApp.*")      # what is wrong with a molecule is said by `InputError`
 
-# %% ../nbs/02_molecules.ipynb #1eccf229
+# %% ../nbs/02_molecules.ipynb #42bfa449
 longest_smiles, longest_block = 1_000, 200_000      # characters
 most_heavy, most_atoms, most_rings, most_bonds = 150, 1_000, 40, 16      # bonds of one atom
 
@@ -54,7 +54,7 @@ def plain(text)->str:
     if not text.strip(): raise InputError("Nothing was given; a molecule is a SMILES, such as CC(=O)Oc1ccccc1C(=O)O, or a mol block.")
     return text
 
-# %% ../nbs/02_molecules.ipynb #b59e2e03
+# %% ../nbs/02_molecules.ipynb #408c359d
 token = re.compile(r"(?P<atom>\[[^][]*\]|Br|Cl|[BCNOPSFI]|[bcnops])|(?P<bond>->|<-|[-=#:$/\\])|(?P<ring>%\d\d|%\(\d{1,5}\)|\d)|(?P<open>\()|(?P<close>\))|(?P<dot>\.)")
 may_follow = dict(atom={"start", "atom", "bond", "ring", "open", "close", "dot"}, bond={"atom", "ring", "open", "close"},
                   ring={"atom", "bond", "ring"}, open={"atom", "ring", "close"}, close={"atom", "ring", "close"},
@@ -70,7 +70,7 @@ def is_atom(said:str)->bool:
     "Whether this is an atom as SMILES writes them."
     return said[0] != "[" or bool(found := bracket.fullmatch(said)) and found[1].capitalize() in symbols
 
-# %% ../nbs/02_molecules.ipynb #75e89103
+# %% ../nbs/02_molecules.ipynb #92bdbfec
 def first_slip(smiles:str)->str:
     "A sentence on the first thing that cannot stand where it stands; empty if there is none."
     i, before, branches, rings = 0, "start", [], {}
@@ -90,7 +90,7 @@ def first_slip(smiles:str)->str:
     if branches: return f"The bracket opened at character {branches[-1]} is not closed."
     return next((f"Ring {n}, opened at character {at}, is not closed." for n, at in rings.items()), "")
 
-# %% ../nbs/02_molecules.ipynb #a67b1dba
+# %% ../nbs/02_molecules.ipynb #078f761a
 one_molecule = "Give one molecule"
 as_written = Chem.SmilesParserParams()
 as_written.sanitize = as_written.removeHs = as_written.allowCXSMILES = as_written.parseName = False
@@ -106,7 +106,7 @@ def from_smiles(smiles:str)->Chem.Mol:
     if mol is None: raise InputError(f"This SMILES cannot be read. {first_slip(smiles) or 'Its ring bonds contradict each other.'}")
     return mol
 
-# %% ../nbs/02_molecules.ipynb #77825591
+# %% ../nbs/02_molecules.ipynb #5d2ff5da
 def from_block(block:str)->Chem.Mol:
     "The graph of a mol block (V2000 or V3000), nothing checked by chemistry yet."
     if not re.search(r"V[23]000", block): raise InputError("Several lines were given, but no mol block with V2000 or V3000 in its fourth line; one molecule is a SMILES in one line or a mol block.")
@@ -121,7 +121,7 @@ def from_block(block:str)->Chem.Mol:
     if polymer or mol.HasProp("_molLinkNodes"): raise InputError(f"This mol block describes a polymer or a mixture by brackets. {one_molecule}.")
     return mol
 
-# %% ../nbs/02_molecules.ipynb #b48adbb2
+# %% ../nbs/02_molecules.ipynb #5f18faed
 crowded = Chem.MolFromSmarts(f"[D{{{most_bonds + 1}-}}]")
 
 
@@ -134,7 +134,7 @@ def check_graph(mol:Chem.Mol):
     if rings > most_rings: raise InputError(f"{rings} rings are too many; {most_rings} are allowed.")
     for i in mol.GetSubstructMatch(crowded): raise InputError(f"Atom {i + 1} has {mol.GetAtomWithIdx(i).GetDegree()} bonds; no atom takes more than {most_bonds}.")
 
-# %% ../nbs/02_molecules.ipynb #06c5fbe9
+# %% ../nbs/02_molecules.ipynb #065d87bd
 def problem_of(mol:Chem.Mol)->str:
     "A sentence on the first chemical fault of a graph."
     try: found = Chem.DetectChemistryProblems(mol)[0]
@@ -150,7 +150,7 @@ def problem_of(mol:Chem.Mol)->str:
     if atom.GetFormalCharge() or bonds <= most: return f"{which} with charge {atom.GetFormalCharge():+d} has {bonds:g} bonds, which it cannot have."
     return f"{which} has {bonds:g} bonds; {elements.GetElementName(atom.GetAtomicNum()).lower()} takes at most {most}."
 
-# %% ../nbs/02_molecules.ipynb #158c6b5a
+# %% ../nbs/02_molecules.ipynb #aa78c33d
 def aligned(lines:list)->str:
     "A mol block whose counts line is the fourth, also if blank lines before it were lost on the way."
     counts = next((i for i, line in enumerate(lines[:4]) if re.search(r"V[23]000\s*$", line)), 3)
@@ -172,7 +172,7 @@ def parse(text)->Chem.Mol:
         for atom in mol.GetAtoms(): atom.SetAtomMapNum(0)
     return mol
 
-# %% ../nbs/02_molecules.ipynb #5e66f5b3
+# %% ../nbs/02_molecules.ipynb #ec7337e4
 counter_ions = {Chem.CanonSmiles(smiles): name for name, smiles in dict(
     water="O", ammonia="N", hydrochloric_acid="Cl", hydrobromic_acid="Br", hydroiodic_acid="I", sulfuric_acid="OS(=O)(=O)O",
     nitric_acid="O[N+](=O)[O-]", phosphoric_acid="OP(=O)(O)O", acetic_acid="CC(=O)O", formic_acid="OC=O",
@@ -182,7 +182,7 @@ counter_ions = {Chem.CanonSmiles(smiles): name for name, smiles in dict(
     benzenesulfonic_acid="OS(=O)(=O)c1ccccc1", toluenesulfonic_acid="Cc1ccc(cc1)S(=O)(=O)O", methanol="CO", ethanol="CCO",
     DMSO="C[S+](C)[O-]", acetone="CC(C)=O", acetonitrile="CC#N").items() for name in [name.replace("_", " ")]}
 
-# %% ../nbs/02_molecules.ipynb #ae633749
+# %% ../nbs/02_molecules.ipynb #5362e57d
 @dataclass
 class Fragment:
     "A connected part of what was given, neutral where it can be."
@@ -205,7 +205,7 @@ class Fragment:
 
     def rank(self): return not self.bare, has_carbon(self.mol), not self.ion_name, self.heavy, self.smiles
 
-# %% ../nbs/02_molecules.ipynb #82719927
+# %% ../nbs/02_molecules.ipynb #2b2e1b33
 halogens, alkali, alkaline_earth = {9, 17, 35, 53, 85}, {3, 11, 19, 37, 55, 87}, {4, 12, 20, 38, 56, 88}
 no_metal = {1, 2, 5, 6, 7, 8, 10, 14, 15, 16, 18, 32, 33, 34, 36, 51, 52, 54, 86} | halogens
 
@@ -227,7 +227,7 @@ def fragment(mol:Chem.Mol)->Fragment:
     Chem.SanitizeMol(mol)
     return Fragment(mol, Chem.MolToSmiles(mol), bare, charges() < before)
 
-# %% ../nbs/02_molecules.ipynb #e705f2ae
+# %% ../nbs/02_molecules.ipynb #8cd1368e
 def parent(mol:Chem.Mol)->tuple:
     "The fragment that matters, and notes on what was done to reach it; `InputError` for a mixture."
     parts = {f.smiles: f for f in map(fragment, Chem.GetMolFrags(mol, asMols=True))}
@@ -242,7 +242,7 @@ def parent(mol:Chem.Mol)->tuple:
     dropped = ", ".join(f.name for f in others)
     return first.mol, [f"Dropped {dropped[:200]}."] * bool(others) + ["Charges were neutralised."] * first.neutralised
 
-# %% ../nbs/02_molecules.ipynb #eca8c291
+# %% ../nbs/02_molecules.ipynb #ed036d60
 salt_bonds = rdMolStandardize.MetalDisconnector()
 ionic_metals = ",".join(f"#{n}" for n in sorted(alkali | alkaline_earth))
 salt_bonds.SetMetalNof(Chem.MolFromSmarts(f"[{ionic_metals}]~[#7,#8,F]"))
@@ -257,7 +257,7 @@ def unlabelled(mol:Chem.Mol)->Chem.Mol:
     Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
     return mol
 
-# %% ../nbs/02_molecules.ipynb #b78a991e
+# %% ../nbs/02_molecules.ipynb #91d041ae
 def standard_step(mol:Chem.Mol)->tuple:
     "One round of standardisation: the parent, and notes on what was changed."
     if not mol.HasSubstructMatch(unusual) and len(Chem.GetMolFrags(mol)) == 1: return mol, []
@@ -279,7 +279,7 @@ def caution(mol:Chem.Mol)->list:
         [f"Keeps a charge of {charge:+d}, which no proton can balance."] * bool(charge) + \
         [f"Has unpaired electrons ({radicals}); is a hydrogen missing?"] * bool(radicals)
 
-# %% ../nbs/02_molecules.ipynb #b59db4ec
+# %% ../nbs/02_molecules.ipynb #ef37dfae
 @dataclass(frozen=True)
 class Molecule:
     "A molecule in standard form."
@@ -298,7 +298,7 @@ def settle(mol:Chem.Mol)->tuple:
         rounds.append(smiles)
         mol = parse(smiles)
 
-# %% ../nbs/02_molecules.ipynb #5ca1567d
+# %% ../nbs/02_molecules.ipynb #0760c983
 def read_molecule(
     text,            # a SMILES, or a mol block (V2000 or V3000)
 )->Molecule:
@@ -310,7 +310,7 @@ def read_molecule(
     except Exception: raise InputError("RDKit cannot bring this molecule into a standard form.") from None
     return Molecule(smiles, "".join(c for c in name if c.isprintable()), tuple(notes))
 
-# %% ../nbs/02_molecules.ipynb #24a0ddb5
+# %% ../nbs/02_molecules.ipynb #adff69ff
 def on_all_cores(
     f,                     # of a list, at the top of a module; gives a sequence of the same length
     items:list,
@@ -322,7 +322,7 @@ def on_all_cores(
     chunks = [items[i:i + fewest] for i in range(0, len(items), fewest)]
     with ProcessPoolExecutor(cores, mp_context=get_context("fork")) as pool: return list(pool.map(f, chunks))
 
-# %% ../nbs/02_molecules.ipynb #48433f76
+# %% ../nbs/02_molecules.ipynb #67e2d5ab
 def read_each(smiles_list)->list:
     "A `Molecule` or an `InputError` for each."
     def one(text):
@@ -335,7 +335,7 @@ def standardise(smiles_list)->list:      # a `Molecule` or an `InputError` for e
     "Many molecules in standard form; a bad one does not stop the others."
     return [found for part in on_all_cores(read_each, list(smiles_list)) for found in part]
 
-# %% ../nbs/02_molecules.ipynb #70c1d863
+# %% ../nbs/02_molecules.ipynb #d381f663
 class Morgan:
     "Morgan fingerprints: a list of standard SMILES to (N, bits) uint8."
     def __init__(self, radius:int=2, bits:int=2048, counts:bool=False):     # counts: how often (up to 255), not only whether
@@ -362,7 +362,7 @@ class Morgan:
     def bit_row(self, mol): return self.generator.GetFingerprintAsNumPy(mol)
     def count_row(self, mol): return np.minimum(self.generator.GetCountFingerprintAsNumPy(mol), 255)
 
-# %% ../nbs/02_molecules.ipynb #419211b1
+# %% ../nbs/02_molecules.ipynb #ec3712b9
 class EmbeddingTable:
     "Vectors kept by standard SMILES: a list of SMILES to (N, width) float32."
     def __init__(self, name:str, smiles, values):      # values: (N, D)
@@ -381,7 +381,7 @@ class EmbeddingTable:
         if missing is not None: raise InputError(f"{str(missing)[:80]} is not in the embedding '{self.name}' of {len(self.smiles):,} molecules.")
         return self.values[[self.rows[s] for s in smiles_list]]
 
-# %% ../nbs/02_molecules.ipynb #3651fa4f
+# %% ../nbs/02_molecules.ipynb #e6a0f498
 def encoder(
     d:dict,                          # from `to_dict`
     table:EmbeddingTable|None=None,  # needed for the kind "table"
@@ -393,7 +393,7 @@ def encoder(
     if (table.name, table.width) != (d["name"], d["width"]): raise InputError(f"The embedding table must be '{d['name']}' with {d['width']} columns, not '{table.name}' with {table.width}.")
     return table
 
-# %% ../nbs/02_molecules.ipynb #9db55182
+# %% ../nbs/02_molecules.ipynb #070d36d1
 largest_table = 2**30      # bytes, unpacked
 
 
@@ -412,7 +412,7 @@ def csv_vectors(path)->tuple:
             smiles.append(row[0]), values.append(vector.astype(np.float32)), lines.append(rows.line_num)
     return smiles, np.array(values), [f"Line {n}" for n in lines]
 
-# %% ../nbs/02_molecules.ipynb #255452b3
+# %% ../nbs/02_molecules.ipynb #22181b5a
 def npz_vectors(path)->tuple:
     "SMILES and values from arrays of these names."
     with zipfile.ZipFile(path) as packed:
@@ -423,7 +423,7 @@ def npz_vectors(path)->tuple:
         raise InputError(f"{path.name} must hold `smiles`, (N,) text, and `values`, (N, D) numbers.")
     return smiles.tolist(), values, [f"Row {i + 1}" for i in range(len(smiles))]
 
-# %% ../nbs/02_molecules.ipynb #d311e1ee
+# %% ../nbs/02_molecules.ipynb #113652ba
 def read_embeddings(path)->EmbeddingTable:
     "A table from a .csv (`smiles`, then numbers) or an .npz (`smiles`, `values`); its name is the file's."
     path = Path(path)
@@ -446,7 +446,7 @@ def write_embeddings(table:EmbeddingTable, path):
     "Write what `read_embeddings` reads from an .npz."
     with open(path, "wb") as f: np.savez_compressed(f, smiles=np.array(table.smiles), values=table.values)
 
-# %% ../nbs/02_molecules.ipynb #bd0b04db
+# %% ../nbs/02_molecules.ipynb #7372287c
 def tanimoto(
     a,               # (N, D) bits or counts
     b,               # (M, D)
@@ -463,7 +463,7 @@ def tanimoto(
         found[:, start:start + 4_096] = both / np.maximum(either, 1e-9)
     return found
 
-# %% ../nbs/02_molecules.ipynb #3dd6dd51
+# %% ../nbs/02_molecules.ipynb #4c98002f
 @dataclass
 class Neighbour:
     index:int            # row of the library
@@ -479,7 +479,7 @@ def nearest(
     found = tanimoto(np.asarray(fingerprint)[None], library)[0]
     return [Neighbour(int(i), float(found[i])) for i in np.argsort(-found, kind="stable")[:n]]
 
-# %% ../nbs/02_molecules.ipynb #abfd81c5
+# %% ../nbs/02_molecules.ipynb #985f60e9
 on_light = {7: (0, 0, 0.9), 9: (0, 0.5, 0.5), 16: (0.5, 0.4, 0), 17: (0, 0.5, 0)}      # element -> red, green, blue
 on_dark = {7: (0.55, 0.65, 1), 8: (1, 0.45, 0.4), 17: (0.3, 0.85, 0.3)}
 
@@ -501,7 +501,7 @@ def draw(smiles:str, width:int=240, height:int=160, dark:bool=False)->str:
     head, rest = svg.split(">", 1)
     return f"{head} role='img'>\n<title>{escape(title)}</title>{rest}"
 
-# %% ../nbs/02_molecules.ipynb #ce8b38a2
+# %% ../nbs/02_molecules.ipynb #ec5551b9
 most_rows, most_bytes = 20_000, 50 * 2**20
 smiles_names, name_names = ("smiles", "canonical_smiles", "structure", "molecule"), ("name", "compound", "compound_name")
 dose_names = ("dose_um", "dose", "concentration_um", "concentration")
@@ -522,7 +522,7 @@ def shown(text)->str:
     "One printable line of at most 80 characters."
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)[:400]).split())[:80]
 
-# %% ../nbs/02_molecules.ipynb #0b1f607b
+# %% ../nbs/02_molecules.ipynb #9cb72dab
 number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I)
 micromolar = re.compile(r"\s*(u|µ|μ)M\s*$", re.I)
 
@@ -537,7 +537,7 @@ def read_dose(text:str, dose_range:tuple)->float|None:
         raise InputError(f"The dose {shown(text)[:30]!r} is not allowed; a dose is a number from {low:g} to {high:g}, in µM.")
     return value
 
-# %% ../nbs/02_molecules.ipynb #a9c9f172
+# %% ../nbs/02_molecules.ipynb #876756e9
 class Reader:
     "Makes `Row`s from what stands in a line, a table or a record."
     def __init__(self, known:dict|None, dose_range:tuple):      # known: lower-case name -> SMILES
@@ -549,7 +549,7 @@ class Reader:
             return read_molecule(self.known[name])
         try: return read_molecule(said)
         except InputError as error:
-            if not self.known or not re.fullmatch(r"[A-Za-z][\w -]+", said.strip()) or "cannot be read" not in str(error): raise
+            if not self.known or not re.fullmatch(r"[A-Za-z][a-z -]{2,}\w*", said.strip()) or "cannot be read" not in str(error): raise
             near = " or ".join(f"'{n}'" for n in nearest_names(said, self.known, 2))
             raise InputError(f"'{shown(said)[:60]}' is neither a SMILES nor the name of a known compound, such as {near}.") from None
 
@@ -561,7 +561,7 @@ class Reader:
         except InputError as error: row.problem = str(error)
         return row
 
-# %% ../nbs/02_molecules.ipynb #e2d5559e
+# %% ../nbs/02_molecules.ipynb #7c6f3c78
 units = r"([fpnuµμm]?M|[mnuµμ]?g(/m?l)?|%)"
 unit = re.compile(units, re.I)
 quantity = re.compile(rf"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?\s*{units}?|[-+]?(nan|inf|infinity)", re.I)
@@ -589,7 +589,7 @@ class Lines(Reader):
         n = next((n for n in range(len(words), 1, -1) if " ".join(words[:n]).lower() in self.known), 1)
         return [" ".join(words[:n]), *words[n:]]
 
-# %% ../nbs/02_molecules.ipynb #9e50c897
+# %% ../nbs/02_molecules.ipynb #20123034
 def cells_of(line:str, delimiter:str)->list: return [c.strip() for c in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
 def column_name(cell:str)->str: return re.sub(r"[\s_()\[\]]+", "_", cell.lower().replace("µ", "u").replace("μ", "u")).strip("_ ")
 def delimiter_of(line:str)->str: return max("\t;,", key=line.count) if any(d in line for d in "\t;,") else ","
@@ -603,7 +603,7 @@ def header_of(line:str, known)->dict|None:
     found = dict(structure=place(smiles_names), dose=place(dose_names), name=place(name_names))
     return found if found["structure"] is not None or known and found["name"] is not None else None
 
-# %% ../nbs/02_molecules.ipynb #47a7acc4
+# %% ../nbs/02_molecules.ipynb #ef79a3c5
 class Table(Reader):
     "Rows under a header."
     def __call__(self, numbered):
@@ -622,7 +622,7 @@ class Table(Reader):
         if not structure and (name or "").lower() in self.known: structure = name
         return self.row(place, line, structure or "", dose or "", name or "")
 
-# %% ../nbs/02_molecules.ipynb #f30dd000
+# %% ../nbs/02_molecules.ipynb #c1fab067
 class Records(Reader):
     "The records of an SDF, or one mol block."
     def __call__(self, numbered):
@@ -646,7 +646,7 @@ class Records(Reader):
         field = lambda names: next((fields[n] for n in names if n in fields), "")
         return self.row(place, said, "\n".join(lines[:end]) + "\n", field(dose_names), (lines or [""])[0].strip() or field(name_names))
 
-# %% ../nbs/02_molecules.ipynb #2fd87b67
+# %% ../nbs/02_molecules.ipynb #187b8cb8
 readers = dict(lines=Lines, table=Table, records=Records)
 kinds = {".csv": "table", ".tsv": "table", ".txt": "lines", ".smi": "lines", ".sdf": "records", ".sd": "records", ".mol": "records"}
 
@@ -672,7 +672,7 @@ def check_file(path:Path):
     if start[:2] == b"PK": raise InputError(f"{path.name[:60]} is a zip archive or a spreadsheet; save the table as .csv.")
     if b"\0" in start: raise InputError(f"{path.name[:60]} is a binary file; a list of molecules is UTF-8 text.")
 
-# %% ../nbs/02_molecules.ipynb #26b24b15
+# %% ../nbs/02_molecules.ipynb #114535b2
 def survey(
     opened,          # an open text file
     kind:str,        # by its suffix: "lines", "table" or "records"
@@ -697,7 +697,7 @@ def survey(
     if count > most_rows: raise InputError(f"{name} holds {count:,} molecules; {most_rows:,} are allowed.")
     return kind
 
-# %% ../nbs/02_molecules.ipynb #2bb2d0a2
+# %% ../nbs/02_molecules.ipynb #82ef90f9
 def read_rows(
     source,                        # pasted text, or the `Path` of a .csv .tsv .txt .smi .sdf .sd .mol
     known:dict|None=None,          # lower-case name -> SMILES of compounds that may be named
