@@ -45,7 +45,7 @@ def cells_seconds(page):
     page.click("#generate")
     page.wait_for_function("document.querySelector('#viewer .provenance').textContent.length > 3", timeout=60_000)
     done = time.perf_counter() - began
-    page.wait_for_function("document.querySelector('#steady').innerText.length > 3", timeout=60_000)
+    page.wait_for_function("document.querySelector('#steady').innerText.includes('What these cells say')", timeout=60_000)
     return done, time.perf_counter() - began
 
 
