@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['InputError', 'check_int', 'to_float', 'to_uint8', 'noise', 'Condition', 'join', 'Perturbation', 'nearest_names',
-           'look_up', 'Vocabulary', 'usual_dose', 'check_dose', 'resolve', 'condition', 'pick_device', 'fast_dtype',
-           'autocast']
+           'look_up', 'taken_together', 'Vocabulary', 'usual_dose', 'check_dose', 'resolve', 'condition', 'pick_device',
+           'fast_dtype', 'autocast']
 
-# %% ../nbs/00_core.ipynb #f93ce3a4
+# %% ../nbs/00_core.ipynb #30f34cd0
 import difflib
 import math
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
@@ -18,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #65bb9857
+# %% ../nbs/00_core.ipynb #a18f154a
 class InputError(ValueError):
     "Something given from outside is wrong; one line says what, and what is allowed."
     def __init__(self, message): super().__init__(" ".join(str(message).split())[:400])
 
-# %% ../nbs/00_core.ipynb #af5ecb24
+# %% ../nbs/00_core.ipynb #bce7b191
 def check_int(
     value,           # what was given
     name:str,        # how to call it in the message
@@ -36,21 +37,21 @@ def check_int(
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, not {str(value)[:40]!r}.")
     return int(value)
 
-# %% ../nbs/00_core.ipynb #3de2829a
+# %% ../nbs/00_core.ipynb #d3971d00
 def to_float(
     images,     # (..., H, W) uint8, tensor or array
 )->Tensor:      # the same shape, float32 in [-1, 1]
     "From bytes to the model's range (Jones et al. 2026)."
     return torch.as_tensor(images).float() / 127.5 - 1
 
-# %% ../nbs/00_core.ipynb #8894f783
+# %% ../nbs/00_core.ipynb #377d9dc6
 def to_uint8(
     x:Tensor,    # (..., H, W) floats, nominally in [-1, 1]
 )->np.ndarray:   # the same shape, uint8
     "From the model's range to bytes, clipped."
     return (x.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-# %% ../nbs/00_core.ipynb #aff6ab92
+# %% ../nbs/00_core.ipynb #60eccc86
 def noise(
     seeds,                 # one int an image
     shape:tuple,           # (C, H, W)
@@ -60,7 +61,7 @@ def noise(
     one = lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(int(s)))
     return torch.stack([one(s) for s in seeds]).to(device)
 
-# %% ../nbs/00_core.ipynb #ba2a0e3b
+# %% ../nbs/00_core.ipynb #4c150d24
 @dataclass
 class Condition:
     "What was done to the cells of a batch, a row an image."
@@ -82,7 +83,7 @@ class Condition:
     def __getitem__(self, rows): return self.map(lambda v: v[rows])
     def to(self, device): return self.map(lambda v: v.to(device))
 
-# %% ../nbs/00_core.ipynb #be5c9eca
+# %% ../nbs/00_core.ipynb #33c55fa4
 def join(
     conditions,       # several `Condition`s
     lengths,          # how many rows each has
@@ -95,7 +96,7 @@ def join(
         return torch.cat([known.new_full((n, *known.shape[1:]), gap) if p is None else p for p, n in zip(parts, lengths)])
     return Condition(**{k: column(k, gap) for k, gap in Condition.columns.items()})
 
-# %% ../nbs/00_core.ipynb #57dea53e
+# %% ../nbs/00_core.ipynb #be5106b2
 @dataclass
 class Perturbation:
     "One compound as it was seen in training."
@@ -108,14 +109,14 @@ class Perturbation:
     @property
     def cells(self): return sum(self.experiments.values())
 
-# %% ../nbs/00_core.ipynb #b720a926
+# %% ../nbs/00_core.ipynb #711a9d1f
 def nearest_names(name, allowed, n=3):
     "What somebody who typed `name` may have meant."
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower()[:80], lower, n=n, cutoff=0.5)
     return [lower[c] for c in close] or list(allowed)[:n]
 
-# %% ../nbs/00_core.ipynb #2192f224
+# %% ../nbs/00_core.ipynb #13b71b1b
 def look_up(
     name:str,     # what was given
     allowed,      # every name there is
@@ -127,7 +128,13 @@ def look_up(
     near = " or ".join(f"'{n}'" for n in nearest_names(name, allowed))
     raise InputError(f"Unknown {kind} '{str(name)[:60]}'; {len(lower)} are known, such as {near}.")
 
-# %% ../nbs/00_core.ipynb #c15fe50e
+# %% ../nbs/00_core.ipynb #c9c161f9
+def taken_together(name:str, perturbations)->Perturbation:
+    "One that had every dose and experiment that any of several had."
+    total = lambda counts: dict(sum(map(Counter, counts), Counter()))
+    return Perturbation(name, doses=total(p.doses for p in perturbations), experiments=total(p.experiments for p in perturbations))
+
+# %% ../nbs/00_core.ipynb #7c3aa9b0
 @dataclass
 class Vocabulary:
     "Every name a model knows, in the order of its label tables."
@@ -141,13 +148,7 @@ class Vocabulary:
     def names(self): return [p.name for p in self.perturbations]
 
     @property
-    def unlisted(self)->Perturbation:
-        "What is known of a molecule that has no label: every dose and experiment of the others."
-        together, treated = Perturbation("a new molecule"), [p for p in self.perturbations if p.doses]
-        for p in treated:
-            for all_of_them, own in ((together.doses, p.doses), (together.experiments, p.experiments)):
-                for key, cells in own.items(): all_of_them[key] = all_of_them.get(key, 0) + cells
-        return together
+    def unlisted(self): return taken_together("a new molecule", [p for p in self.perturbations if p.doses])
 
     def perturbation(self, name)->Perturbation:
         return name if isinstance(name, Perturbation) else self.perturbations[look_up(name, self.names, "perturbation")]
@@ -166,12 +167,12 @@ class Vocabulary:
         ps = [Perturbation(**{**p, "doses": number(p["doses"])}) for p in d["perturbations"]]
         return cls(**{**d, "perturbations": ps})
 
-# %% ../nbs/00_core.ipynb #503eba61
+# %% ../nbs/00_core.ipynb #1a26c202
 def usual_dose(p:Perturbation)->float|None:
     "The dose most cells were given; None for the control."
     return max(p.doses, key=p.doses.get) if p.doses else None
 
-# %% ../nbs/00_core.ipynb #994943b8
+# %% ../nbs/00_core.ipynb #fe2458f7
 def check_dose(
     vocab:Vocabulary,
     name,                  # of a perturbation, or a `Perturbation`
@@ -189,7 +190,7 @@ def check_dose(
                          f"it saw {seen} µM, and {low:g} to {high:g} µM is allowed.")
     return float(dose_um)
 
-# %% ../nbs/00_core.ipynb #5cb5ea4e
+# %% ../nbs/00_core.ipynb #5d0fccc9
 def resolve(
     vocab:Vocabulary,
     perturbation,                  # a name, in any case, or `vocab.unlisted`
@@ -205,7 +206,7 @@ def resolve(
                 experiment=spelled(experiment, vocab.experiments, "experiment"),
                 cell_type=spelled(cell_type or vocab.cell_types[0], vocab.cell_types, "cell type"))
 
-# %% ../nbs/00_core.ipynb #ef980bdc
+# %% ../nbs/00_core.ipynb #fc14778f
 def condition(
     vocab:Vocabulary,
     *said,                   # perturbation, dose_um, experiment, cell_type, as in `resolve`
@@ -221,13 +222,13 @@ def condition(
                      row(index(r["cell_type"], vocab.cell_types)), row(math.nan if r["dose_um"] is None else r["dose_um"]),
                      None if fp is None else fp.expand(n, -1))
 
-# %% ../nbs/00_core.ipynb #1ba47172
+# %% ../nbs/00_core.ipynb #05d73ab4
 def pick_device()->torch.device:
     "The best device there is."
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/00_core.ipynb #101075f4
+# %% ../nbs/00_core.ipynb #e396aec6
 def fast_dtype(
     device="cpu",       # where the network will run
     size:int=512,       # of the matrices that are multiplied to find out
@@ -242,7 +243,7 @@ def fast_dtype(
     best = {dtype: min(seconds(a) for _ in range(8)) for dtype, a in matrices.items()}      # the best of some: others may be computing too
     return min(best, key=best.get)
 
-# %% ../nbs/00_core.ipynb #21a93e0b
+# %% ../nbs/00_core.ipynb #7f5540e6
 def autocast(
     device,                  # where the network runs
     dtype:torch.dtype,       # float32 leaves everything as it is

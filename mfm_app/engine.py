@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['most_seeds', 'solver_names', 'Job', 'velocities', 'Together', 'follow', 'Request', 'check_seeds', 'check', 'Moment',
-           'Answer', 'Look', 'verdict', 'look', 'provenance', 'Engine', 'Steadiness', 'thin', 'weigh', 'load', 'loaded']
+           'Answer', 'Look', 'verdict', 'look', 'provenance', 'Knowledge', 'Engine', 'Steadiness', 'thin', 'weigh',
+           'load', 'loaded']
 
-# %% ../nbs/13_engine.ipynb #8e868124
+# %% ../nbs/13_engine.ipynb #f5f29bc2
 import queue
 import threading
 import time
@@ -27,7 +28,7 @@ from .hub import Model, bundled, load_model, model_card
 from .molecules import Molecule, Morgan, nearest, read_molecule
 from .sampling import Query, check_walk, nfe, solvers, walk
 
-# %% ../nbs/13_engine.ipynb #64e11715
+# %% ../nbs/13_engine.ipynb #35a58833
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -45,7 +46,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/13_engine.ipynb #eaaaeb82
+# %% ../nbs/13_engine.ipynb #cdc3182e
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -60,7 +61,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/13_engine.ipynb #e6888ac1
+# %% ../nbs/13_engine.ipynb #209be97c
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -87,7 +88,7 @@ class Together:
             return []
         return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/13_engine.ipynb #26e57f83
+# %% ../nbs/13_engine.ipynb #7aabec00
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -103,7 +104,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/13_engine.ipynb #72a78c05
+# %% ../nbs/13_engine.ipynb #029d85eb
 most_seeds, solver_names = 64, list(solvers)
 
 
@@ -121,7 +122,7 @@ class Request:
     compare:bool = True                # also draw the control from the same noise
     molecule:str|None = None           # SMILES or mol block, in place of the perturbation
 
-# %% ../nbs/13_engine.ipynb #ac880346
+# %% ../nbs/13_engine.ipynb #a315d13c
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -144,7 +145,7 @@ def check(request:Request, engine)->Request:
     return replace(request, **said, molecule=molecule, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(),
                    steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/13_engine.ipynb #0260225c
+# %% ../nbs/13_engine.ipynb #d81ec2d0
 @dataclass
 class Moment:
     "Cells on their way."
@@ -164,7 +165,7 @@ class Answer:
     request:Request
     provenance:dict            # weights, nfe, seconds and the request
 
-# %% ../nbs/13_engine.ipynb #118d8764
+# %% ../nbs/13_engine.ipynb #9f059139
 @dataclass
 class Look:
     "What is known of a molecule before a cell is drawn."
@@ -176,7 +177,7 @@ class Look:
     reason:str                # in plain words
     dose_um:float             # micromolar, the usual dose of the nearest compound
 
-# %% ../nbs/13_engine.ipynb #5ef748cc
+# %% ../nbs/13_engine.ipynb #169f5320
 def verdict(
     calibration:dict|None,     # see `evaluation.calibrate`
     taught:Perturbation|None,  # the compound itself, if it was taught
@@ -193,7 +194,7 @@ def verdict(
     counted = f"Of {of} held-out compounds with a similarity of {side}, {right} came out with the right mechanism."
     return ("close" if near else "far"), f"{like} {counted}" + (" Take the picture as a guess." if 2 * right < of else "")
 
-# %% ../nbs/13_engine.ipynb #1ab13623
+# %% ../nbs/13_engine.ipynb #e5edd538
 def look(engine, molecule:Molecule)->Look:
     "Neighbours, verdict and usual dose of a molecule in standard form."
     if engine.model.encode is None or not engine.structured: raise InputError("This model knows compounds by name alone; `mfm finetune` teaches it molecules.")
@@ -203,21 +204,18 @@ def look(engine, molecule:Molecule)->Look:
     name, moa = (same.name, same.moa) if same else (f"{aside['name']} (held out in training)", aside["moa"]) if aside else ("", "")
     return Look(molecule, name, moa, found, *verdict(engine.taught.get("calibration"), same, *found[0]), usual_dose(found[0][0]))
 
-# %% ../nbs/13_engine.ipynb #8764759a
+# %% ../nbs/13_engine.ipynb #8df32be6
 def provenance(engine, request:Request, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     return dict(model=engine.model.name, weights_sha256=engine.model.sha256, nfe=nfe(request.solver, request.steps, request.cfg_scale),
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 mfm_app=__version__, **asdict(request))
 
-# %% ../nbs/13_engine.ipynb #2c973ce6
-class Engine:
-    "A loaded model that answers requests."
-    def __init__(self, model:Model, device=None, dtype=None):
+# %% ../nbs/13_engine.ipynb #c7ce3f6d
+class Knowledge:
+    "What a loaded model can say before anything is drawn."
+    def __init__(self, model:Model):
         self.model, self.vocab, self.taught = model, model.vocab, model.config.get("molecules", {})
-        self.device = torch.device(device or pick_device())
-        self.dtype = dtype or fast_dtype(self.device)
-        self.together = Together(model.net.to(self.device), device=self.device, dtype=self.dtype)
         self.structured = [p for p in self.vocab.perturbations if p.smiles and p.doses]
         self.by_structure = {read_molecule(p.smiles).smiles: p for p in self.structured}
         self.held_out = {read_molecule(h["smiles"]).smiles: h for h in self.taught.get("held_out", [])}
@@ -242,6 +240,15 @@ class Engine:
         if request.molecule is None: return condition(self.vocab, request.perturbation, request.dose_um, *where, n=n)
         return condition(self.vocab, self.vocab.unlisted, request.dose_um, *where, n=n, fp=self.fingerprint([request.molecule])[0])
 
+# %% ../nbs/13_engine.ipynb #4eef2748
+class Engine(Knowledge):
+    "A loaded model that answers requests."
+    def __init__(self, model:Model, device=None, dtype=None):
+        super().__init__(model)
+        self.device = torch.device(device or pick_device())
+        self.dtype = dtype or fast_dtype(self.device)
+        self.together = Together(model.net.to(self.device), device=self.device, dtype=self.dtype)
+
     def frames(self, rows:Condition, seeds, request:Request):
         "Yield the `Frame`s of a walk from noise for given conditions, walked together with everybody's; closing ends it."
         x0 = noise(seeds, self.model.net.shape, self.device)
@@ -264,7 +271,7 @@ class Engine:
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/13_engine.ipynb #9d98246c
+# %% ../nbs/13_engine.ipynb #5d88f479
 @dataclass
 class Steadiness:
     "What a finished answer shows, and how much it hangs on chance."
@@ -282,7 +289,7 @@ def thin(
     keep = torch.rand((n, len(fp)), generator=torch.Generator().manual_seed(0)) >= share
     return fp * keep / (1 - share)
 
-# %% ../nbs/13_engine.ipynb #9b6ed027
+# %% ../nbs/13_engine.ipynb #970f63ca
 def weigh(
     engine:Engine,
     answer:Answer,         # with its control
@@ -303,7 +310,7 @@ def weigh(
     each = [effect_of(engine.space, made[i:i + cells], control[:cells]).resembles[0][0] for i in range(0, len(made), cells)]
     return Steadiness(effect, each.count(effect.resembles[0][0]), ways)
 
-# %% ../nbs/13_engine.ipynb #ef97c086
+# %% ../nbs/13_engine.ipynb #83bcab36
 def load(
     folder=None,       # a model folder; None loads the bundled model
     device=None,       # None takes the best there is

@@ -6,7 +6,7 @@
 __all__ = ['methods', 'Lesson', 'with_molecules', 'head_start', 'teach', 'Known', 'known', 'neighbour', 'questions', 'trial',
            'deal', 'pick', 'trials', 'held_out_markdown', 'record', 'drawn_model']
 
-# %% ../nbs/16_finetune.ipynb #262eabd9
+# %% ../nbs/16_finetune.ipynb #7bc5842a
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .conditioning import Conditioned, freeze_base
-from .core import Condition, usual_dose
+from .conditioning import Conditioned, freeze_base, labelled
+from .core import usual_dose
 from .data import Batches, Cells, conditions, fingerprints, synthetic_cells, vocabulary, with_structure
 from .evaluation import PhenotypeSpace, calibrate, judge, phenotype_space
 from .features import morphology
@@ -24,18 +24,19 @@ from .molecules import Morgan, nearest, read_molecule
 from .sampling import draw
 from .training import imitate, start, train
 
-# %% ../nbs/16_finetune.ipynb #d45d49c5
+# %% ../nbs/16_finetune.ipynb #2c0857be
 @dataclass(frozen=True)
 class Lesson:
     "How molecules are taught."
     steps:int = 300                # on images, after the head start
+    imitate:int = 500              # of the head start
     batch:int = 64
     lr:float = 5e-4
     power:float = 0.5              # 1 draws all images alike, 0 all compounds
     modulations:bool = False       # let the backbone's adaLN layers learn as well
     seed:int = 0
 
-# %% ../nbs/16_finetune.ipynb #77ea6bcd
+# %% ../nbs/16_finetune.ipynb #76019017
 def with_molecules(model:Model, encode, **adaptor)->Conditioned:
     "The network of a trained model with an untrained molecule embedding; the model's config says so afterwards."
     model.config["molecules"] = dict(encoder=encode.to_dict(), adaptor=dict(features=encode.width, **adaptor))
@@ -45,14 +46,14 @@ def with_molecules(model:Model, encode, **adaptor)->Conditioned:
     return net
 
 
-def head_start(net:Conditioned, cells:Cells, vocab, encode)->float:
+def head_start(net:Conditioned, cells:Cells, vocab, encode, steps:int=500)->float:
     "Let the molecule embedding imitate the label adaptor on every compound and dose there is; returns the error left."
     table = cells.table.drop_duplicates(["smiles", "dose_um"])
     (fp, which), said = fingerprints(table, encode), conditions(table, vocab)
-    with torch.no_grad(): wanted = net.adaptor.labelled(said.y, said.dose_um) - net.adaptor.y.table.weight[-1]
-    return imitate(net.adaptor.molecule, (fp[which], said.dose_um.nan_to_num(1.)), wanted)
+    with torch.no_grad(): wanted = labelled(net.adaptor, said.y, said.dose_um) - net.adaptor.y.table.weight[-1]
+    return imitate(net.adaptor.molecule, (fp[which], said.dose_um.nan_to_num(1.)), wanted, steps)
 
-# %% ../nbs/16_finetune.ipynb #d36e1288
+# %% ../nbs/16_finetune.ipynb #263ee73b
 def teach(
     model:Model,                     # trained on labels; its config gets the molecule adaptor
     cells:Cells,                     # treated, each with a structure
@@ -64,12 +65,12 @@ def teach(
     "Finetune on molecules."
     torch.manual_seed(lesson.seed)
     net = freeze_base(with_molecules(model, encode, **adaptor), lesson.modulations)
-    if checkpoint is None or not checkpoint.is_file(): head_start(net, cells.where(split="train"), model.vocab, encode)
+    if lesson.imitate and (checkpoint is None or not checkpoint.is_file()): head_start(net, cells.where(split="train"), model.vocab, encode, lesson.imitate)
     batches = Batches(cells, model.vocab, lesson.batch, lesson.power, seed=lesson.seed, encode=encode)
     run = start(net, checkpoint, "muon", lesson.lr)
     return train(run, batches, lesson.steps, checkpoint, "uniform", warmup=20)
 
-# %% ../nbs/16_finetune.ipynb #f18a238e
+# %% ../nbs/16_finetune.ipynb #4decb937
 methods = ["molecule adaptor", "copy the control", "unconditional", "nearest compound", "same mechanism, by label"]
 
 
@@ -90,7 +91,7 @@ def known(cells:Cells, features:pd.DataFrame)->Known:
     moa = cells.table["moa"].where(cells.table["perturbation"] != cells.control, cells.control)
     return Known(cells, features, phenotype_space(features, moa, cells.control))
 
-# %% ../nbs/16_finetune.ipynb #113e9498
+# %% ../nbs/16_finetune.ipynb #e1b74991
 def neighbour(known:Known, smiles:str):     # name of the most similar training compound, Tanimoto similarity
     "Who is nearest in structure, whatever the network reads."
     structured = known.cells.table[known.cells.table["smiles"] != ""].drop_duplicates("perturbation")
@@ -99,7 +100,7 @@ def neighbour(known:Known, smiles:str):     # name of the most similar training 
     found = nearest(one, np.stack(library), 1)[0]
     return structured["perturbation"].iloc[found.index], found.tanimoto
 
-# %% ../nbs/16_finetune.ipynb #228890f2
+# %% ../nbs/16_finetune.ipynb #58067dcf
 def questions(
     model:Model,
     known:Known,
@@ -120,7 +121,7 @@ def questions(
         found["same mechanism, by label"] = replace(asked, **said([p.name for p in chosen]) | dict(dose_um=torch.tensor([usual_dose(p) for p in chosen])))
     return found
 
-# %% ../nbs/16_finetune.ipynb #5f3d10c8
+# %% ../nbs/16_finetune.ipynb #b6db9109
 def trial(
     model:Model, net:Conditioned,
     known:Known,
@@ -140,7 +141,7 @@ def trial(
     about = dict(compound=row["perturbation"], true_mechanism=row["moa"], cells=len(held), nearest_compound=near, tanimoto=tanimoto)
     return table.rename_axis("method").reset_index().assign(**about)
 
-# %% ../nbs/16_finetune.ipynb #02146a2d
+# %% ../nbs/16_finetune.ipynb #b752e496
 def deal(cells:Cells, folds:int)->list:     # of lists of names
     "Compounds in groups, those of one mechanism in different ones."
     order = cells.table.drop_duplicates("perturbation").sort_values(["moa", "perturbation"])["perturbation"].tolist()
@@ -151,7 +152,7 @@ def pick(cells:Cells, features:pd.DataFrame, mask):     # some of the cells and 
     mask = np.asarray(mask)
     return cells[mask], features[mask].reset_index(drop=True)
 
-# %% ../nbs/16_finetune.ipynb #b0abdeaa
+# %% ../nbs/16_finetune.ipynb #4fc3a75e
 def trials(
     model:Model, net:Conditioned,        # the network taught with every compound
     cells:Cells,                         # all splits
@@ -175,7 +176,7 @@ def trials(
         predict(taught, known(*pick(cells, features, training & ~out)), "left out", training & out)
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(), everything
 
-# %% ../nbs/16_finetune.ipynb #98d961d4
+# %% ../nbs/16_finetune.ipynb #75896aaf
 def held_out_markdown(found:pd.DataFrame)->str:
     "The `ood` compounds one by one, and the left-out ones together."
     number = lambda v: f"{v:.2f}"
@@ -196,7 +197,7 @@ def held_out_markdown(found:pd.DataFrame)->str:
         parts.append("Training compounds, each predicted by an embedding that was not taught it (the backbone has seen its cells under its name).\n\n" + "\n".join(f"| {' | '.join(l)} |" for l in lines))
     return "\n\n".join(parts)
 
-# %% ../nbs/16_finetune.ipynb #8cafd8de
+# %% ../nbs/16_finetune.ipynb #8d31a78e
 def record(
     found:pd.DataFrame,       # of `trials`
     cells:Cells,
@@ -212,7 +213,7 @@ def record(
     if len(found): said |= dict(table=held_out_markdown(found), trials=found.round(4).to_dict("records"))
     return said
 
-# %% ../nbs/16_finetune.ipynb #f3b57e9a
+# %% ../nbs/16_finetune.ipynb #e467da95
 def drawn_model(cells:Cells|None=None)->Model:
     "An untrained model of drawn cells that reads names and molecules."
     cells, encode = cells or synthetic_cells(8), Morgan()

@@ -2,11 +2,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from mfm_app.cli import generate_condition, pick
 from mfm_app.core import InputError, check_dose
-from mfm_app.evaluation import tell_apart
+from mfm_app.evaluation import calibrate, tell_apart
 from mfm_app.features import morphology, seam
 from mfm_app.hub import bundled, load_model
 
@@ -52,6 +54,47 @@ def test_the_readme_gives_the_figures_of_the_card():
     both = [c for c in generated["recalls"] if c in real["recalls"]]      # the real cells lack a condition
     for recognised in (real, generated): assert f"{100 * np.mean([recognised['recalls'][c] for c in both]):.0f} %" in readme
     for kind in ("real", "generated"): assert f"{quality['seam'][kind]:.3f}" in readme
+
+
+# Molecules
+
+def test_it_reads_every_training_compound_that_has_a_structure_nearly_as_its_name(model):
+    from mfm_app.conditioning import treatment
+    from mfm_app.core import condition
+    from mfm_app.molecules import read_molecule
+    cosines = []
+    for p in model.vocab.perturbations:
+        if not p.smiles or not p.doses: continue
+        fp = torch.tensor(model.encode([read_molecule(p.smiles).smiles])[0], dtype=torch.float32)
+        said = condition(model.vocab, p.name), condition(model.vocab, model.vocab.unlisted, condition(model.vocab, p.name).dose_um.item(), fp=fp)
+        with torch.no_grad(): by_name, by_structure = (treatment(model.net.adaptor, row, 1) for row in said)
+        cosines.append(torch.nn.functional.cosine_similarity(by_name, by_structure).item())
+    assert len(cosines) == 27 and min(cosines) > 0.9, min(cosines)
+
+
+def test_the_card_shows_held_out_compounds_against_four_baselines(model):
+    taught, card = model.config["molecules"], (bundled / "README.md").read_text(encoding="utf-8")
+    trials = pd.DataFrame(taught["trials"])
+    ood = trials[trials["split"] == "ood"]
+    assert set(ood["compound"]) == {h["name"] for h in taught["held_out"]} == {"docetaxel", "cytochalasin D", "demecolcine"}
+    for method in ("molecule adaptor", "copy the control", "unconditional", "nearest compound", "same mechanism, by label"):
+        assert (ood["method"] == method).sum() == 3 and method in card
+    assert taught["left_out"] == ["AZ-A", "AZ-C", "AZ-J", "AZ-U"] and "AZ-A, AZ-C, AZ-J, AZ-U" in card
+    own = trials[trials["method"] == "molecule adaptor"]
+    assert taught["calibration"] == calibrate(own["tanimoto"], own["right"])
+
+
+def test_the_readme_gives_the_figures_of_the_held_out_compounds(model):
+    readme = (bundled.parents[2] / "README.md").read_text(encoding="utf-8")
+    taught = model.config["molecules"]
+    trials, (near, far) = pd.DataFrame(taught["trials"]), (taught["calibration"][side] for side in ("near", "far"))
+    left = trials[trials["split"] == "left out"]
+    median = lambda method: f"{left[left['method'] == method]['cosine'].astype(float).median():.2f}"
+    right = lambda method: left[left["method"] == method]["right"].astype(bool).sum()
+    assert f"for {near[0] + far[0]} of these {near[1] + far[1]}" in readme and f"Tanimoto {taught['calibration']['threshold']:.2f} or more" in readme
+    assert near == [1, 4] and "of the four whose structure is nearest" in readme and "for one." in readme
+    assert f"effect is {median('molecule adaptor')}" in readme and f"gives {median('nearest compound')} and {right('nearest compound')} right" in readme
+    assert f"told the mechanism, {median('same mechanism, by label')} and {right('same mechanism, by label')} of {(left['method'] == 'same mechanism, by label').sum()}" in readme
 
 
 @pytest.fixture(scope="module")

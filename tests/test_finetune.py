@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mfm_app.cli import main
-from mfm_app.conditioning import freeze_base
+from mfm_app.conditioning import freeze_base, treatment
 from mfm_app.core import Condition, InputError
 from mfm_app.data import Batches, synthetic_cells, vocabulary, with_structure
 from mfm_app.engine import Engine
@@ -18,7 +18,7 @@ from mfm_app.molecules import EmbeddingTable, Morgan, read_molecule
 
 cells = synthetic_cells(24, size=32)
 taught = with_structure(cells)[0]
-quick = dict(steps=3, batch=8)
+quick = dict(steps=3, imitate=20, batch=8)
 standard = [read_molecule(s).smiles for s in sorted(set(taught.table["smiles"]))]
 
 
@@ -60,14 +60,14 @@ def test_in_training_some_molecules_are_dropped_to_the_null_row():
     net = drawn_model(cells).net.train()
     fp = torch.tensor(Morgan()(["CCO"]), dtype=torch.float32).expand(4000, -1)
     net.adaptor.molecule.eval()
-    with torch.no_grad(): rows = net.adaptor.treatment(Condition(fp=fp, dose_um=torch.ones(4000)), 4000)
+    with torch.no_grad(): rows = treatment(net.adaptor, Condition(fp=fp, dose_um=torch.ones(4000)), 4000)
     null = net.adaptor.y.table.weight[-1]
     assert abs((rows == null).all(1).float().mean() - 0.15) < 0.03
 
 
 def test_a_molecule_without_a_dose_is_read_at_one_micromolar():
     net, fp = drawn_model(cells).net, torch.tensor(Morgan()(["CCO"]), dtype=torch.float32)
-    said = lambda dose: net.adaptor.treatment(Condition(fp=fp, dose_um=dose), 1)
+    said = lambda dose: treatment(net.adaptor, Condition(fp=fp, dose_um=dose), 1)
     assert torch.equal(said(None), said(torch.ones(1))) and torch.equal(said(torch.tensor([torch.nan])), said(torch.ones(1)))
 
 
@@ -114,7 +114,7 @@ def folders(tmp_path):
         (data / "dataset.json").write_text(json.dumps(dict(image_shape=[32, 32, 3], npz_key="images", control_label="DMSO", channels=channels)))
         model = drawn_model(cells)
         save_model(tmp_path / "model", model.net, model.config)
-        return ["finetune", "--model", str(tmp_path / "model"), "--data", str(data), "--steps", "2", "--batch", "8", "--folds", "0"]
+        return ["finetune", "--model", str(tmp_path / "model"), "--data", str(data), "--steps", "2", "--imitate", "20", "--batch", "8", "--folds", "0"]
     return make
 
 

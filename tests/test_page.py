@@ -365,3 +365,8 @@ def test_the_editor_starts_where_storage_is_blocked(molecule):
     molecule.reload()
     molecule.wait_for_selector("#generate")
     open_editor(molecule)
+
+
+def test_in_jupyter_the_same_editor_is_a_widget():
+    widget = ui.sketch("CCO")
+    assert widget.smiles == "CCO" and widget.initial_molecule == "CCO"

@@ -19,17 +19,14 @@ from hypothesis import given, settings as profile, strategies as st
 from mfm_app import screen as room, ui
 from mfm_app.cli import main
 from mfm_app.core import InputError
-from mfm_app.data import synthetic_cells, vocabulary
 from mfm_app.engine import Engine
-from mfm_app.evaluation import phenotype_space
 from mfm_app.features import morphology
-from mfm_app.finetune import with_molecules
-from mfm_app.hub import Model, build, new_config, save_model
-from mfm_app.molecules import Morgan, read_rows
+from mfm_app.finetune import drawn_model
+from mfm_app.hub import save_model
+from mfm_app.molecules import read_rows
 from mfm_app.screen import Folder, Found, Settings, screen, screen_into
 
 seconds = 1000     # Playwright counts in milliseconds
-structures = dict(sweller="CC(=O)Oc1ccccc1C(=O)O", stabiliser="Cn1cnc2c1c(=O)n(C)c(=O)n2C")
 quick = Settings(dose_um=1., cells=2, steps=1)
 five = "CCO, 1, ethanol\nsweller\nC1CC\nCCCCCC\nCCN, 0\nCC(=O)O, 1, acid\nCCOCC"      # five molecules and two bad rows
 
@@ -47,17 +44,9 @@ class Slow(torch.nn.Module):
 
 
 def untaught():
-    "A small model with all parts that read molecules, which learned nothing."
-    cells = synthetic_cells(8)
-    config = new_config(vocabulary(cells), cells.channels, "nano/8")
-    for p in config["vocabulary"]["perturbations"]: p["smiles"] = structures.get(p["name"], "")
-    mechanism = cells.table["moa"].where(cells.table["moa"] != "", "DMSO")
-    config["phenotypes"] = phenotype_space(morphology(cells.images, ["DNA", "Actin", "Tubulin"]), mechanism, "DMSO").to_dict()
-    model = Model(build(config), config, "0" * 64, "drawn", Morgan())
-    torch.manual_seed(0)
-    model.net = with_molecules(model, model.encode).eval()
-    config["molecules"] |= dict(calibration=dict(threshold=0.4, near=[3, 4], far=[2, 10]), held_out=[dict(name="acid", moa="Swelling", smiles="CC(=O)O")])
-    for weight in model.net.parameters(): torch.nn.init.normal_(weight, std=0.05)
+    "A small model with random weights that reads molecules, one of which was held out."
+    model = drawn_model()
+    model.config["molecules"]["held_out"] = [dict(name="acid", moa="Swelling", smiles="CC(=O)O")]
     return model
 
 
@@ -491,3 +480,12 @@ def test_a_screen_goes_when_its_visitor_goes():
 def test_a_stranger_learns_nothing_from_a_guessed_number(engine):
     for asked in (dict(run="", number=1), dict(run="../..", number=1), dict(number=1), [], None, "x", dict(run=[], number=1)):
         assert set(json.loads(ui.cells_of_one(engine, asked))) == {"trouble"} and json.loads(ui.told_after(asked)) == dict(rows=[], bad=[])
+
+
+def test_a_screen_goes_on_though_another_dtype_is_now_the_faster_one(engine, tmp_path):
+    run(tmp_path, engine, five)
+    at = tmp_path / "settings.json"
+    at.write_text(at.read_text().replace("float32", "bfloat16"))
+    assert run(tmp_path, engine, five).found == 5 and "bfloat16" in at.read_text()
+    at.write_text("{")
+    with pytest.raises(InputError, match="settings.json in .* is damaged"): run(tmp_path, engine, five)
