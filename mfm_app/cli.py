@@ -8,7 +8,7 @@ __all__ = ['app', 'main', 'preview_conditions', 'training_record', 'data_record'
            'evaluate_model', 'evaluate_command', 'sample_command', 'draw_cells', 'draw_map', 'say_refused',
            'screen_with_bar', 'screen_command', 'serve_command']
 
-# %% ../nbs/17_cli.ipynb #2d5a9541
+# %% ../nbs/17_cli.ipynb #97f711b3
 import json
 import sys
 from dataclasses import asdict
@@ -35,7 +35,7 @@ from .screen import Folder, Settings, screen_into
 from .training import Run, start, train
 from .viz import loss_curve, phenotype_map, show, treated_above
 
-# %% ../nbs/17_cli.ipynb #c7d6ef13
+# %% ../nbs/17_cli.ipynb #ee3197bb
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -49,14 +49,14 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/17_cli.ipynb #fba6f1eb
+# %% ../nbs/17_cli.ipynb #3ec9707b
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
     rows = [condition(vocab, name, n=8) for name in [vocab.control, *(p.name for p in treated)]]
     return join(rows, [8] * len(rows))
 
-# %% ../nbs/17_cli.ipynb #9d69a824
+# %% ../nbs/17_cli.ipynb #ba08d860
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -71,7 +71,7 @@ def data_record(cells:Cells)->dict:
     train = int((cells.table["split"] == "train").sum())
     return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/17_cli.ipynb #459ed128
+# %% ../nbs/17_cli.ipynb #b55823c0
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -83,7 +83,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/17_cli.ipynb #42a687e6
+# %% ../nbs/17_cli.ipynb #448275af
 def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldown:float, every:int):
     "Start or resume the run of a recipe on some cells, and export it at the end."
     paper, batch, seed, vocab = recipe["recipe"] == "paper", recipe["batch"], recipe["seed"], vocabulary(cells)
@@ -94,7 +94,7 @@ def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldo
     hook = export_hook(out, config, vocab, recipe, batch)
     hook(train(run, batches, steps, out / "training.pt", recipe["times"], cooldown=cooldown, every={every: hook}))
 
-# %% ../nbs/17_cli.ipynb #bd13aaf7
+# %% ../nbs/17_cli.ipynb #8e30c310
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -121,7 +121,7 @@ def train_command(
     train_on(cells, out, backbone, recipe | dict(batch=batch, seed=seed), steps, cooldown, every)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/17_cli.ipynb #2022da79
+# %% ../nbs/17_cli.ipynb #f36f162b
 def check_taught(cells:Cells, encode):     # treated cells with a structure, names of the compounds left out
     "What molecules can be taught from, or `InputError`."
     fingerprints(with_structure(cells)[0].table, encode)      # one that cannot be read is refused now and not after an hour
@@ -129,7 +129,7 @@ def check_taught(cells:Cells, encode):     # treated cells with a structure, nam
     if taught.table["smiles"].nunique() < 2: raise InputError("Molecules are taught from at least two compounds with a structure; the data's 'smiles' column has fewer.")
     return taught, left_out
 
-# %% ../nbs/17_cli.ipynb #242e2842
+# %% ../nbs/17_cli.ipynb #6389a462
 @app.command("finetune")
 def finetune_command(
     model:Annotated[Path, typer.Option(help="Trained model folder; it then reads names and molecules.")],
@@ -156,7 +156,7 @@ def finetune_command(
     save_model(model, net.cpu(), loaded.config, table=encode if embeddings else None)
     typer.echo(loaded.config["molecules"].get("table", "The folder now reads molecules; nothing was held out, so nothing is known of how well."))
 
-# %% ../nbs/17_cli.ipynb #cc106400
+# %% ../nbs/17_cli.ipynb #cf942791
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -172,7 +172,7 @@ def pick(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/17_cli.ipynb #694895ad
+# %% ../nbs/17_cli.ipynb #9f53a647
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -180,7 +180,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/17_cli.ipynb #8f4ae1a7
+# %% ../nbs/17_cli.ipynb #a74a5777
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -196,7 +196,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/17_cli.ipynb #9628f6a7
+# %% ../nbs/17_cli.ipynb #be342900
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -210,7 +210,7 @@ def evaluate_command(
     save_model(model, loaded.net.cpu(), loaded.config)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/17_cli.ipynb #4446bec3
+# %% ../nbs/17_cli.ipynb #9019154b
 @app.command("sample")
 def sample_command(
     perturbation:Annotated[str|None, typer.Argument(help="Its name, as in `mfm sample taxol`.")]=None,
@@ -239,7 +239,7 @@ def sample_command(
     typer.echo(f"{n} cells in {out}")
     if molecule: typer.echo(f"How far to believe them: {engine.look(molecule).reason}")
 
-# %% ../nbs/17_cli.ipynb #e70287c6
+# %% ../nbs/17_cli.ipynb #504f201d
 def draw_cells(folder:Folder, number:int, channels:list):
     "Write the picture of one molecule's cells, if it is not there."
     at = folder.cells_at(number).with_suffix(".png")
@@ -259,7 +259,7 @@ def say_refused(folder:Folder, shown:int=10):
     for row in refused[:shown]: typer.echo(f"Refused {row['place']}: {row['said']!r}. {row['problem']}")
     if len(refused) > shown: typer.echo(f"... and {len(refused) - shown:,} more, all in refused.csv.")
 
-# %% ../nbs/17_cli.ipynb #9de754d2
+# %% ../nbs/17_cli.ipynb #c9842d0a
 def screen_with_bar(out:Path, engine:Engine, source, settings:Settings)->bool:
     "Screen a list into a folder while a bar shows how far it is; whether it came to the end."
     folder, now = Folder(out), None
@@ -279,7 +279,7 @@ def screen_with_bar(out:Path, engine:Engine, source, settings:Settings)->bool:
     typer.echo(f"Stopped after {now.found + now.refused:,} of {now.total:,}; the same command goes on." if now else "Stopped; the same command starts again.", err=True)
     return False
 
-# %% ../nbs/17_cli.ipynb #d7e2a5d0
+# %% ../nbs/17_cli.ipynb #4b749879
 @app.command("screen")
 def screen_command(
     molecules:Annotated[str, typer.Argument(metavar="LIST", help="A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input.")],
@@ -298,7 +298,7 @@ def screen_command(
     say_refused(Folder(out))
     typer.echo(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
-# %% ../nbs/17_cli.ipynb #0e3883eb
+# %% ../nbs/17_cli.ipynb #3007822a
 @app.command("serve")
 def serve_command(
     model:Annotated[Path|None, typer.Option(help="Model folder; the bundled one if not given.")]=None,
@@ -308,5 +308,5 @@ def serve_command(
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
     launch(load(model), port)
 
-# %% ../nbs/17_cli.ipynb #00c225f5
+# %% ../nbs/17_cli.ipynb #36fa0f0f
 if __name__ == "__main__" and "__file__" in globals(): main()

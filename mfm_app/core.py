@@ -7,7 +7,7 @@ __all__ = ['InputError', 'check_int', 'to_float', 'to_uint8', 'noise', 'Conditio
            'look_up', 'taken_together', 'Vocabulary', 'usual_dose', 'check_dose', 'resolve', 'condition', 'pick_device',
            'fast_dtype', 'autocast']
 
-# %% ../nbs/00_core.ipynb #30f34cd0
+# %% ../nbs/00_core.ipynb #b4a21784
 import difflib
 import math
 import time
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #a18f154a
+# %% ../nbs/00_core.ipynb #1a4149be
 class InputError(ValueError):
     "Something given from outside is wrong; one line says what, and what is allowed."
     def __init__(self, message): super().__init__(" ".join(str(message).split())[:400])
 
-# %% ../nbs/00_core.ipynb #bce7b191
+# %% ../nbs/00_core.ipynb #a96b1627
 def check_int(
     value,           # what was given
     name:str,        # how to call it in the message
@@ -37,21 +37,21 @@ def check_int(
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, not {str(value)[:40]!r}.")
     return int(value)
 
-# %% ../nbs/00_core.ipynb #d3971d00
+# %% ../nbs/00_core.ipynb #35db2be5
 def to_float(
     images,     # (..., H, W) uint8, tensor or array
 )->Tensor:      # the same shape, float32 in [-1, 1]
     "From bytes to the model's range (Jones et al. 2026)."
     return torch.as_tensor(images).float() / 127.5 - 1
 
-# %% ../nbs/00_core.ipynb #377d9dc6
+# %% ../nbs/00_core.ipynb #f25c5540
 def to_uint8(
     x:Tensor,    # (..., H, W) floats, nominally in [-1, 1]
 )->np.ndarray:   # the same shape, uint8
     "From the model's range to bytes, clipped."
     return (x.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-# %% ../nbs/00_core.ipynb #60eccc86
+# %% ../nbs/00_core.ipynb #d9772a6a
 def noise(
     seeds,                 # one int an image
     shape:tuple,           # (C, H, W)
@@ -61,7 +61,7 @@ def noise(
     one = lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(int(s)))
     return torch.stack([one(s) for s in seeds]).to(device)
 
-# %% ../nbs/00_core.ipynb #4c150d24
+# %% ../nbs/00_core.ipynb #b529a86e
 @dataclass
 class Condition:
     "What was done to the cells of a batch, a row an image."
@@ -83,7 +83,7 @@ class Condition:
     def __getitem__(self, rows): return self.map(lambda v: v[rows])
     def to(self, device): return self.map(lambda v: v.to(device))
 
-# %% ../nbs/00_core.ipynb #33c55fa4
+# %% ../nbs/00_core.ipynb #17d06470
 def join(
     conditions,       # several `Condition`s
     lengths,          # how many rows each has
@@ -96,7 +96,7 @@ def join(
         return torch.cat([known.new_full((n, *known.shape[1:]), gap) if p is None else p for p, n in zip(parts, lengths)])
     return Condition(**{k: column(k, gap) for k, gap in Condition.columns.items()})
 
-# %% ../nbs/00_core.ipynb #be5106b2
+# %% ../nbs/00_core.ipynb #3fdeff06
 @dataclass
 class Perturbation:
     "One compound as it was seen in training."
@@ -109,14 +109,14 @@ class Perturbation:
     @property
     def cells(self): return sum(self.experiments.values())
 
-# %% ../nbs/00_core.ipynb #711a9d1f
+# %% ../nbs/00_core.ipynb #266c4d25
 def nearest_names(name, allowed, n=3):
     "What somebody who typed `name` may have meant."
     lower = {a.lower(): a for a in allowed}
     close = difflib.get_close_matches(str(name).lower()[:80], lower, n=n, cutoff=0.5)
     return [lower[c] for c in close] or list(allowed)[:n]
 
-# %% ../nbs/00_core.ipynb #13b71b1b
+# %% ../nbs/00_core.ipynb #aee184a2
 def look_up(
     name:str,     # what was given
     allowed,      # every name there is
@@ -128,13 +128,13 @@ def look_up(
     near = " or ".join(f"'{n}'" for n in nearest_names(name, allowed))
     raise InputError(f"Unknown {kind} '{str(name)[:60]}'; {len(lower)} are known, such as {near}.")
 
-# %% ../nbs/00_core.ipynb #c9c161f9
+# %% ../nbs/00_core.ipynb #9e16bbf7
 def taken_together(name:str, perturbations)->Perturbation:
     "One that had every dose and experiment that any of several had."
     total = lambda counts: dict(sum(map(Counter, counts), Counter()))
     return Perturbation(name, doses=total(p.doses for p in perturbations), experiments=total(p.experiments for p in perturbations))
 
-# %% ../nbs/00_core.ipynb #7c3aa9b0
+# %% ../nbs/00_core.ipynb #c75812f3
 @dataclass
 class Vocabulary:
     "Every name a model knows, in the order of its label tables."
@@ -149,9 +149,7 @@ class Vocabulary:
 
     @property
     def unlisted(self): return taken_together("a new molecule", [p for p in self.perturbations if p.doses])
-
-    def perturbation(self, name)->Perturbation:
-        return name if isinstance(name, Perturbation) else self.perturbations[look_up(name, self.names, "perturbation")]
+    def perturbation(self, name)->Perturbation: return name if isinstance(name, Perturbation) else self.perturbations[look_up(name, self.names, "perturbation")]
 
     def dose_range(self, name)->tuple|None:
         "Smallest and largest dose that may be asked for, in micromolar; None for the control."
@@ -167,12 +165,12 @@ class Vocabulary:
         ps = [Perturbation(**{**p, "doses": number(p["doses"])}) for p in d["perturbations"]]
         return cls(**{**d, "perturbations": ps})
 
-# %% ../nbs/00_core.ipynb #1a26c202
+# %% ../nbs/00_core.ipynb #66dde8cf
 def usual_dose(p:Perturbation)->float|None:
     "The dose most cells were given; None for the control."
     return max(p.doses, key=p.doses.get) if p.doses else None
 
-# %% ../nbs/00_core.ipynb #fe2458f7
+# %% ../nbs/00_core.ipynb #da746d8b
 def check_dose(
     vocab:Vocabulary,
     name,                  # of a perturbation, or a `Perturbation`
@@ -190,7 +188,7 @@ def check_dose(
                          f"it saw {seen} µM, and {low:g} to {high:g} µM is allowed.")
     return float(dose_um)
 
-# %% ../nbs/00_core.ipynb #5d0fccc9
+# %% ../nbs/00_core.ipynb #8b6e3933
 def resolve(
     vocab:Vocabulary,
     perturbation,                  # a name, in any case, or `vocab.unlisted`
@@ -206,7 +204,7 @@ def resolve(
                 experiment=spelled(experiment, vocab.experiments, "experiment"),
                 cell_type=spelled(cell_type or vocab.cell_types[0], vocab.cell_types, "cell type"))
 
-# %% ../nbs/00_core.ipynb #fc14778f
+# %% ../nbs/00_core.ipynb #7a6dabc2
 def condition(
     vocab:Vocabulary,
     *said,                   # perturbation, dose_um, experiment, cell_type, as in `resolve`
@@ -222,13 +220,13 @@ def condition(
                      row(index(r["cell_type"], vocab.cell_types)), row(math.nan if r["dose_um"] is None else r["dose_um"]),
                      None if fp is None else fp.expand(n, -1))
 
-# %% ../nbs/00_core.ipynb #05d73ab4
+# %% ../nbs/00_core.ipynb #cc70b5a4
 def pick_device()->torch.device:
     "The best device there is."
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/00_core.ipynb #e396aec6
+# %% ../nbs/00_core.ipynb #b1bcf3b4
 def fast_dtype(
     device="cpu",       # where the network will run
     size:int=512,       # of the matrices that are multiplied to find out
@@ -243,7 +241,7 @@ def fast_dtype(
     best = {dtype: min(seconds(a) for _ in range(8)) for dtype, a in matrices.items()}      # the best of some: others may be computing too
     return min(best, key=best.get)
 
-# %% ../nbs/00_core.ipynb #7f5540e6
+# %% ../nbs/00_core.ipynb #3b7d7757
 def autocast(
     device,                  # where the network runs
     dtype:torch.dtype,       # float32 leaves everything as it is

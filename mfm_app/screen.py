@@ -6,7 +6,7 @@
 __all__ = ['incidental', 'Settings', 'Found', 'check_settings', 'rows_of', 'confidence', 'found_of', 'request_for', 'cells_of',
            'screen', 'hash_of', 'record_of', 'Table', 'kept', 'Folder', 'Progress', 'left_to_do', 'screen_into']
 
-# %% ../nbs/14_screen.ipynb #923dc034
+# %% ../nbs/14_screen.ipynb #6b91e675
 import csv
 import hashlib
 import json
@@ -26,7 +26,7 @@ from .features import morphology
 from .molecules import Row, read_rows
 from .sampling import nfe
 
-# %% ../nbs/14_screen.ipynb #637d94ec
+# %% ../nbs/14_screen.ipynb #6a35cd96
 @dataclass(frozen=True)
 class Settings:
     "How a list is screened; a screen can be resumed with the same settings only."
@@ -56,7 +56,7 @@ class Found:
     x:float               # place on the map
     y:float
 
-# %% ../nbs/14_screen.ipynb #3ed39a93
+# %% ../nbs/14_screen.ipynb #5bbf840d
 def check_settings(engine:Engine, settings:Settings)->Settings:
     "The settings with the experiment filled in, or `InputError`."
     check_int(settings.cells, "Cells a molecule", 1, 16)
@@ -71,7 +71,7 @@ def rows_of(engine:Engine, source):
     "The rows of a list; compounds the model was taught may be given by name."
     return read_rows(source, {p.name.lower(): p.smiles for p in engine.structured}, engine.vocab.dose_range(engine.vocab.unlisted))
 
-# %% ../nbs/14_screen.ipynb #b0d0b4f7
+# %% ../nbs/14_screen.ipynb #8465c193
 def confidence(engine:Engine, verdict:str)->str:
     "How often held-out compounds of this kind came out right."
     counted = engine.taught.get("calibration", {}).get({"close": "near"}.get(verdict, verdict))
@@ -88,7 +88,7 @@ def found_of(engine:Engine, number:int, row:Row, dose_um:float, images, control)
     return Found(number, row.place, row.name or look.name, row.molecule.smiles, dose_um, short(effect.strength), mechanism, short(cosine), short(effect.agreement),
                  look.verdict, confidence(engine, look.verdict), near.name, short(tanimoto), *map(short, effect.place[:2]))
 
-# %% ../nbs/14_screen.ipynb #6111c055
+# %% ../nbs/14_screen.ipynb #69da9687
 def request_for(row:Row, settings:Settings)->Request:
     "What is asked for one row."
     dose = settings.dose_um if row.dose_um is None else row.dose_um
@@ -102,7 +102,7 @@ def cells_of(engine:Engine, requests:list):
         for frame in frames: yield None
     yield to_uint8(frame.x).reshape(len(requests), -1, *engine.model.net.shape)
 
-# %% ../nbs/14_screen.ipynb #b4975d5c
+# %% ../nbs/14_screen.ipynb #610a8003
 def screen(
     engine:Engine,
     rows,                   # iterable of `molecules.Row`, and of None where there is nothing to do
@@ -130,7 +130,7 @@ def screen(
             number += 1
             yield found_of(engine, number, row, request.dose_um, cells, control), cells
 
-# %% ../nbs/14_screen.ipynb #f7de3dba
+# %% ../nbs/14_screen.ipynb #19dad1fd
 def hash_of(source)->str:
     "Which list it is: text, or a file."
     if isinstance(source, str): return hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()
@@ -145,7 +145,7 @@ def record_of(engine:Engine, source, settings:Settings)->dict:
                 nfe=nfe(asked.solver, asked.steps, asked.cfg_scale), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 versions=dict(mfm_app=__version__, **{name: version(name) for name in ("torch", "rdkit")}))
 
-# %% ../nbs/14_screen.ipynb #cc516a6e
+# %% ../nbs/14_screen.ipynb #b562efed
 class Table:
     "A .csv file to which rows are added."
     def __init__(self, at): self.at = Path(at)
@@ -167,7 +167,7 @@ class Table:
             if not f.tell(): writer.writeheader()
             writer.writerow(row)
 
-# %% ../nbs/14_screen.ipynb #ff497d9f
+# %% ../nbs/14_screen.ipynb #db1c3b00
 incidental = {"device", "dtype", "versions"}      # may differ when a screen goes on; the cells then differ by rounding
 
 
@@ -177,7 +177,7 @@ def kept(at:Path)->dict|None:
     try: return dict(json.loads(at.read_text(encoding="utf-8")))
     except (ValueError, TypeError): raise InputError(f"settings.json in '{at.parent.name}' is damaged; choose another folder.") from None
 
-
+# %% ../nbs/14_screen.ipynb #a9a16f8d
 class Folder:
     "Where a screen is kept."
     def __init__(self, path):
@@ -206,7 +206,7 @@ class Folder:
     def cells_at(self, number:int)->Path: return self.path / "cells" / f"{number:05d}.npy"
     def cells(self, number:int)->np.ndarray: return np.load(self.cells_at(number), allow_pickle=False)     # (B, C, H, W) uint8; 0 is the control
 
-# %% ../nbs/14_screen.ipynb #a5e0b81a
+# %% ../nbs/14_screen.ipynb #1b118aeb
 @dataclass
 class Progress:
     "How far a screen is."
@@ -222,7 +222,7 @@ def left_to_do(folder:Folder, rows):
     done = {row["place"] for table in (folder.results, folder.refused) for row in table}
     return (None if row.place in done else row for row in rows)
 
-# %% ../nbs/14_screen.ipynb #412c20bb
+# %% ../nbs/14_screen.ipynb #8bb09874
 def screen_into(
     path,                   # of a folder; resumed if it is there
     engine:Engine,
