@@ -7,7 +7,7 @@ __all__ = ['card_text', 'limits_text', 'bundled', 'renames', 'new_config', 'buil
            'model_card', 'write_file', 'save_model', 'Model', 'read_config', 'read_encoder', 'load_model', 'rename',
            'load_reference']
 
-# %% ../nbs/09_hub.ipynb #7f54ce66
+# %% ../nbs/09_hub.ipynb #38281a7e
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from .core import InputError, Vocabulary
 from .model import MiT, mit, sizes
 from .molecules import EmbeddingTable, encoder, read_embeddings, write_embeddings
 
-# %% ../nbs/09_hub.ipynb #21d4eee1
+# %% ../nbs/09_hub.ipynb #d8baf9ec
 def new_config(
     vocab:Vocabulary,
     channels:list,                    # {"name", "colour"} a channel
@@ -40,7 +40,7 @@ def new_config(
         predicts="image" if laptop else "velocity",
         channels=channels, vocabulary=vocab.to_dict(), data={}, training={}, quality={})
 
-# %% ../nbs/09_hub.ipynb #f0e4ab86
+# %% ../nbs/09_hub.ipynb #021ebca3
 def build(config:dict)->Conditioned:
     "The network a config describes, untrained."
     vocab = Vocabulary.from_dict(config["vocabulary"])
@@ -48,7 +48,7 @@ def build(config:dict)->Conditioned:
     counts = len(vocab.perturbations), len(vocab.experiments), len(vocab.cell_types)
     return Conditioned(backbone, Adaptor(backbone.width, *counts, **config["adaptor"], molecules=molecules), config["predicts"])
 
-# %% ../nbs/09_hub.ipynb #739109e2
+# %% ../nbs/09_hub.ipynb #40df0100
 def loss_table(
     history:list,      # [step, loss, images per second] an entry
     rows:int=10,
@@ -58,14 +58,14 @@ def loss_table(
     lines = [f"| {history[i][0]:,} | {history[i][1]:.4f} |" for i in sorted(places)]
     return "\n".join(["| step | loss |", "|---|---|", *lines]) if lines else ""
 
-# %% ../nbs/09_hub.ipynb #5b18e4db
+# %% ../nbs/09_hub.ipynb #4babea82
 def seen_table(vocab:Vocabulary)->str:
     "How many cells of each compound were trained on, as Markdown."
     doses = lambda p: ", ".join(f"{d:g}" for d in sorted(p.doses)) or "-"
     rows = [f"| {p.moa or 'untreated control'} | {p.name} | {doses(p)} | {p.cells} |" for p in vocab.perturbations]
     return "\n".join(["Cells for each compound in training; believe the rare ones less.", "", "| mechanism | perturbation | doses, µM | cells |", "|---|---|---|---|", *rows])
 
-# %% ../nbs/09_hub.ipynb #a09b72a2
+# %% ../nbs/09_hub.ipynb #ccce10df
 def molecules_text(taught:dict)->str:
     "What a card says of how a model reads molecules, from `config['molecules']`."
     if not taught: return "It knows compounds by name alone; `mfm finetune` teaches it molecules."
@@ -78,7 +78,7 @@ def molecules_text(taught:dict)->str:
                     f"of the others {c['far'][0]} of {c['far'][1]}. This threshold was chosen on the same compounds.")
     return " ".join(said) + "\n\n" + taught.get("table", "Nothing was held out, so nothing is known of how well.")
 
-# %% ../nbs/09_hub.ipynb #f1504c2b
+# %% ../nbs/09_hub.ipynb #3b19e926
 def model_card(config:dict)->str:
     "A model card in Markdown, with the front matter the Hub reads."
     vocab, training = Vocabulary.from_dict(config["vocabulary"]), config["training"]
@@ -88,7 +88,7 @@ def model_card(config:dict)->str:
                             channels=", ".join(c["name"] for c in config["channels"]), data=said(config["data"]), training=said(training), losses=loss_table(training.get("history", [])),
                             quality=config["quality"].get("table", "Not measured."), molecules=molecules_text(config.get("molecules", {})), limits=limits_text, seen=seen_table(vocab), licence=config["data"].get("licence", "other").lower())
 
-# %% ../nbs/09_hub.ipynb #c0b7a3dd
+# %% ../nbs/09_hub.ipynb #cacac3c3
 card_text = """---
 library_name: mfm_app
 license: {licence}
@@ -118,10 +118,10 @@ A flow-matching model (Jones et al. 2026, arXiv 2603.26790) that draws {size} x 
 ## Limits
 {limits}"""
 
-# %% ../nbs/09_hub.ipynb #94cae946
+# %% ../nbs/09_hub.ipynb #43cce6cf
 limits_text = """A generated cell is a hypothesis, not a measurement. The model knows these compounds, doses, experiments and this cell line alone; a molecule it was not taught is a guess, and the table above says how good a one. Nothing it draws says anything about safety, efficacy or people."""
 
-# %% ../nbs/09_hub.ipynb #7449347e
+# %% ../nbs/09_hub.ipynb #43449da1
 def write_file(path:Path, write):
     "Call `write(beside)` and move what it wrote to `path` in one stroke."
     beside = path.with_name(path.name + ".part")
@@ -148,7 +148,7 @@ def save_model(
     if table: write_file(folder / "embeddings.npz", lambda p: write_embeddings(table, p))
     write_file(folder / "model.safetensors", lambda p: save_file(weights, p))
 
-# %% ../nbs/09_hub.ipynb #686d6b6e
+# %% ../nbs/09_hub.ipynb #151cd60d
 @dataclass
 class Model:
     "A network and everything that is known of it."
@@ -163,7 +163,7 @@ class Model:
     @property
     def channels(self): return self.config["channels"]
 
-# %% ../nbs/09_hub.ipynb #7d6a1195
+# %% ../nbs/09_hub.ipynb #041ae122
 bundled = Path(__file__).parent / "weights" / "bbbc021" if "__file__" in globals() else None      # the model that comes with the package
 
 
@@ -179,7 +179,7 @@ def read_config(folder:Path)->dict:
     if config["format"] != 1: raise InputError(f"'{folder.name}' has format {config['format']}; this version of mfm_app reads format 1.")
     return config
 
-# %% ../nbs/09_hub.ipynb #164e6762
+# %% ../nbs/09_hub.ipynb #ace9b99b
 def read_encoder(folder:Path, config:dict):
     "What turns molecules into what the network reads; None if it knows names alone."
     if "molecules" not in config: return None
@@ -207,7 +207,7 @@ def load_model(
     except RuntimeError: raise InputError(f"The weights in '{folder.name}' do not fit its config.json; the folder mixes two models.") from None
     return Model(net.to(device).eval(), config, hashlib.sha256(weights.read_bytes()).hexdigest(), folder.name, read_encoder(folder, config))
 
-# %% ../nbs/09_hub.ipynb #5271d3ad
+# %% ../nbs/09_hub.ipynb #edfaad34
 renames = [                                     # of the reference's keys, in order
     (r"^(module\.|_orig_mod\.)+", ""),
     (r"^dit\.x_embedder\.", "backbone.into."),
@@ -226,7 +226,7 @@ def rename(key:str, half:int)->str:
     for pattern, ours in renames: key = re.sub(pattern, ours, key)
     return key
 
-# %% ../nbs/09_hub.ipynb #526f8095
+# %% ../nbs/09_hub.ipynb #7a24c910
 def load_reference(
     state:dict,               # a state dict of the reference code, keys `dit.*` and `adaptor.*`
     heads:int|None=None,      # attention heads; None looks them up in the paper's family by width
