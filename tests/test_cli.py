@@ -109,3 +109,9 @@ def test_app_py_serves_the_page():
 
 def test_the_entry_point_is_installed():
     assert shutil.which("mfm", path=str(Path(sys.executable).parent)), "pip install -e . makes the command `mfm`"
+
+
+def test_a_process_that_leaves_in_the_middle_of_a_walk_ends_cleanly():
+    code = "from mfm_app import engine; walk = engine.load().stream(engine.Request('taxol', seeds=range(32), steps=50)); next(walk); next(walk)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and "terminate" not in ended.stderr, ended.stderr
