@@ -13,7 +13,7 @@ __all__ = ['static', 'verdict_words', 'fine', 'sampling_defaults', 'most_screene
            'list_verdicts', 'example_list', 'screen_fields', 'buttons', 'run_screen', 'stopped', 'screen_list', 'go_on',
            'check_upload', 'screen_piece', 'screen_tab', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/15_ui.ipynb #9c5b130d
+# %% ../nbs/15_ui.ipynb #c4542fc2
 import atexit
 import io
 import json
@@ -44,7 +44,7 @@ from .molecules import draw, most_rows, read_molecule
 from .screen import Folder, Settings, check_settings, rows_of, screen_into
 from .viz import data_uri, dyes, phenotype_map, show, treated_above
 
-# %% ../nbs/15_ui.ipynb #4147d5b5
+# %% ../nbs/15_ui.ipynb #680cd2d2
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -59,7 +59,7 @@ def piece(
     js = "".join(f"const {k} = {json.dumps(v)};\n" for k, v in constants.items()) + js
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/15_ui.ipynb #7d3a3847
+# %% ../nbs/15_ui.ipynb #8d71cb98
 @cache
 def served()->Path:
     "The one folder of files the page may fetch; made once and gone with the process."
@@ -84,7 +84,7 @@ def sketch(smiles:str=""):
     from ipyketcher import KetcherEditor
     return KetcherEditor(initial_molecule=smiles, smiles=smiles, return_formats=["smiles"])
 
-# %% ../nbs/15_ui.ipynb #c5657176
+# %% ../nbs/15_ui.ipynb #14868fe6
 def atlas(
     images,               # (G, B, C, H, W) uint8
     **kwargs,             # further arguments of `viz.data_uri`
@@ -111,7 +111,7 @@ def run_of(
     return dict(id=uuid.uuid4().hex, n=len(request.seeds), seeds=request.seeds, groups=len(labels), labels=labels,
                 steps=request.steps, size=engine.model.net.shape[1:], channels=channels)
 
-# %% ../nbs/15_ui.ipynb #80565e79
+# %% ../nbs/15_ui.ipynb #3e649725
 def frame_of(moment:Moment)->dict:
     "One step of a run, for the viewer."
     last = moment.step == moment.steps
@@ -127,7 +127,7 @@ def provenance_line(what:str, answer:Answer)->str:
             f"{p['nfe']} network evaluations a cell, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/15_ui.ipynb #f8b6df50
+# %% ../nbs/15_ui.ipynb #62219457
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
@@ -139,7 +139,7 @@ def trust(cells:int)->str:
     if cells >= 100: return "Some cells: believe the kind of effect, not its strength."
     return "Very few cells: take it as a sketch."
 
-# %% ../nbs/15_ui.ipynb #62a7526f
+# %% ../nbs/15_ui.ipynb #35c1775b
 def about_perturbation(engine:Engine, name:str)->str:
     "Mechanism, evidence and trust, in Markdown."
     p = engine.vocab.perturbation(name)
@@ -159,7 +159,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/15_ui.ipynb #a1b7e198
+# %% ../nbs/15_ui.ipynb #962e67ab
 @lru_cache(maxsize=512)
 def drawing(smiles:str, width:int, height:int)->str:
     "A structure for light and for dark pages; the style sheet shows one of them."
@@ -174,7 +174,7 @@ def neighbour_row(p, tanimoto:float)->str:
     return (f'<li>{drawing(p.smiles, 96, 64)}<span><b>{escape(p.name)}</b><br>{escape(p.moa)}</span>'
             f'<span class="tanimoto">{tanimoto:.2f}<meter min="0" max="1" value="{tanimoto:.3f}" aria-label="Tanimoto similarity"></meter></span></li>')
 
-# %% ../nbs/15_ui.ipynb #543b89e1
+# %% ../nbs/15_ui.ipynb #79ec7958
 def molecule_card(look:Look)->str:
     "Everything known of a molecule before a cell is drawn, as HTML."
     m = look.molecule
@@ -191,7 +191,7 @@ def about_molecule(engine:Engine, smiles:str)->str:
     try: return molecule_card(engine.look(smiles))
     except InputError as e: return f'<div class="molecule"><p class="refused" role="alert">{escape(str(e))}</p></div>'
 
-# %% ../nbs/15_ui.ipynb #d4882645
+# %% ../nbs/15_ui.ipynb #04055e3a
 def molecule_dose(engine:Engine, smiles:str, dose:str|None=None)->str:
     "What the dose control is told of a molecule; a dose that is already there stays."
     low, high = engine.vocab.dose_range(engine.vocab.unlisted)
@@ -208,7 +208,7 @@ def examples(engine:Engine)->list:
     held = [(f"{h['name']} (held out)", h["smiles"]) for h in engine.taught.get("held_out", [])[:1]]
     return [(f"{known.name} (known)", known.smiles), *held, ("caffeine", "Cn1cnc2c1c(=O)n(C)c(=O)n2C")]
 
-# %% ../nbs/15_ui.ipynb #1416ee1d
+# %% ../nbs/15_ui.ipynb #25af34bc
 def steadiness_line(steady:Steadiness)->str:
     "What the cells of a molecule show, in Markdown."
     effect, n = steady.effect, steady.of
@@ -217,7 +217,7 @@ def steadiness_line(steady:Steadiness)->str:
             f"**{first}** most (cosine {cosine:.2f}), then {second} ({next_cosine:.2f}). {effect.agreement:.0%} of the seeds and {steady.thinned} of {n} fingerprints "
             f"with some bits dropped point to {first} as well.")
 
-# %% ../nbs/15_ui.ipynb #7c90a696
+# %% ../nbs/15_ui.ipynb #f088f057
 def amount(dose:str)->float:
     "The number in a dose control; not a number if there is none."
     try: found = json.loads(dose)["dose"]
@@ -231,7 +231,7 @@ def request_from(by, name, dose, smiles, molecule_dose, experiment, first, cells
     what = dict(perturbation=name, dose_um=amount(dose)) if by == "perturbation" else dict(molecule=smiles or "", dose_um=amount(molecule_dose))
     return Request(**what, experiment=experiment, seeds=tuple(range(first, first + n)), solver=solver, steps=steps, cfg_scale=cfg_scale)
 
-# %% ../nbs/15_ui.ipynb #eb3011a5
+# %% ../nbs/15_ui.ipynb #7f971b49
 fine = gr.validate(True, "")
 
 
@@ -251,7 +251,7 @@ def verdicts(engine:Engine, *fields)->list:
     good = [by, name, dose_of(engine, name), smiles, by != "perturbation" and molecule_dose(engine, smiles), experiments(engine, first)[0][1], *sampling_defaults]
     return [judged(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine)) for i, value in enumerate(fields)]
 
-# %% ../nbs/15_ui.ipynb #380580e2
+# %% ../nbs/15_ui.ipynb #8b582829
 sampling_defaults = 0, 16, 10, 1., "midpoint"      # first seed, cells, steps, guidance, solver
 
 
@@ -259,7 +259,7 @@ def best_known(engine:Engine)->str:
     "What stands in the field when the page opens: the treated perturbation with most cells."
     return max((p for p in engine.vocab.perturbations if p.doses), key=lambda p: p.cells).name
 
-# %% ../nbs/15_ui.ipynb #216ecd32
+# %% ../nbs/15_ui.ipynb #7fc296d4
 def answers(engine:Engine, request:Request):
     "Yield what the viewer shows, what the status line says, and what the cells say."
     run, what = run_of(request, engine), treatment(engine, request)
@@ -277,7 +277,7 @@ def generate(engine:Engine, *fields):
         logging.exception("A request failed")
         yield gr.skip(), "⚠️ Something went wrong on the server and was logged there. Nothing of yours is lost; try again.", ""
 
-# %% ../nbs/15_ui.ipynb #49e0eac2
+# %% ../nbs/15_ui.ipynb #b1f90f68
 def name_side(engine:Engine):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     name = best_known(engine)
@@ -307,7 +307,7 @@ def sampling_fields():
         how = gr.Dropdown(solver_names, value=solver, label="Solver", elem_id="solver")
     return seed, many, walk, scale, how
 
-# %% ../nbs/15_ui.ipynb #090a1977
+# %% ../nbs/15_ui.ipynb #b0323756
 def join_molecule(engine:Engine, smiles, buttons, card, dose, editor):
     "Text, drawing, card and dose follow one another."
     quiet = dict(show_progress="hidden", api_visibility="private")
@@ -326,7 +326,7 @@ def join_molecule(engine:Engine, smiles, buttons, card, dose, editor):
     editor.input(plain, editor, smiles, trigger_mode="always_last", **quiet)
     for button, value in buttons: button.click(lambda value=value: (value, value, molecule_dose(engine, value)), None, [smiles, editor, dose], **quiet)
 
-# %% ../nbs/15_ui.ipynb #aa30357c
+# %% ../nbs/15_ui.ipynb #6f0362a5
 def explore_tab(engine:Engine):
     "Pick a perturbation or draw a molecule, watch cells form."
     reads, quiet = engine.model.encode is not None, dict(show_progress="hidden", api_visibility="private")
@@ -355,7 +355,7 @@ def explore_tab(engine:Engine):
                        validator=lambda *f: verdicts(engine, *f), **quiet)
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/15_ui.ipynb #48cec889
+# %% ../nbs/15_ui.ipynb #9f0746dd
 def experiment_field(engine:Engine, name):
     "The experiments for a perturbation, the likeliest chosen."
     return gr.Dropdown(found := experiments(engine, name), value=found[0][1])
@@ -369,7 +369,7 @@ def switch_sides(engine:Engine, by, where, what, by_structure, drawing_tab, part
     by_structure.select(molecule, None, [by, where], **quiet)
     drawing_tab.select(lambda smiles: (gr.Tabs(selected="molecule"), *molecule(), smiles), parts[0], [what, by, where, parts[-1]], **quiet)
 
-# %% ../nbs/15_ui.ipynb #aae112aa
+# %% ../nbs/15_ui.ipynb #fb848ca3
 most_screened, desks = 2_000, {}      # desks: token -> Desk
 
 
@@ -392,7 +392,7 @@ class Desk:
 
 atexit.register(lambda: [desk.clear() for desk in list(desks.values())])
 
-# %% ../nbs/15_ui.ipynb #1db257a6
+# %% ../nbs/15_ui.ipynb #5b40154c
 def landmarks(engine:Engine)->dict:
     "Where the real mechanisms lie on the map."
     return {name: (float(at[0]), float(at[1])) for name, at in engine.space.mechanisms.items()}
@@ -414,7 +414,7 @@ def gathered(events, every:float=0.4):
         told, fresh, bad = time.monotonic(), [], []
     yield replace(last, fresh=fresh, bad=bad)
 
-# %% ../nbs/15_ui.ipynb #02739092
+# %% ../nbs/15_ui.ipynb #64968472
 def screened(engine:Engine, desk:Desk, source, settings:Settings):
     "Yield messages for the piece, None where nothing is new; goes on where the same list was left."
     if (source, settings) != desk.asked: desk.fresh(source, settings)
@@ -433,7 +433,7 @@ def screen_line(desk:Desk)->str:
     return (f"{said['cells']} cell{'s'[:said['cells'] > 1]} a molecule, experiment {said['experiment']}, {said['dose_um']:g} µM where the list said none. "
             f"{said['solver'].capitalize()} in {said['steps']} steps, {said['nfe']} network evaluations a cell. Weights {said['model']} {said['weights_sha256'][:12]}.")
 
-# %% ../nbs/15_ui.ipynb #6f686eec
+# %% ../nbs/15_ui.ipynb #7c8f04de
 def cells_of_one(engine:Engine, asked:dict)->str:
     "Cells, control and structure of one molecule of a screen, for the piece."
     try:
@@ -451,7 +451,7 @@ def told_after(asked:dict)->str:
         return json.dumps(dict(rows=[asdict(r) for r in folder.found(int(asked["found"]))], bad=list(islice(folder.refused, skip, None))))
     except (LookupError, TypeError, ValueError, OSError, AttributeError): return json.dumps(dict(rows=[], bad=[]))
 
-# %% ../nbs/15_ui.ipynb #ec69031d
+# %% ../nbs/15_ui.ipynb #5bb155d6
 def pack(engine:Engine, desk:Desk)->str:
     "The path of a .zip with everything of a screen."
     folder, at = Folder(desk.path), desk.path / "screen.zip"
@@ -480,7 +480,7 @@ def packed(engine:Engine, desk:Desk):
         logging.exception("Packing a screen failed")
         yield gr.skip(), "⚠️ The download could not be packed; the screen itself is kept. Try again."
 
-# %% ../nbs/15_ui.ipynb #ac4df8a7
+# %% ../nbs/15_ui.ipynb #6d154bf8
 def list_from(text:str, file:str|None):
     "The list that is asked for: text, or the `Path` of a file; may raise `InputError`."
     if file and (text or "").strip(): raise InputError("There are a pasted list and a file; empty one of them.")
@@ -501,7 +501,7 @@ def list_verdicts(engine:Engine, text, file, dose, cells, experiment)->list:
     given = settings_from(dose, cells, experiment)
     return [text_said, file_said, *(judged(lambda: check_settings(engine, replace(usual, **{name: getattr(given, name)}))) for name in ("dose_um", "cells", "experiment"))]
 
-# %% ../nbs/15_ui.ipynb #76aac8fd
+# %% ../nbs/15_ui.ipynb #c0541046
 def example_list(engine:Engine)->str:
     "A few compounds the model was taught and those that were held out, a line each."
     few = sorted(engine.structured, key=lambda p: -p.cells)[:12]
@@ -526,7 +526,7 @@ def screen_fields(engine:Engine)->tuple:
     example.click(lambda: (example_list(engine), None), None, [text, file], show_progress="hidden", api_visibility="private")
     return text, file, dose, cells, where
 
-# %% ../nbs/15_ui.ipynb #f16588fc
+# %% ../nbs/15_ui.ipynb #f7c442d7
 def buttons(state:str)->tuple:
     "Screen, Stop and Go on: which can be pressed while a screen is running, stopped or done."
     return tuple(gr.Button(interactive=on) for on in (state != "running", state == "running", state == "stopped"))
@@ -556,7 +556,7 @@ def stopped(desk:Desk)->str:
     folder = Folder(desk.path)
     return news(desk, "stopped", None, len(folder.results), len(folder.refused))
 
-# %% ../nbs/15_ui.ipynb #ee181af3
+# %% ../nbs/15_ui.ipynb #a355de39
 def screen_list(engine:Engine, desk:Desk, text, file, dose, cells, experiment):
     "What Screen does."
     try: source, settings = list_from(text, file), check_settings(engine, settings_from(dose, cells, experiment))
@@ -575,7 +575,7 @@ def check_upload(engine:Engine, file:str|None)->str:
     try: return "" if not file else rows_of(engine, Path(file)) and ""
     except InputError as e: return f"⚠️ {e}"
 
-# %% ../nbs/15_ui.ipynb #f02769fc
+# %% ../nbs/15_ui.ipynb #e14e2a7c
 def screen_piece(engine:Engine)->gr.HTML:
     "Progress, map, ranked table, and the cells of the molecule that is chosen."
     def cells_asked(asked): return cells_of_one(engine, asked)
@@ -605,7 +605,7 @@ def screen_tab(engine:Engine):
     ready = take.click(lambda desk: (yield from packed(engine, desk)), desk, [packet, status], **quiet)
     ready.then(None, packet, js="file => file && setTimeout(() => document.querySelector('#screen-packet').click(), 100)", api_visibility="private")
 
-# %% ../nbs/15_ui.ipynb #27acc11c
+# %% ../nbs/15_ui.ipynb #da146b7d
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     gr.Markdown(engine.card + in_python, elem_id="card")
@@ -624,7 +624,7 @@ answer = engine.load().generate(molecule="CN1CCC[C@H]1c1cccnc1", dose_um=10)    
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/15_ui.ipynb #7ccedbc3
+# %% ../nbs/15_ui.ipynb #cf947745
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
@@ -644,7 +644,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/15_ui.ipynb #971d5318
+# %% ../nbs/15_ui.ipynb #907aec4c
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on
