@@ -219,7 +219,7 @@ def test_mfm_screen_goes_on_and_refuses_another_list(model_folder, tmp_path, cap
         ["mfm: 'out' holds a screen of another list, with another model or with other settings; choose another folder."]
 
 
-def test_mfm_screen_stops_within_a_second(model_folder, tmp_path):
+def test_mfm_screen_stops_where_it_is_and_says_so(model_folder, tmp_path):
     (tmp_path / "list.smi").write_text("\n".join("C" * n for n in range(1, 151)), encoding="utf-8")
     command = [sys.executable, "-c", "from mfm_app.cli import main; main()", *mfm_screen(model_folder, tmp_path / "out", tmp_path / "list.smi", "--cells", "4", "--steps", "40")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -227,11 +227,9 @@ def test_mfm_screen_stops_within_a_second(model_folder, tmp_path):
     while not (results.is_file() and len(table(tmp_path / "out")) >= 2):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    asked = time.monotonic()
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 130 and "of 150; the same command goes on." in said and "Traceback" not in said
-    assert time.monotonic() - asked < 5      # a second for the walk, the rest for Python to leave on a busy machine
     done = len(table(tmp_path / "out"))
     assert f"Stopped after {done} of 150" in said
 
