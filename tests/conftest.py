@@ -74,3 +74,13 @@ def page(chromium):
     context.close()
     assert not page.errors, f"the page reported errors: {page.errors}"
     assert not page.strangers, f"the page asked other machines: {page.strangers}"
+
+
+@pytest.fixture(scope="module")
+def address(engine):
+    "Where the page of a module's own `engine` is served."
+    import gradio
+    from mfm_app import ui
+    _, url, _ = ui.launch(engine, prevent_thread_lock=True, quiet=True)
+    yield url
+    gradio.close_all()

@@ -31,14 +31,6 @@ def engine():
     return Engine(model, "cpu", torch.float32)
 
 
-@pytest.fixture(scope="module")
-def address(engine):
-    _, url, _ = ui.launch(engine, prevent_thread_lock=True, quiet=True)
-    yield url
-    import gradio
-    gradio.close_all()
-
-
 @pytest.fixture
 def explore(page, address, engine):
     net = engine.model.net

@@ -236,14 +236,6 @@ def test_mfm_screen_stops_where_it_is_and_says_so(model_folder, tmp_path):
 
 # On the page
 
-@pytest.fixture(scope="module")
-def address(engine):
-    _, url, _ = ui.launch(engine, prevent_thread_lock=True, quiet=True)
-    yield url
-    import gradio
-    gradio.close_all()
-
-
 @pytest.fixture
 def tab(page, address):
     page.goto(address)
