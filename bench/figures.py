@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 
-from mfm_app.cli import condition_label, generate_condition, pick, well_known
+from mfm_app.cli import cells_of_condition, condition_label, generate_condition, well_known
 from mfm_app.core import pick_device
 from mfm_app.data import read_cells
 from mfm_app.features import morphology
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     cells, model = read_cells(sys.argv[1]), load_model(sys.argv[2] if len(sys.argv) > 2 else None)
     names, pictures, real, generated = [c["name"] for c in cells.channels], {}, {}, {}
     for name, dose in well_known(cells):
-        label, held_out = condition_label(name, dose), pick(cells.where(split="iid"), name, dose)
+        label, held_out = condition_label(name, dose), cells_of_condition(cells.where(split="iid"), name, dose)
         if not len(held_out): continue
         drawn = generate_condition(model, held_out, name, dose, 256, pick_device())
         pictures[label], real[label], generated[label] = drawn[:6], morphology(held_out.images, names), morphology(drawn, names)

@@ -6,11 +6,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mfm_app.core import Condition, Vocabulary, autocast, pick_device
-from mfm_app.data import Batches, synthetic_cells
+from mfm_app.data import Batches
 from mfm_app.flow import draw_t
 from mfm_app.hub import build, load_model
 from mfm_app.model import parameter_count
 from mfm_app.sampling import generate, nfe
+from mfm_app.simulator import synthetic_cells
 from mfm_app.training import one_step, prepare, start
 
 device = pick_device()

@@ -7,7 +7,7 @@ __all__ = ['standardise', 'frechet', 'frechet_of', 'floor', 'standardised_differ
            'distances', 'MorphologyReport', 'report_markdown', 'compare', 'morphology_test', 'PhenotypeSpace',
            'phenotype_space', 'Effect', 'effect_of', 'kernel_distance', 'judge', 'calibrate']
 
-# %% ../nbs/13_evaluation.ipynb #1257070c
+# %% ../nbs/13_evaluation.ipynb #9b334231
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from .core import InputError
 from .features import morphology
 
-# %% ../nbs/13_evaluation.ipynb #3522c7f1
+# %% ../nbs/13_evaluation.ipynb #ca8f1631
 def standardise(
     real,              # (N, D) features of real cells, the measure of all
     *others,           # any further (M, D)
@@ -35,7 +35,7 @@ def standardise(
     scaler = StandardScaler().fit(arrays[0])
     return [scaler.transform(v).clip(-limit, limit) for v in arrays]
 
-# %% ../nbs/13_evaluation.ipynb #526c1ff4
+# %% ../nbs/13_evaluation.ipynb #79ce68c2
 def frechet(
     a,          # (N, D) features of some cells
     b,          # (M, D) features of others
@@ -48,7 +48,7 @@ def frechet(
     spread = (root_a ** 2).sum() + (root_b ** 2).sum() - 2 * common
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + max(spread, 0))
 
-# %% ../nbs/13_evaluation.ipynb #d795e110
+# %% ../nbs/13_evaluation.ipynb #dbdefb5d
 def frechet_of(
     a,                   # (N, D) features
     b,                   # (M, D) features
@@ -60,7 +60,7 @@ def frechet_of(
     rng = np.random.default_rng(seed)
     return float(np.mean([frechet(rng.permutation(a)[:n], rng.permutation(b)[:n]) for _ in range(repeats)]))
 
-# %% ../nbs/13_evaluation.ipynb #dd74c3aa
+# %% ../nbs/13_evaluation.ipynb #e680fd93
 def floor(
     features,             # (N, D) of real cells that are alike
     n:int|None=None,      # cells a side; None takes half of them
@@ -74,7 +74,7 @@ def floor(
     shuffled = (rng.permutation(features) for _ in range(repeats))
     return float(np.mean([frechet(cells[:n], cells[n:2 * n]) for cells in shuffled]))
 
-# %% ../nbs/13_evaluation.ipynb #270e19dd
+# %% ../nbs/13_evaluation.ipynb #7b9fbc6e
 def standardised_difference(
     real:pd.DataFrame,           # (N, D)
     generated:pd.DataFrame,      # (M, D), the same columns
@@ -85,7 +85,7 @@ def standardised_difference(
     found = pd.DataFrame(dict(difference=(generated.mean() - real.mean()) / std, std_ratio=generated.std() / std))
     return found.sort_values("difference", key=abs, ascending=False)
 
-# %% ../nbs/13_evaluation.ipynb #4bc66d27
+# %% ../nbs/13_evaluation.ipynb #530f6617
 @dataclass
 class Recognition:
     "For what a classifier took the cells of a set."
@@ -107,7 +107,7 @@ class Recognition:
         return dict(accuracy=self.accuracy, balanced_accuracy=self.balanced_accuracy, recalls=self.recalls,
                     classes=self.classes, confusion=self.confusion.tolist())
 
-# %% ../nbs/13_evaluation.ipynb #45e7a52a
+# %% ../nbs/13_evaluation.ipynb #b5f12bfc
 def tell_apart(
     features,         # (N, D) of real training cells
     labels,           # (N,) their conditions
@@ -124,7 +124,7 @@ def tell_apart(
         return Recognition(classes, confusion_matrix(labels, model.predict(np.asarray(features, float)), labels=classes))
     return {name: recognise(*given) for name, given in sets.items()}
 
-# %% ../nbs/13_evaluation.ipynb #96c5d36f
+# %% ../nbs/13_evaluation.ipynb #178afa64
 def by_label(
     features,      # (N, D)
     labels,        # (N,)
@@ -133,7 +133,7 @@ def by_label(
     labels = np.asarray(labels)
     return {name: features[labels == name] for name in np.unique(labels).tolist()}
 
-# %% ../nbs/13_evaluation.ipynb #d2546ce2
+# %% ../nbs/13_evaluation.ipynb #0d0443e9
 def distances(
     name:str,            # a condition
     train:dict,          # condition -> (n, D), standardised; so too the next two
@@ -149,7 +149,7 @@ def distances(
     others = [to_iid(cells) for other, cells in train.items() if other != name and len(cells) >= n]
     return dict(cells=n, distance=to_iid(generated[name]), floor=to_iid(train[name]), nearest_other=min(others, default=np.nan))
 
-# %% ../nbs/13_evaluation.ipynb #5123b6b5
+# %% ../nbs/13_evaluation.ipynb #97dd1848
 @dataclass
 class MorphologyReport:
     "Generated cells beside real ones, condition by condition."
@@ -167,7 +167,7 @@ class MorphologyReport:
     def to_markdown(self)->str: return report_markdown(self)
     _repr_markdown_ = to_markdown
 
-# %% ../nbs/13_evaluation.ipynb #351107a3
+# %% ../nbs/13_evaluation.ipynb #8749d764
 def report_markdown(report:MorphologyReport)->str:
     "A sentence and a table with a row a condition."
     number = lambda v, form: "–" if v is None or np.isnan(v) else format(v, form)
@@ -182,7 +182,7 @@ def report_markdown(report:MorphologyReport)->str:
     return (f"A classifier of real cells recognises {said[0]} unseen real cells and {said[1]} generated ones.\n\n"
             + "\n".join(f"| {' | '.join(line)} |" for line in lines))
 
-# %% ../nbs/13_evaluation.ipynb #06230322
+# %% ../nbs/13_evaluation.ipynb #f674db41
 def compare(
     train:tuple,          # real training cells: features (N, D) as a table, labels (N,); so too the next two
     iid:tuple,
@@ -201,7 +201,7 @@ def compare(
     differences = {name: standardised_difference(real[name], made[name]) for name in table.index[table["distance"].notna()]}
     return MorphologyReport(table, told["iid"], told["generated"], differences)
 
-# %% ../nbs/13_evaluation.ipynb #6082498a
+# %% ../nbs/13_evaluation.ipynb #3cc75ca5
 def morphology_test(
     train:tuple,          # real training cells: images (N, C, H, W) uint8, labels (N,); so too the next two
     iid:tuple,            # real cells not trained on
@@ -212,7 +212,7 @@ def morphology_test(
     "Are generated cells like unseen real cells of the same condition?"
     return compare(*((morphology(images, channels), labels) for images, labels in (train, iid, generated)), fewest)
 
-# %% ../nbs/13_evaluation.ipynb #d9f4c2bd
+# %% ../nbs/13_evaluation.ipynb #4802d2ce
 @dataclass
 class PhenotypeSpace:
     "Directions in which mechanisms differ; one unit is the spread of cells within a mechanism."
@@ -227,6 +227,9 @@ class PhenotypeSpace:
         if missing := set(self.features) - set(features): raise InputError(f"The phenotype space needs {len(self.features)} features; {sorted(missing)[0]} is missing.")
         return ((features[self.features].to_numpy(float) - self.centre) / self.scale).clip(-8, 8) @ self.axes
 
+    @property
+    def landmarks(self)->dict: return {name: (float(at[0]), float(at[1])) for name, at in self.mechanisms.items()}      # name -> (x, y) on a map
+
     def resembles(self, effect:np.ndarray)->list:     # (mechanism, cosine), the nearest first
         "The real mechanisms in the order of their likeness to an effect (D,)."
         cosine = lambda a: float(a @ effect / max(np.linalg.norm(a) * np.linalg.norm(effect), 1e-9))
@@ -238,10 +241,9 @@ class PhenotypeSpace:
                     mechanisms={name: plain(a) for name, a in self.mechanisms.items()})
 
     @classmethod
-    def from_dict(cls, d):
-        return cls(d["features"], *(np.array(d[k], float) for k in ("centre", "scale", "axes")), {k: np.array(v, float) for k, v in d["mechanisms"].items()})
+    def from_dict(cls, d): return cls(d["features"], *(np.array(d[k], float) for k in ("centre", "scale", "axes")), {k: np.array(v, float) for k, v in d["mechanisms"].items()})
 
-# %% ../nbs/13_evaluation.ipynb #86d2071e
+# %% ../nbs/13_evaluation.ipynb #b6cb4ac4
 def phenotype_space(
     features:pd.DataFrame,     # (N, D) of real training cells
     mechanisms,                # (N,) names
@@ -262,7 +264,7 @@ def phenotype_space(
     space.axes, space.mechanisms = white @ turn, dict(zip(names, steps @ turn))
     return space
 
-# %% ../nbs/13_evaluation.ipynb #176a07e3
+# %% ../nbs/13_evaluation.ipynb #05f710e0
 @dataclass
 class Effect:
     "What a treatment did to cells."
@@ -285,7 +287,7 @@ def effect_of(
     same = [space.resembles(step)[0][0] == found[0][0] for step in steps]
     return Effect(float(np.linalg.norm(mean)), found, float(np.mean(same)), mean)
 
-# %% ../nbs/13_evaluation.ipynb #7828679c
+# %% ../nbs/13_evaluation.ipynb #4ff1daac
 def kernel_distance(
     a,          # (N, D) features of some cells, in comparable units
     b,          # (M, D) of others
@@ -297,7 +299,7 @@ def kernel_distance(
     among = lambda u: (kernel(u, u).sum() - np.trace(kernel(u, u))) / (len(u) * (len(u) - 1))
     return float(among(a) + among(b) - 2 * kernel(a, b).mean())
 
-# %% ../nbs/13_evaluation.ipynb #e7983747
+# %% ../nbs/13_evaluation.ipynb #db70540f
 def judge(
     space:PhenotypeSpace,
     real:pd.DataFrame,          # (N, D) features of a compound's real cells
@@ -315,7 +317,7 @@ def judge(
                     kernel_distance=kernel_distance(space.place(treated), where))
     return pd.DataFrame({name: row(*guess) for name, guess in guesses.items()}).T
 
-# %% ../nbs/13_evaluation.ipynb #2a0ee29b
+# %% ../nbs/13_evaluation.ipynb #9a934693
 def calibrate(
     tanimoto,     # (N,) of each held-out compound to the nearest one trained on
     right,        # (N,) whether its mechanism came out right

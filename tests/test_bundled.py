@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mfm_app.cli import generate_condition, pick
+from mfm_app.cli import cells_of_condition, generate_condition
 from mfm_app.core import InputError, check_dose
 from mfm_app.evaluation import calibrate, tell_apart
 from mfm_app.features import morphology, seam
@@ -101,12 +101,12 @@ def test_the_readme_gives_the_figures_of_the_held_out_compounds(model):
 def drawn(model, real_cells):
     "48 generated cells of each of three conditions, spread over experiments as the real ones are."
     wanted = {"DMSO": None, "cyclohexamide": 50., "taxol": 0.3}
-    return {name: generate_condition(model, pick(real_cells.where(split="train"), name, dose), name, dose, 48, "cpu") for name, dose in wanted.items()}
+    return {name: generate_condition(model, cells_of_condition(real_cells.where(split="train"), name, dose), name, dose, 48, "cpu") for name, dose in wanted.items()}
 
 
 def test_a_classifier_of_real_cells_recognises_generated_ones(drawn, real_cells):
     names = [c["name"] for c in real_cells.channels]
-    train = [pick(real_cells.where(split="train"), "DMSO", None), pick(real_cells.where(split="train"), "cyclohexamide", 50.), pick(real_cells.where(split="train"), "taxol", .3)]
+    train = [cells_of_condition(real_cells.where(split="train"), *which) for which in (("DMSO", None), ("cyclohexamide", 50.), ("taxol", .3))]
     train = [part.where(experiment=["Week4", "Week2", "Week1", "Week5"]) for part in train]
     images, labels = np.concatenate([p.images[:400] for p in train]), np.concatenate([p.table["perturbation"][:400] for p in train])
     cells = morphology(np.concatenate(list(drawn.values())), names)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from mfm_app.cli import main
-from mfm_app.data import synthetic_cells
 from mfm_app.hub import load_model
+from mfm_app.simulator import synthetic_cells
 
 root = Path(__file__).resolve().parent.parent
 mfm = [sys.executable, "-m", "mfm_app.cli"]

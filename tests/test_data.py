@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mfm_app.core import InputError, condition, to_float, to_uint8
-from mfm_app.data import Batches, complete_table, conditions, dequantise, read_cells, synthetic_cells, table_columns, turn, vocabulary
+from mfm_app.data import Batches, complete_table, conditions, dequantise, read_cells, table_columns, turn, vocabulary
+from mfm_app.simulator import synthetic_cells
 
 info = dict(image_shape=[8, 8, 3], npz_key="images", control_label="DMSO", title="Test cells",
             channels=[dict(name=n, display_colour=k) for n, k in (("DNA", "blue"), ("Actin", "green"), ("Tubulin", "red"))])

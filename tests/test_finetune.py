@@ -8,13 +8,14 @@ import torch
 from mfm_app.cli import main
 from mfm_app.conditioning import freeze_base, treatment
 from mfm_app.core import Condition, InputError
-from mfm_app.data import Batches, synthetic_cells, vocabulary, with_structure
+from mfm_app.data import Batches, vocabulary, with_structure
 from mfm_app.engine import Engine
 from mfm_app.evaluation import calibrate, kernel_distance
 from mfm_app.finetune import Lesson, deal, drawn_model, neighbour, teach, with_molecules
 from mfm_app.flow import guide
 from mfm_app.hub import load_model, save_model
 from mfm_app.molecules import EmbeddingTable, Morgan, read_molecule
+from mfm_app.simulator import synthetic_cells
 
 cells = synthetic_cells(24, size=32)
 taught = with_structure(cells)[0]

@@ -33,15 +33,17 @@ may_import = dict(
     evaluation="core features",
     effects="core features sampling",
     engine="core molecules data hub sampling features evaluation effects",
-    counterfactual="core molecules images sampling features evaluation effects engine",
+    specimen="core images features engine",
+    counterfactual="core molecules sampling features evaluation effects engine",
+    takeaway="core viz images effects engine counterfactual",
     screen="core molecules sampling features evaluation engine",
     finetune="core molecules data conditioning sampling training hub features evaluation",
-    ui_parts="core viz molecules engine effects",
-    ui_explore="core viz molecules images engine effects counterfactual ui_parts",
-    ui_counterfactual="core viz molecules images engine effects counterfactual ui_parts",
+    ui_parts="core viz molecules engine effects takeaway",
+    ui_explore="core viz molecules images engine effects specimen counterfactual takeaway ui_parts",
+    ui_counterfactual="core viz molecules images engine effects specimen counterfactual takeaway ui_parts",
     ui_screen="core viz molecules engine screen ui_parts",
     ui="core engine screen ui_parts ui_explore ui_counterfactual ui_screen",
-    cli="core viz molecules images data simulator model conditioning flow sampling training hub features evaluation effects engine counterfactual screen finetune ui",
+    cli="core viz molecules images data simulator model conditioning flow sampling training hub features evaluation effects engine specimen counterfactual takeaway screen finetune ui",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`

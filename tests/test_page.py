@@ -1,11 +1,13 @@
 "The page in a real browser, with a small untrained model: what a newcomer does, and what goes wrong for them."
+import json
 import time
 
+import gradio as gr
 import pytest
 import torch
 
-from mfm_app import ui
-from mfm_app.engine import Engine
+from mfm_app import ui, ui_explore, ui_parts
+from mfm_app.engine import Engine, Request, check
 from mfm_app.finetune import drawn_model
 
 seconds = 1000     # Playwright counts in milliseconds
@@ -124,6 +126,25 @@ def test_channels_and_contrast_change_every_picture_at_once(explore):
     assert pixels(explore) != large and "0 to 90" in explore.locator("#viewer .channels").text_content()
 
 
+def test_viewers_share_channels_and_contrast(page, engine):
+    request = check(Request("sweller", seeds=(0, 1), steps=1), engine)
+    *_, last = (shown for shown, *_ in ui_explore.answers(engine, request) if "frame" in json.loads(shown))
+    with gr.Blocks() as blocks:
+        viewers = [ui_parts.piece("viewer", elem_id=name) for name in ("one", "other")]
+        blocks.load(lambda: [last, last], None, viewers)
+    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+    page.goto(url)
+    for name in ("one", "other"): page.locator(f"#{name} .where", has_text="step 1 of 1").wait_for()
+    before = pixels(page, "#other .pair canvas")
+    page.locator("#one").get_by_label("Actin: grey level shown as full colour").fill("90")
+    assert pixels(page, "#other .pair canvas") != before and "0 to 90" in page.inner_text("#other .channels")
+    page.locator("#one .channel input[type=checkbox]").first.uncheck()
+    assert not page.locator("#other .channel input[type=checkbox]").first.is_checked()
+    page.locator("#other").get_by_text("Reset contrast").click()
+    assert pixels(page, "#other .pair canvas") == before and page.locator("#one .channel input[type=checkbox]").first.is_checked()
+    blocks.close()
+
+
 def test_a_seed_of_the_gallery_is_shown_large(explore):
     generate(explore)
     before = pixels(explore)
@@ -210,13 +231,13 @@ def test_what_fails_inside_stays_inside(explore, engine):
 
 def test_about_says_what_the_model_has_seen(explore):
     explore.get_by_role("tab", name="About").click()
-    card = explore.locator("#card").inner_text()
-    assert "What it has seen" in card and "sweller" in card and "2603.26790" in card
+    explore.locator("#card", has_text="What it has seen").wait_for()
+    card = explore.inner_text("#card")
+    assert "sweller" in card and "2603.26790" in card
 
 
 def test_two_visitors_share_network_calls(engine):
     import threading
-    from mfm_app.engine import Request
     engine.model.net.pause, engine.model.net.fails, engine.model.net.calls = 0.02, False, 0
     def visit(): list(engine.stream(Request("sweller", seeds=range(4))))
     visitors = [threading.Thread(target=visit) for _ in range(4)]
@@ -352,11 +373,11 @@ def test_a_dose_that_was_chosen_stays_when_the_molecule_changes(molecule):
     assert molecule.input_value("#molecule-dose .number") == "3"
 
 
-def test_the_editor_starts_where_storage_is_blocked(molecule):
-    molecule.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('blocked', 'SecurityError'); }})")
-    molecule.reload()
-    molecule.wait_for_selector("#generate")
-    open_editor(molecule)
+def test_the_editor_starts_where_storage_is_blocked(page, address):
+    page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('blocked', 'SecurityError'); }})")
+    page.goto(address)
+    page.wait_for_selector("#generate")
+    open_editor(page)
 
 
 def test_in_jupyter_the_same_editor_is_a_widget():

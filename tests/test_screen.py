@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings as profile, strategies as st
 
-from mfm_app import screen as room, ui
+from mfm_app import screen as room, ui_screen
 from mfm_app.cli import main
 from mfm_app.core import InputError
 from mfm_app.engine import Engine
@@ -363,7 +363,7 @@ def test_a_visitor_who_leaves_ends_the_walk(tab, engine):
 
 
 def test_more_than_the_page_takes_is_said_in_the_status_line(tab, monkeypatch):
-    monkeypatch.setattr(ui, "most_screened", 3)
+    monkeypatch.setattr(ui_screen, "most_screened", 3)
     paste(tab, five)
     tab.click("#screen-go")
     tab.wait_for_function("document.querySelector('#screen-status').innerText.includes('The list holds more than 3 molecules')")
@@ -459,17 +459,17 @@ def test_the_example_is_a_list_that_runs(tab):
 
 
 def test_a_screen_goes_when_its_visitor_goes():
-    desk = ui.Desk()
+    desk = ui_screen.Desk()
     desk.fresh("CCO", quick)
     path = desk.path
-    assert path.is_dir() and ui.desks[desk.token] is desk
+    assert path.is_dir() and ui_screen.desks[desk.token] is desk
     desk.clear()
-    assert not path.exists() and desk.token not in ui.desks
+    assert not path.exists() and desk.token not in ui_screen.desks
 
 
 def test_a_stranger_learns_nothing_from_a_guessed_number(engine):
     for asked in (dict(run="", number=1), dict(run="../..", number=1), dict(number=1), [], None, "x", dict(run=[], number=1)):
-        assert set(json.loads(ui.cells_of_one(engine, asked))) == {"trouble"} and json.loads(ui.told_after(asked)) == dict(rows=[], bad=[])
+        assert set(json.loads(ui_screen.cells_of_one(engine, asked))) == {"trouble"} and json.loads(ui_screen.told_after(asked)) == dict(rows=[], bad=[])
 
 
 def test_a_screen_goes_on_though_another_dtype_is_now_the_faster_one(engine, tmp_path):

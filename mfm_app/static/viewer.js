@@ -1,9 +1,17 @@
-// Frames arrive one by one as grey atlases: rows are channel x group, columns are seeds.
+// Frames arrive one by one as grey atlases: rows are channel x group, columns are cells.
+// A group is one row of pictures. Where a run has a series, the groups from `run.series` on are alternatives: one of them is shown large.
 // Colour, contrast, the chosen cell and the place on the path are all decided here, so nothing waits for the server.
 const find = selector => element.querySelector(selector);
 const GAMMA = 0.65;
 let run = null, frames = [], at = 0, chosen = 0, mode = 'guess', following = true, timer = null;
-let channels = [], cells = [], big = [], arriving = Promise.resolve();
+let channels = [], controls = [], cells = [], big = [], arriving = Promise.resolve();
+let alternative = 0, small = [], halves = [];
+
+// Which channels are shown, and how bright, is one setting for all viewers of the page: name -> {on, low, high}.
+window.mfmChannels ??= {};
+const plain = { on: true, low: 0, high: 255 };
+const setting = channel => (window.mfmChannels[channel.name] ??= { ...plain });
+const tellOthers = () => window.dispatchEvent(new CustomEvent('mfm-channels'));
 
 function canvas(parent) {
   const made = document.createElement('canvas');
@@ -15,9 +23,9 @@ function canvas(parent) {
 // One table a channel: grey level -> red, green, blue to add.
 function tables() {
   return channels.map(c => {
-    const table = new Float32Array(768);
-    if (c.on) for (let v = 0; v < 256; v++) {
-      const level = 255 * Math.min(1, Math.max(0, (v - c.low) / Math.max(1, c.high - c.low))) ** GAMMA;
+    const table = new Float32Array(768), { on, low, high } = setting(c);
+    if (on) for (let v = 0; v < 256; v++) {
+      const level = 255 * Math.min(1, Math.max(0, (v - low) / Math.max(1, high - low))) ** GAMMA;
       for (let k = 0; k < 3; k++) table[3 * v + k] = level * c.rgb[k];
     }
     return table;
@@ -42,19 +50,28 @@ function redraw() {
   const frame = frames[at];
   if (!frame) return;
   const luts = tables(), plane = frame[mode];
-  big.forEach((c, group) => paint(c, plane, group, chosen, luts));
-  cells.forEach((pair, seed) => pair.forEach((c, group) => paint(c, plane, group, seed, luts)));
+  const large = shownLarge(), inGallery = run.series ? [0, large.at(-1)] : large;
+  big.forEach((c, i) => paint(c, plane, large[i], chosen, luts));
+  halves.forEach((c, i) => paint(c, plane, large.at(i - 2), chosen, luts));
+  small.forEach((c, i) => paint(c, plane, run.series + i, chosen, luts));
+  cells.forEach((pair, cell) => pair.forEach((c, i) => paint(c, plane, inGallery[i], cell, luts)));
   find('.scrub').value = at;
-  const where = `t = ${frame.t.toFixed(2)}, step ${frame.step} of ${run.steps}`;
+  const way = !run.series ? '' : frame.step < run.steps / 2 ? 'back to noise, ' : 'forth again, ';
+  const where = `${way}t = ${frame.t.toFixed(2)}, step ${frame.step} of ${run.steps}`;
   find('.where').textContent = where;
   find('.scrub').setAttribute('aria-valuetext', where);
 }
 
-function choose(seed) {
-  chosen = seed;
+function shownLarge() {
+  const fixed = [...Array(run.series ?? run.groups).keys()];
+  return run.series ? [...fixed, run.series + alternative] : fixed;
+}
+
+function choose(cell) {
+  chosen = cell;
   element.querySelectorAll('.cell').forEach((cell, i) => {
-    cell.setAttribute('aria-selected', i === seed);
-    cell.tabIndex = i === seed ? 0 : -1;
+    cell.setAttribute('aria-selected', i === chosen);
+    cell.tabIndex = i === chosen ? 0 : -1;
   });
   redraw();
 }
@@ -79,75 +96,130 @@ function play() {
   }, 160);
 }
 
+function channelControl(c) {
+  const row = document.createElement('div');
+  row.className = 'channel';
+  row.innerHTML = `<label><input type="checkbox"><i style="background:rgb(${c.rgb.map(v => 255 * v)})"></i><span></span></label>
+    <input type="range" min="0" max="254"><input type="range" min="1" max="255"><span class="levels"></span>`;
+  row.querySelector('label span').textContent = c.name;
+  const [on, low, high] = row.querySelectorAll('input'), levels = row.querySelector('.levels');
+  low.setAttribute('aria-label', `${c.name}: grey level shown as black`);
+  high.setAttribute('aria-label', `${c.name}: grey level shown as full colour`);
+  const change = what => { Object.assign(setting(c), what); tellOthers(); };
+  on.addEventListener('input', () => change({ on: on.checked }));
+  low.addEventListener('input', () => change({ low: Math.min(+low.value, setting(c).high - 1) }));
+  high.addEventListener('input', () => change({ high: Math.max(+high.value, setting(c).low + 1) }));
+  const show = () => {
+    const now = setting(c);
+    on.checked = now.on;
+    low.value = now.low;
+    high.value = now.high;
+    levels.textContent = `${now.low} to ${now.high}`;
+  };
+  show();
+  return { row, show };
+}
+
 function channelControls() {
-  const box = find('.channels');
-  box.replaceChildren();
-  for (const c of channels) {
-    const row = document.createElement('div');
-    row.className = 'channel';
-    row.innerHTML = `<label><input type="checkbox" ${c.on ? 'checked' : ''}><i style="background:rgb(${c.rgb.map(v => 255 * v)})"></i><span></span></label>
-      <input type="range" min="0" max="254" value="${c.low}"><input type="range" min="1" max="255" value="${c.high}"><span class="levels"></span>`;
-    row.querySelector('label span').textContent = c.name;
-    const [on, low, high] = row.querySelectorAll('input'), levels = row.querySelector('.levels');
-    low.setAttribute('aria-label', `${c.name}: grey level shown as black`);
-    high.setAttribute('aria-label', `${c.name}: grey level shown as full colour`);
-    const say = () => { levels.textContent = `${c.low} to ${c.high}`; };
-    on.addEventListener('input', () => { c.on = on.checked; redraw(); });
-    low.addEventListener('input', () => { c.low = Math.min(+low.value, c.high - 1); low.value = c.low; say(); redraw(); });
-    high.addEventListener('input', () => { c.high = Math.max(+high.value, c.low + 1); high.value = c.high; say(); redraw(); });
-    say();
-    box.append(row);
-  }
+  controls = channels.map(channelControl);
   const reset = document.createElement('button');
   reset.type = 'button';
   reset.className = 'reset';
   reset.textContent = 'Reset contrast';
   reset.addEventListener('click', () => {
-    channels.forEach(c => Object.assign(c, { on: true, low: 0, high: 255 }));
-    channelControls();
-    redraw();
+    channels.forEach(c => Object.assign(setting(c), plain));
+    tellOthers();
   });
-  box.append(reset);
+  find('.channels').replaceChildren(...controls.map(control => control.row), reset);
+}
+
+function channelsChanged() {
+  if (!element.isConnected) return window.removeEventListener('mfm-channels', channelsChanged);
+  controls.forEach(control => control.show());
+  redraw();
+}
+
+function largePicture(group) {
+  const figure = document.createElement('figure');
+  figure.innerHTML = '<figcaption></figcaption>';
+  figure.firstChild.textContent = run.labels[group];
+  const picture = canvas(figure);
+  picture.setAttribute('role', 'img');
+  picture.setAttribute('aria-label', `Cell: ${run.labels[group]}`);
+  big.push(picture);
+  return figure;
+}
+
+function galleryCells() {
+  const legend = document.createElement('div'), rows = run.series ? 2 : run.groups;
+  legend.className = 'legend';
+  legend.textContent = `${run.legend} Choose one to see it large.`;
+  const made = run.names.map((name, i) => {
+    const cell = document.createElement('button');
+    cell.type = 'button';
+    cell.className = 'cell';
+    cell.setAttribute('role', 'option');
+    cell.setAttribute('aria-label', name);
+    const pictures = Array.from({ length: rows }, () => canvas(cell));
+    cell.append(name);
+    cell.addEventListener('click', () => choose(i));
+    return { cell, pictures };
+  });
+  cells = made.map(m => m.pictures);
+  find('.gallery').replaceChildren(legend, ...made.map(m => m.cell));
+}
+
+// The last two large pictures on top of each other, and every alternative small beside them.
+function seriesControls() {
+  const stack = find('.stack'), strip = find('.strip');
+  find('.series').hidden = !run.series;
+  stack.replaceChildren();
+  strip.replaceChildren();
+  halves = []; small = [];
+  if (!run.series) return;
+  halves = [canvas(stack), canvas(stack)];
+  wipe();
+  find('.strip-title').hidden = run.groups - run.series < 2;
+  if (run.groups - run.series < 2) return;
+  run.labels.slice(run.series).forEach((label, i) => {
+    const button = document.createElement('button');
+    button.type = 'button';
+    button.className = 'alternative';
+    button.setAttribute('aria-pressed', i === alternative);
+    small.push(canvas(button));
+    button.append(label);
+    button.addEventListener('click', () => { pick(i); props.value = JSON.stringify({ alternative: i }); trigger('input'); });
+    strip.append(button);
+  });
+}
+
+function pick(i) {
+  alternative = i;
+  element.querySelectorAll('.alternative').forEach((button, k) => button.setAttribute('aria-pressed', k === i));
+  find('.pair').lastChild.firstChild.textContent = run.labels[run.series + i];
+  big.at(-1).setAttribute('aria-label', `Cell: ${run.labels[run.series + i]}`);
+  redraw();
+}
+
+function wipe() {
+  const x = find('.wipe').value;
+  find('.stack').style.setProperty('--x', `${x}%`);
+  find('.wipe').setAttribute('aria-valuetext', `${x} % of it before`);
 }
 
 function begin(start) {
   pause();
-  const kept = Object.fromEntries(channels.map(c => [c.name, c]));
   run = start; frames = []; at = 0; following = true; big = [];
-  channels = run.channels.map(c => kept[c.name] || { ...c, on: true, low: 0, high: 255 });
+  channels = run.channels;
   find('.hint').hidden = true;
   find('.stage').hidden = false;
   find('.provenance').textContent = '';
   find('.where').textContent = 'starting';
   find('.scrub').max = 0;
-  const pair = find('.pair'), gallery = find('.gallery');
-  pair.replaceChildren();
-  run.labels.forEach((label, group) => {
-    const figure = document.createElement('figure');
-    figure.innerHTML = '<figcaption></figcaption>';
-    figure.firstChild.textContent = label;
-    big.push(canvas(figure));
-    big[group].setAttribute('role', 'img');
-    big[group].setAttribute('aria-label', `Generated cell: ${label}`);
-    pair.append(figure);
-  });
-  gallery.replaceChildren();
-  const legend = document.createElement('div');
-  legend.className = 'legend';
-  legend.textContent = run.groups > 1 ? 'Every seed: treated above, control from the same noise below. Choose one to see it large.' : 'Every seed. Choose one to see it large.';
-  gallery.append(legend);
-  cells = run.seeds.map((seed, i) => {
-    const cell = document.createElement('button');
-    cell.type = 'button';
-    cell.className = 'cell';
-    cell.setAttribute('role', 'option');
-    cell.setAttribute('aria-label', `Seed ${seed}`);
-    const pictures = run.labels.map(() => canvas(cell));
-    cell.append(`seed ${seed}`);
-    cell.addEventListener('click', () => choose(i));
-    gallery.append(cell);
-    return pictures;
-  });
+  alternative = 0;
+  find('.pair').replaceChildren(...shownLarge().map(largePicture));
+  seriesControls();
+  galleryCells();
   channelControls();
   choose(Math.min(chosen, run.n - 1));
 }
@@ -177,11 +249,15 @@ async function show(frame) {
 watch('value', () => {
   if (!props.value) return;
   const news = JSON.parse(props.value);
+  if (!news.run) return;
   if (!run || run.id !== news.run.id) begin(news.run);
   if (news.frame) arriving = arriving.then(() => show(news.frame)).catch(() => {});     // in the order they were sent
   if (news.done) find('.provenance').textContent = news.done;
 });
 
+find('.hint').innerHTML = HINT;
+window.addEventListener('mfm-channels', channelsChanged);
+find('.wipe').addEventListener('input', wipe);
 find('.play').addEventListener('click', play);
 find('.scrub').addEventListener('input', event => { pause(); following = false; at = +event.target.value; redraw(); });
 element.querySelectorAll('.mode input').forEach(input => input.addEventListener('change', () => { mode = input.value; redraw(); }));
