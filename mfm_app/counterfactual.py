@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['most_treatments', 'most_pictures', 'walks', 'Treatment', 'WhatIf', 'check_cells', 'check_whatif', 'Counterfactual',
-           'provenance', 'stream', 'counterfactual', 'round_trips', 'cosine', 'recognised', 'kept', 'shift']
+           'provenance', 'stream', 'counterfactual', 'round_trips', 'cosine', 'recognised', 'kept', 'shift', 'centred',
+           'twin_scores', 'twin_table']
 
-# %% ../nbs/17_counterfactual.ipynb #767a05bc
+# %% ../nbs/17_counterfactual.ipynb #5a53f8b6
 import time
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,12 +19,12 @@ import pandas as pd
 from . import __version__
 from .core import InputError, to_float, to_uint8
 from .effects import Comparison, Fidelity, fidelity
-from .engine import Engine, Moment, Request, check
+from .engine import Engine, Moment, Request, check, follow
 from .evaluation import standardise
 from .specimen import digest
 from .sampling import nfe, there_and_back
 
-# %% ../nbs/17_counterfactual.ipynb #c0292b37
+# %% ../nbs/17_counterfactual.ipynb #dde6f181
 @dataclass(frozen=True)
 class Treatment:
     "What cells might have received: a perturbation by name, or a molecule by structure."
@@ -41,7 +43,7 @@ class WhatIf:
     steps:int = 20                     # each way
     cfg_scale:float = 1.
 
-# %% ../nbs/17_counterfactual.ipynb #217768ee
+# %% ../nbs/17_counterfactual.ipynb #64e18d29
 most_treatments, most_pictures = 12, 512      # in one question: treatments, and cells times treatments
 
 
@@ -62,7 +64,7 @@ def check_whatif(whatif:WhatIf, cells:int, engine:Engine)->list:     # a `Reques
     walk = dict(solver=whatif.solver, steps=whatif.steps, cfg_scale=whatif.cfg_scale)
     return [check(Request(t.perturbation, t.dose_um, where.experiment, where.cell_type, molecule=t.molecule, **walk), engine) for t in whatif.treatments]
 
-# %% ../nbs/17_counterfactual.ipynb #8cde8b45
+# %% ../nbs/17_counterfactual.ipynb #be63e177
 @dataclass
 class Counterfactual:
     "Cells as they were, as the model gives them back, and as they might have been."
@@ -83,7 +85,7 @@ class Counterfactual:
         "A `Comparison` a treatment: counterfactuals against factuals."
         return [Comparison(treated, self.factual, [c["name"] for c in self.channels]) for treated in self.treated]
 
-# %% ../nbs/17_counterfactual.ipynb #7ec1ee92
+# %% ../nbs/17_counterfactual.ipynb #ddcfc603
 def provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     r, calls = requests[0], sum(nfe(requests[0].solver, requests[0].steps, requests[0].cfg_scale, to_image) for to_image in (False, True))
@@ -92,7 +94,7 @@ def provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seco
                 control=engine.vocab.control, experiment=r.experiment, cell_type=r.cell_type, solver=r.solver, steps=r.steps, cfg_scale=r.cfg_scale, nfe=calls,
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."), mfm_app=__version__)
 
-# %% ../nbs/17_counterfactual.ipynb #63f9fe37
+# %% ../nbs/17_counterfactual.ipynb #b6cb2f01
 def stream(
     engine:Engine,
     cells,              # (B, C, H, W) uint8 control cells, in the model's channels and size
@@ -108,12 +110,13 @@ def stream(
     def split(x):
         ways = to_uint8(x).reshape(-1, n, *cells.shape[1:])
         return np.concatenate([cells[None], np.broadcast_to(ways, (groups, *ways.shape[1:])) if len(ways) == 1 else ways])
-    for step, frame in enumerate(engine.watch(walking)):
-        if step == steps: continue                               # the noise, from which the way forth begins
-        yield Moment(frame.t, step - (step > steps), 2 * steps, split(frame.x), shown := split(frame.guess))
+    with closing(follow(engine.together, walking)) as frames:
+        for step, frame in enumerate(frames):
+            if step == steps: continue                               # the noise, from which the way forth begins
+            yield Moment(frame.t, step - (step > steps), 2 * steps, split(frame.x), shown := split(frame.guess))
     yield Counterfactual(cells, shown[1], shown[2:], engine.model.channels, requests, provenance(engine, cells, requests, source, time.time() - began))
 
-# %% ../nbs/17_counterfactual.ipynb #83dc920e
+# %% ../nbs/17_counterfactual.ipynb #dadefcad
 def counterfactual(
     engine:Engine,
     cells,                             # (B, C, H, W) uint8 control cells
@@ -127,7 +130,7 @@ def counterfactual(
     for event in stream(engine, cells, WhatIf(tuple(Treatment(perturbation, d, molecule) for d in doses), **kwargs)): pass
     return event
 
-# %% ../nbs/17_counterfactual.ipynb #51dd4b8a
+# %% ../nbs/17_counterfactual.ipynb #6bef830f
 walks = [("euler", 10), ("euler", 20), ("euler", 40), ("euler", 80), *((s, n) for s in ("midpoint", "heun") for n in (5, 10, 15, 20, 30, 40)), *(("rk4", n) for n in (3, 5, 8, 10, 15, 20))]
 
 
@@ -143,7 +146,7 @@ def round_trips(
         return dict(solver=solver, steps=steps, nfe=answer.provenance["nfe"], psnr=round(answer.fidelity.psnr, 2))
     return [one(*setting) for setting in settings]
 
-# %% ../nbs/17_counterfactual.ipynb #ba92c9e6
+# %% ../nbs/17_counterfactual.ipynb #c469d2dd
 def cosine(a, b)->float: return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9))
 
 
@@ -159,7 +162,7 @@ def kept(treated:pd.DataFrame, factual:pd.DataFrame)->float:
     "Median over features of the rank correlation, across cells, of before with after."
     return float(treated.rank().corrwith(factual.rank()).median())
 
-# %% ../nbs/17_counterfactual.ipynb #2c3ca3bc
+# %% ../nbs/17_counterfactual.ipynb #ce96c636
 def shift(
     engine:Engine,
     cells,                       # (B, C, H, W) uint8 real controls the model has not seen
@@ -180,3 +183,38 @@ def shift(
                 cosine=cosine(predicted, true), ratio=float(np.linalg.norm(predicted) / np.linalg.norm(true)),
                 halves=cosine(step(there[::2], base), step(there[1::2], base)), from_noise=cosine(step(made[2], made[3]), true),
                 kept=kept(treated, factual), recognised=recognised(answer.treated[0], answer.factual))
+
+# %% ../nbs/17_counterfactual.ipynb #83e1640d
+def centred(maps:np.ndarray)->np.ndarray:      # (N, pixels), of length 1
+    "Each map as a direction."
+    flat = maps.reshape(len(maps), -1) - maps.reshape(len(maps), -1).mean(1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
+
+
+def twin_scores(
+    predicted:np.ndarray,      # (N, C, H, W) effects, grey levels
+    true:np.ndarray,           # (N, C, H, W) treated twin minus untreated twin
+)->dict:
+    "How near predicted effects are to the true ones, cell by cell and on average."
+    alike = lambda a, b: (centred(a) * centred(b)).sum(1)
+    return dict(correlation=float(np.median(alike(predicted, true))), of_means=float(alike(predicted.mean(0)[None], true.mean(0)[None])[0]),
+                error=float(np.median(np.sqrt(np.square(predicted - true).mean((1, 2, 3))))))
+
+# %% ../nbs/17_counterfactual.ipynb #7b9b5694
+def twin_table(
+    engine:Engine,
+    twins,                 # callable: name, dose -> the same cells untreated and treated, (B, C, H, W) uint8 each
+    observed,              # `data.Cells` of the populations, for the guess from their means
+    conditions:list,       # (name, dose in micromolar)
+    **kwargs,              # further fields of `WhatIf`
+)->pd.DataFrame:           # a row for each condition and way of guessing
+    "Predicted effects on single cells beside the true ones."
+    mean, rows = lambda **which: observed.where(**which).images.astype(np.float32).mean(0), []
+    for name, dose in conditions:
+        untreated, treated = twins(name, dose)
+        answer = counterfactual(engine, untreated, name, dose, **kwargs)
+        before, factual, after, truly = (a.astype(np.float32) for a in (untreated, answer.factual, answer.treated[0], treated))
+        typical = mean(perturbation=name, dose_um=dose) - mean(perturbation=observed.control)
+        guesses = {"there and back": after - factual, "population mean": np.broadcast_to(typical, before.shape), "copy the control": np.zeros_like(before)}
+        rows += [dict(perturbation=name, dose_um=dose, method=method, **twin_scores(guess, truly - before)) for method, guess in guesses.items()]
+    return pd.DataFrame(rows)

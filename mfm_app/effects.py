@@ -7,7 +7,7 @@ __all__ = ['fewest', 'check_numbers', 'check_level', 'check_rearrangements', 'gr
            'sign_arrangements', 'sign_flip', 'EffectMap', 'effect_map', 'moments', 'glass_delta', 'with_interval',
            'label_arrangements', 'check_profiles', 'profile_effect', 'Fidelity', 'fidelity', 'Comparison']
 
-# %% ../nbs/14_effects.ipynb #6604672a
+# %% ../nbs/14_effects.ipynb #d4c399ca
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -20,7 +20,7 @@ from scipy.stats import false_discovery_control
 from .core import InputError, check_int
 from .features import profile
 
-# %% ../nbs/14_effects.ipynb #007bbccd
+# %% ../nbs/14_effects.ipynb #3e2c5b1d
 def check_numbers(values)->np.ndarray:      # (N, ...) floats, N from 1
     "Finite numbers, a row a cell, or `InputError`."
     try: values = np.asarray(values)
@@ -41,7 +41,7 @@ def check_rearrangements(number:int, cells:int, seed:int):
     check_int(number, "The number of rearrangements", 1, max(min(100_000, 50_000_000 // cells), 1))
     check_int(seed, "The seed", 0, 2 ** 63 - 1)
 
-# %% ../nbs/14_effects.ipynb #a763cb7e
+# %% ../nbs/14_effects.ipynb #2443dbf6
 def grey_levels(images)->np.ndarray:     # the same shape, float32
     "Pictures as grey levels, 0 to 255, or `InputError`."
     try: images = np.asarray(images)
@@ -62,7 +62,7 @@ def differences(
     if treated.shape != untreated.shape: raise InputError(f"Each treated cell needs itself untreated beside it: {treated.shape} are not as many, or not as large, as {untreated.shape}.")
     return treated - untreated
 
-# %% ../nbs/14_effects.ipynb #d1a93edd
+# %% ../nbs/14_effects.ipynb #b093b445
 def tail_share(
     arrangements:np.ndarray,      # (M, N) int8 weights of the cells; the first row is what was observed
     values:np.ndarray,            # (N, P) float32
@@ -79,7 +79,7 @@ def tail_share(
             count[i:i + columns] += np.count_nonzero(np.abs(sums, out=sums) >= limit, axis=0)
     return count / len(arrangements)
 
-# %% ../nbs/14_effects.ipynb #0ed452d2
+# %% ../nbs/14_effects.ipynb #f2a798d8
 def sign_arrangements(n:int, flips:int, rng)->np.ndarray:     # (M, n) int8, all 1 first
     "Every way to put signs to `n` cells, or, where those are more than `flips`, the observed one and so many at random."
     if n < 31 and 2 ** n <= flips: return 1 - 2 * (np.arange(2 ** n)[:, None] >> np.arange(n) & 1).astype(np.int8)
@@ -97,7 +97,7 @@ def sign_flip(
     arrangements = sign_arrangements(len(values), flips, np.random.default_rng(seed))
     return tail_share(arrangements, values.reshape(len(values), -1).astype(np.float32)).reshape(values.shape[1:])
 
-# %% ../nbs/14_effects.ipynb #85b6a747
+# %% ../nbs/14_effects.ipynb #d5a75a49
 fewest = 6      # cells for a test: of 5 cells, even the rarest signs come up in 2 of 32 flips, which is more than 0.05
 
 
@@ -127,7 +127,7 @@ def effect_map(
     p = sign_flip(steps, flips, seed)
     return EffectMap(mean, spread, p, (false_discovery_control(p, axis=None) <= alpha).reshape(p.shape), n)
 
-# %% ../nbs/14_effects.ipynb #56ac94ef
+# %% ../nbs/14_effects.ipynb #61eb5bed
 def moments(
     draws:np.ndarray,      # (R, N) how often each cell is drawn
     x:np.ndarray,          # (N, D)
@@ -139,7 +139,7 @@ def moments(
     variance = np.maximum(draws @ y ** 2 / n - mean ** 2, 0) * (n / (n - 1) if n > 1 else np.nan)
     return mean + centre, np.sqrt(np.where(variance > (1e-6 * np.abs(x).max(0)) ** 2, variance, np.nan))
 
-# %% ../nbs/14_effects.ipynb #c6646c51
+# %% ../nbs/14_effects.ipynb #7c604169
 def glass_delta(
     treated:np.ndarray, untreated:np.ndarray,      # (N, D), (M, D)
     draws, untreated_draws,                        # (R, N), (R, M) how often each cell is drawn
@@ -152,7 +152,7 @@ def glass_delta(
     unit = np.where(constant & constant_untreated, 1, np.where(constant, std_untreated, std))
     return (mean - mean_untreated) / np.where(alike, unit, std_untreated)
 
-# %% ../nbs/14_effects.ipynb #5770464b
+# %% ../nbs/14_effects.ipynb #206ca1b7
 def with_interval(
     treated:np.ndarray, untreated:np.ndarray,      # (N, D), (M, D)
     paired:bool, alpha:float, resamples:int, rng,
@@ -168,7 +168,7 @@ def with_interval(
     at = lambda place: np.take_along_axis(found, place.astype(int)[None], axis=0)[0]
     return effect, at(np.floor(alpha / 2 * last)), at(np.ceil((1 - alpha / 2) * last))
 
-# %% ../nbs/14_effects.ipynb #0dc822b9
+# %% ../nbs/14_effects.ipynb #ed1a6a56
 def label_arrangements(n:int, m:int, most:int, rng)->np.ndarray:     # (M, n + m) int8, 1 where treated, the observed first
     "Every way to call `n` of `n + m` cells treated, or, where those are more than `most`, the observed one and so many at random."
     if comb(n + m, n) <= most:
@@ -179,7 +179,7 @@ def label_arrangements(n:int, m:int, most:int, rng)->np.ndarray:     # (M, n + m
     observed = np.repeat(np.array([1, 0], np.int8), (n, m))
     return np.concatenate([observed[None], rng.permuted(np.tile(observed, (most, 1)), axis=1)])
 
-# %% ../nbs/14_effects.ipynb #091ab23c
+# %% ../nbs/14_effects.ipynb #ae5d620d
 def check_profiles(treated:pd.DataFrame, untreated:pd.DataFrame, paired:bool):
     "Two tables of the same features, finite, as arrays, or `InputError`."
     if list(treated) != list(untreated) or not len(treated.columns): raise InputError("Treated and untreated cells are compared by the same features, in the same order.")
@@ -187,7 +187,7 @@ def check_profiles(treated:pd.DataFrame, untreated:pd.DataFrame, paired:bool):
     try: return [check_numbers(table.to_numpy(float)) for table in (treated, untreated)]
     except (ValueError, TypeError) as e: raise InputError(e if isinstance(e, InputError) else "Features must be numbers.") from None
 
-# %% ../nbs/14_effects.ipynb #c1e7e983
+# %% ../nbs/14_effects.ipynb #cb8db770
 def profile_effect(
     treated:pd.DataFrame,        # (N, D) features, such as `features.profile`
     untreated:pd.DataFrame,      # (N, D) of the same cells untreated; of M others if not paired
@@ -212,7 +212,7 @@ def profile_effect(
                               treated=t.mean(0), untreated=u.mean(0), cells=n), index=pd.Index(names, name="feature"))
     return found.sort_values("effect", key=abs, ascending=False, kind="stable")
 
-# %% ../nbs/14_effects.ipynb #bb754f91
+# %% ../nbs/14_effects.ipynb #66448e5f
 @dataclass
 class Fidelity:
     "How like their originals regenerated cells are."
@@ -232,7 +232,7 @@ def fidelity(
         with np.errstate(divide="ignore"): return 10 * np.log10(255 ** 2 / np.square(error).mean(axes, dtype=float))
     return Fidelity(float(psnr(None)), psnr((1, 2, 3)), psnr((0, 2, 3)), np.abs(error).mean((0, 2, 3)))
 
-# %% ../nbs/14_effects.ipynb #3e681828
+# %% ../nbs/14_effects.ipynb #64335f33
 @dataclass
 class Comparison:
     "The same cells with and without a treatment, row by row."

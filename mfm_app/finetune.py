@@ -6,7 +6,7 @@
 __all__ = ['methods', 'Lesson', 'with_molecules', 'head_start', 'teach', 'Known', 'known', 'neighbour', 'questions', 'trial',
            'deal', 'masked', 'trials', 'held_out_markdown', 'record', 'drawn_model']
 
-# %% ../nbs/20_finetune.ipynb #f9fb3dd7
+# %% ../nbs/20_finetune.ipynb #9e3c7579
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from .hub import Model, build, new_config
 from .molecules import Morgan, nearest, read_molecule
 from .sampling import draw
 from .simulator import synthetic_cells
+from .specimen import describe_controls
 from .training import imitate, start, train
 
-# %% ../nbs/20_finetune.ipynb #c7638155
+# %% ../nbs/20_finetune.ipynb #8db103fa
 @dataclass(frozen=True)
 class Lesson:
     "How molecules are taught."
@@ -37,7 +38,7 @@ class Lesson:
     modulations:bool = False       # let the backbone's adaLN layers learn as well
     seed:int = 0
 
-# %% ../nbs/20_finetune.ipynb #ad7fd659
+# %% ../nbs/20_finetune.ipynb #d4942e3a
 def with_molecules(model:Model, encode, **adaptor)->Conditioned:
     "The network of a trained model with an untrained molecule embedding; the model's config says so afterwards."
     model.config["molecules"] = dict(encoder=encode.to_dict(), adaptor=dict(features=encode.width, **adaptor))
@@ -54,7 +55,7 @@ def head_start(net:Conditioned, cells:Cells, vocab, encode, steps:int=500)->floa
     with torch.no_grad(): wanted = labelled(net.adaptor, said.y, said.dose_um) - net.adaptor.y.table.weight[-1]
     return imitate(net.adaptor.molecule, (fp[which], said.dose_um.nan_to_num(1.)), wanted, steps)
 
-# %% ../nbs/20_finetune.ipynb #dbb7f4df
+# %% ../nbs/20_finetune.ipynb #61fc1248
 def teach(
     model:Model,                     # trained on labels; its config gets the molecule adaptor
     cells:Cells,                     # treated, each with a structure
@@ -71,7 +72,7 @@ def teach(
     run = start(net, checkpoint, "muon", lesson.lr)
     return train(run, batches, lesson.steps, checkpoint, "uniform", warmup=20)
 
-# %% ../nbs/20_finetune.ipynb #3adf3399
+# %% ../nbs/20_finetune.ipynb #717732e8
 methods = ["molecule adaptor", "copy the control", "unconditional", "nearest compound", "same mechanism, by label"]
 
 
@@ -92,7 +93,7 @@ def known(cells:Cells, features:pd.DataFrame)->Known:
     moa = cells.table["moa"].where(cells.table["perturbation"] != cells.control, cells.control)
     return Known(cells, features, phenotype_space(features, moa, cells.control))
 
-# %% ../nbs/20_finetune.ipynb #1f5d10eb
+# %% ../nbs/20_finetune.ipynb #cf76ddea
 def neighbour(known:Known, smiles:str):     # name of the most similar training compound, Tanimoto similarity
     "Who is nearest in structure, whatever the network reads."
     structured = known.cells.table[known.cells.table["smiles"] != ""].drop_duplicates("perturbation")
@@ -101,7 +102,7 @@ def neighbour(known:Known, smiles:str):     # name of the most similar training 
     found = nearest(one, np.stack(library), 1)[0]
     return structured["perturbation"].iloc[found.index], found.tanimoto
 
-# %% ../nbs/20_finetune.ipynb #21010ac5
+# %% ../nbs/20_finetune.ipynb #9587cf47
 def questions(
     model:Model,
     known:Known,
@@ -122,7 +123,7 @@ def questions(
         found["same mechanism, by label"] = replace(asked, **said([p.name for p in chosen]) | dict(dose_um=torch.tensor([usual_dose(p) for p in chosen])))
     return found
 
-# %% ../nbs/20_finetune.ipynb #942ba4a8
+# %% ../nbs/20_finetune.ipynb #38e80533
 def trial(
     model:Model, net:Conditioned,
     known:Known,
@@ -142,7 +143,7 @@ def trial(
     about = dict(compound=row["perturbation"], true_mechanism=row["moa"], cells=len(held), nearest_compound=near, tanimoto=tanimoto)
     return table.rename_axis("method").reset_index().assign(**about)
 
-# %% ../nbs/20_finetune.ipynb #3ce7f3c1
+# %% ../nbs/20_finetune.ipynb #6646a4bd
 def deal(cells:Cells, folds:int)->list:     # of lists of names
     "Compounds in groups, those of one mechanism in different ones."
     order = cells.table.drop_duplicates("perturbation").sort_values(["moa", "perturbation"])["perturbation"].tolist()
@@ -153,7 +154,7 @@ def masked(cells:Cells, features:pd.DataFrame, mask):     # some of the cells an
     mask = np.asarray(mask)
     return cells[mask], features[mask].reset_index(drop=True)
 
-# %% ../nbs/20_finetune.ipynb #d1513ae5
+# %% ../nbs/20_finetune.ipynb #c40b0615
 def trials(
     model:Model, net:Conditioned,        # the network taught with every compound
     cells:Cells,                         # all splits
@@ -177,7 +178,7 @@ def trials(
         predict(taught, known(*masked(cells, features, training & ~out)), "left out", training & out)
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(), everything
 
-# %% ../nbs/20_finetune.ipynb #1a9bf5ec
+# %% ../nbs/20_finetune.ipynb #5687e7ea
 def held_out_markdown(found:pd.DataFrame)->str:
     "The `ood` compounds one by one, and the left-out ones together."
     number = lambda v: f"{v:.2f}"
@@ -198,7 +199,7 @@ def held_out_markdown(found:pd.DataFrame)->str:
         parts.append("Training compounds, each predicted by an embedding that was not taught it (the backbone has seen its cells under its name).\n\n" + "\n".join(f"| {' | '.join(l)} |" for l in lines))
     return "\n\n".join(parts)
 
-# %% ../nbs/20_finetune.ipynb #f4067084
+# %% ../nbs/20_finetune.ipynb #5b69fd83
 def record(
     found:pd.DataFrame,       # of `trials`
     cells:Cells,
@@ -214,7 +215,7 @@ def record(
     if len(found): said |= dict(table=held_out_markdown(found), trials=found.round(4).to_dict("records"))
     return said
 
-# %% ../nbs/20_finetune.ipynb #85dce3ed
+# %% ../nbs/20_finetune.ipynb #b600834d
 def drawn_model(cells:Cells|None=None)->Model:
     "An untrained model of drawn cells that reads names and molecules."
     cells, encode = cells or synthetic_cells(8), Morgan()
@@ -223,6 +224,7 @@ def drawn_model(cells:Cells|None=None)->Model:
     torch.manual_seed(0)
     model.net = with_molecules(model, encode).eval()
     for weight in model.net.parameters(): torch.nn.init.normal_(weight, std=0.05)
+    config["controls"] = describe_controls(cells.where(perturbation=cells.control).images, [c["name"] for c in cells.channels])
     config["molecules"] |= dict(calibration=dict(threshold=0.4, near=[3, 4], far=[2, 10]))
     config["phenotypes"] = known(cells, morphology(cells.images, [c["name"] for c in cells.channels])).space.to_dict()
     return model

@@ -6,7 +6,7 @@
 __all__ = ['most_brought', 'most_found', 'scales', 'describe_controls', 'Reading', 'Brought', 'map_channels', 'measure_nuclei',
            'cut', 'check_chosen', 'digest', 'bring', 'check_nucleus', 'size_note', 'for_looking', 'drawn_controls']
 
-# %% ../nbs/16_specimen.ipynb #25910af5
+# %% ../nbs/16_specimen.ipynb #40ca7a29
 import hashlib
 from dataclasses import asdict, dataclass, replace
 
@@ -15,22 +15,22 @@ import pandas as pd
 
 from .core import InputError, check_int
 from .engine import Engine
-from .features import find_nuclei, nuclear_channel, nuclei_table, profile
+from .features import find_nuclei, nuclear_channel, nuclear_profile, nuclei_table
 from .images import Micrograph, as_fraction, crop_around, guess_channels, match_intensities, percentiles, rescale
 
-# %% ../nbs/16_specimen.ipynb #5e58b072
+# %% ../nbs/16_specimen.ipynb #ca735b37
 def describe_controls(
     images,        # (N, C, H, W) uint8 untreated training cells
     channels,      # C names
     most:int=500,  # of them are looked at
-)->dict:           # percentiles: (C, 2) grey levels; nucleus_px: median diameter
+)->dict:           # percentiles: (C, 2) grey levels; nucleus_px: median diameter, None if there are no nuclei
     "What an image that is brought is matched with, for `config['controls']`."
     some = images[np.random.default_rng(0).permutation(len(images))[:most]]
-    area = profile(some, channels)["nucleus_area_px"]
-    diameter = 2 * np.sqrt(area[area > 0].median() / np.pi)
-    return dict(percentiles=percentiles(some).round(1).tolist(), nucleus_px=round(float(diameter), 1))
+    area = nuclear_profile(some, channels)["nucleus_area_px"].to_numpy(float)
+    diameter = None if not area.any() else round(float(2 * np.sqrt(np.median(area[area > 0]) / np.pi)), 1)
+    return dict(percentiles=percentiles(some).round(1).tolist(), nucleus_px=diameter)
 
-# %% ../nbs/16_specimen.ipynb #bfd9e4d7
+# %% ../nbs/16_specimen.ipynb #ff12af95
 @dataclass(frozen=True)
 class Reading:
     "How an image is to be brought to a model."
@@ -55,14 +55,14 @@ class Brought:
     notes:list                 # what its reader ought to know
     source:dict                # for the provenance
 
-# %% ../nbs/16_specimen.ipynb #e8129baa
+# %% ../nbs/16_specimen.ipynb #ccb33afc
 def map_channels(micrograph:Micrograph, wanted:list, given:tuple|None)->tuple:
     "The place in the file of each wanted channel, or `InputError`."
     have = micrograph.pixels.shape[1]
     found = tuple(guess_channels(micrograph.names, wanted) if given is None else given)
-    if len(found) != len(wanted) or any(f is None for f in found):
-        missing = ", ".join(w for w, f in zip(wanted, found) if f is None) or f"{len(wanted)} channels"
-        raise InputError(f"The file has {have} channel{'s'[:have > 1]} and the model needs {', '.join(wanted)}; say which is {missing}.")
+    if len(found) != len(wanted): raise InputError(f"{len(found)} channels were given; the model needs one for each of {', '.join(wanted)}.")
+    if missing := [w for w, f in zip(wanted, found) if f is None]:
+        raise InputError(f"The file has {have} channel{'s'[:have > 1]} and the model needs {', '.join(wanted)}; say which is {' and which '.join(missing)}.")
     for place in found: check_int(place, "The place of a channel", 0, have - 1)
     return tuple(int(place) for place in found)
 
@@ -75,7 +75,7 @@ def measure_nuclei(planes:np.ndarray)->tuple:      # (N, H, W); -> a table of ea
     whole = every[~every["touches_border"]]
     return tables, float((whole if len(whole) else every)["diameter_px"].median())
 
-# %% ../nbs/16_specimen.ipynb #5d223f63
+# %% ../nbs/16_specimen.ipynb #0c49a376
 most_brought, most_found, scales = 64, 500, (1 / 12, 6)      # cells taken from one file, nuclei looked at, how far it may be rescaled
 
 
@@ -98,12 +98,12 @@ def check_chosen(chosen:tuple|None, found:int)->list:
     if not 1 <= len(taken) <= most_brought: raise InputError(f"{len(taken)} cells were chosen; 1 to {most_brought} at a time are allowed.")
     return taken
 
-# %% ../nbs/16_specimen.ipynb #05f010c2
+# %% ../nbs/16_specimen.ipynb #378d64f0
 def digest(images:np.ndarray)->str:
     "Which pictures these are."
     return hashlib.sha256(f"{images.shape}{images.dtype}".encode() + np.ascontiguousarray(images).tobytes()).hexdigest()
 
-# %% ../nbs/16_specimen.ipynb #7db0fd73
+# %% ../nbs/16_specimen.ipynb #e91f40b4
 def bring(
     engine:Engine,
     micrograph:Micrograph,
@@ -116,6 +116,7 @@ def bring(
     size, at = engine.model.net.shape[1], map_channels(micrograph, names, reading.channels)
     images, exact = as_fraction(micrograph)[:, list(at)] * 255, micrograph.pixels.shape[2:] == engine.model.net.shape[1:]
     if exact and reading.nucleus_px is None: scale, near, places = 1., images, np.empty((0, 2))
+    elif controls["nucleus_px"] is None: raise InputError(f"This model's controls show no nuclei by which an image could be scaled; bring cells of {size} x {size} pixels.")
     else:
         tables, measured = measure_nuclei(images[:, nuclear_channel(names)])
         scale = controls["nucleus_px"] / check_nucleus(reading.nucleus_px or measured, controls["nucleus_px"])
@@ -123,12 +124,12 @@ def bring(
     chosen = check_chosen(reading.chosen, len(near))
     before = near[chosen].round().clip(0, 255).astype(np.uint8)
     cells = match_intensities(near[chosen], controls["percentiles"], names, percentiles(near)) if reading.match else before
-    found = replace(reading, channels=at, nucleus_px=round(controls["nucleus_px"] / scale, 1), chosen=tuple(chosen))
+    found = replace(reading, channels=at, nucleus_px=controls["nucleus_px"] and round(controls["nucleus_px"] / scale, 1), chosen=tuple(chosen))
     um, sides = micrograph.um_per_px and micrograph.um_per_px / scale, images.shape[2:]
-    return Brought(cells, before, for_looking(images[0]), places, (size / scale / sides[0], size / scale / sides[1]), controls["nucleus_px"] / size, chosen, found, um,
+    return Brought(cells, before, for_looking(images[0]), places, (size / scale / sides[0], size / scale / sides[1]), (controls["nucleus_px"] or 0) / size, chosen, found, um,
                    [*micrograph.notes, size_note(found, scale, micrograph.um_per_px, exact)], dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(found)))
 
-# %% ../nbs/16_specimen.ipynb #ce7d8aab
+# %% ../nbs/16_specimen.ipynb #26c43ff6
 def check_nucleus(px:float, own:float)->float:
     "A nuclear diameter that an image can be rescaled by, or `InputError`."
     low, high = own / scales[1], own / scales[0]
@@ -151,7 +152,7 @@ def for_looking(image:np.ndarray, most:int=768)->np.ndarray:      # (C, H', W') 
     low, high = (v[:, None, None] for v in np.percentile(small, (1, 99.8), axis=(1, 2)))
     return ((small - low) / np.maximum(high - low, 1e-6) * 255).clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/16_specimen.ipynb #e2291b8d
+# %% ../nbs/16_specimen.ipynb #0d8ca801
 def drawn_controls(engine:Engine, seeds, experiment:str|None=None)->tuple:      # (B, C, H, W) uint8, and where they come from
     "Untreated cells from seeds."
     answer = engine.generate(engine.vocab.control, seeds=seeds, experiment=experiment, compare=False)

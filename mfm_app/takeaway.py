@@ -6,7 +6,7 @@
 __all__ = ['kinds', 'Takeaway', 'label_of', 'taken', 'profile_table', 'statistics_table', 'pixel_table', 'zipped', 'ome_tiff',
            'png', 'npz', 'csv', 'written']
 
-# %% ../nbs/18_takeaway.ipynb #617788a2
+# %% ../nbs/18_takeaway.ipynb #94681507
 import io
 import json
 import re
@@ -23,7 +23,7 @@ from .engine import Answer
 from .images import write_npz, write_ome_tiff, write_png
 from .viz import answer_picture
 
-# %% ../nbs/18_takeaway.ipynb #6ce8ac10
+# %% ../nbs/18_takeaway.ipynb #eede6f88
 @dataclass
 class Takeaway:
     "What is written."
@@ -54,7 +54,7 @@ def taken(
     pictures = {label: answer.images} | ({} if answer.control is None else {control: answer.control})
     return Takeaway("cells", pictures, {} if answer.control is None else {label: answer.comparison}, answer.channels, answer.provenance, um_per_px)
 
-# %% ../nbs/18_takeaway.ipynb #a870f0e0
+# %% ../nbs/18_takeaway.ipynb #89964ba9
 def profile_table(t:Takeaway)->pd.DataFrame:
     "Every morphology feature of every cell of every comparison."
     def rows(label, untreated, table): return table.assign(treatment=label, untreated=untreated, cell=range(1, len(table) + 1))
@@ -76,7 +76,7 @@ def pixel_table(t:Takeaway)->pd.DataFrame:
                     significant_share=np.nan if significant is None else significant[i].mean())
     return pd.DataFrame([row(label, c, i) for label, c in t.comparisons.items() for i in range(len(t.channels))])
 
-# %% ../nbs/18_takeaway.ipynb #27915fb6
+# %% ../nbs/18_takeaway.ipynb #8ad79e9a
 def zipped(files:dict)->bytes:      # name -> text or bytes
     "A .zip of several files."
     with ZipFile(out := io.BytesIO(), "w", ZIP_DEFLATED) as archive:
@@ -92,7 +92,7 @@ def ome_tiff(t:Takeaway)->bytes:
     sets = t.pictures | {f"mean effect of {label}": c.map.mean[None] for label, c in t.comparisons.items()}
     return zipped({f"{i:02d} {re.sub(r'[^0-9A-Za-zµ.]+', ' ', label).strip()[:60]}.ome.tif": one(images) for i, (label, images) in enumerate(sets.items())})
 
-
+# %% ../nbs/18_takeaway.ipynb #cdce9453
 def png(t:Takeaway)->bytes:
     "A row for each set of pictures, and one for each mean effect."
     rows = answer_picture(t.pictures, {label: c.map.mean for label, c in t.comparisons.items()}, t.channels)
@@ -113,7 +113,7 @@ def csv(t:Takeaway)->bytes:
     tables = {"profiles.csv": profile_table(t), "statistics.csv": statistics_table(t), "pixels.csv": pixel_table(t)}
     return zipped({name: table.to_csv(index=False) for name, table in tables.items()} | {"provenance.json": json.dumps(t.provenance, indent=1, ensure_ascii=False)})
 
-# %% ../nbs/18_takeaway.ipynb #768084df
+# %% ../nbs/18_takeaway.ipynb #893287e9
 kinds = {"OME-TIFF": ("ome-tiff.zip", "application/zip", ome_tiff), "PNG": ("png", "image/png", png), "NPZ": ("npz", "application/octet-stream", npz), "CSV": ("csv.zip", "application/zip", csv)}     # ending, media type, writer
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['in_python', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/25_ui.ipynb #da2732eb
+# %% ../nbs/25_ui.ipynb #74e07e67
 import gradio as gr
 
 from .core import InputError, check_int
@@ -15,7 +15,7 @@ from .ui_explore import explore_tab
 from .ui_parts import sketch, static      # sketch: for notebooks
 from .ui_screen import screen_tab
 
-# %% ../nbs/25_ui.ipynb #3effff6a
+# %% ../nbs/25_ui.ipynb #44e35240
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     gr.Markdown(engine.card + in_python, elem_id="card")
@@ -34,14 +34,14 @@ answer = engine.load().generate(molecule="CN1CCC[C@H]1c1cccnc1", dose_um=10)    
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/25_ui.ipynb #593c028b
+# %% ../nbs/25_ui.ipynb #97c5f449
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
     soft = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return soft.set(**plain, **{f"{k}_dark": v for k, v in plain.items() if k != "block_title_padding"})
 
-# %% ../nbs/25_ui.ipynb #24149536
+# %% ../nbs/25_ui.ipynb #9ab5222c
 def page(
     engine:Engine,
 )->gr.Blocks:
@@ -55,7 +55,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/25_ui.ipynb #8a3cba41
+# %% ../nbs/25_ui.ipynb #0dc621e4
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on

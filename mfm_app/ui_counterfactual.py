@@ -9,7 +9,7 @@ __all__ = ['kinds', 'walk_defaults', 'welcome', 'hint', 'Bench', 'read_upload', 
            'effects_shown', 'ask', 'other', 'verdicts', 'cell_side', 'treatment_side', 'join_image',
            'counterfactual_tab']
 
-# %% ../nbs/23_ui_counterfactual.ipynb #cd35f126
+# %% ../nbs/23_ui_counterfactual.ipynb #1ffc5430
 import json
 import shutil
 from dataclasses import replace
@@ -27,7 +27,7 @@ from .ui_parts import (Kept, about_perturbation, amount, best_known, cell_fields
                               molecule_dose, molecule_side, name_side, piece, quiet, run_of, stale, takeaway_row, treatment_label, trouble, viewer, walk_fields)
 from .viz import composite, data_uri, show
 
-# %% ../nbs/23_ui_counterfactual.ipynb #664bd61b
+# %% ../nbs/23_ui_counterfactual.ipynb #554ae617
 kinds = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz"]
 
 
@@ -52,7 +52,7 @@ def uploads()->Path:
     "Where Gradio puts what is uploaded, each file in a folder of its own."
     return Path(gr.utils.get_upload_folder()).resolve()
 
-# %% ../nbs/23_ui_counterfactual.ipynb #b76e0fa7
+# %% ../nbs/23_ui_counterfactual.ipynb #83fd423e
 def channel_fields(engine:Engine, bench:Bench)->list:
     "For each of the model's channels, a choice among those of the file."
     names = [c["name"] for c in engine.model.channels]
@@ -78,7 +78,7 @@ def field_news(engine:Engine, bench:Bench)->str:
     return json.dumps(dict(title=title, picture=data_uri(composite(b.field, channels)), nuclei=b.nuclei.round(4).tolist() if many else [], chosen=b.chosen, most=most_brought,
                            nucleus=[b.nucleus_share * side for side in b.crop], before=sheet(b.before), after=sheet(b.cells), matched=b.reading.match, light=light_table(engine, b), notes=b.notes))
 
-# %% ../nbs/23_ui_counterfactual.ipynb #b585d36c
+# %% ../nbs/23_ui_counterfactual.ipynb #204cb6af
 def brought_anew(engine:Engine, bench:Bench, reading:Reading)->tuple:
     "Bring the image as read so; what the page then shows: what is said at the file, the piece, the fields."
     n = len(engine.model.channels)
@@ -108,7 +108,7 @@ def forget(engine:Engine, bench:Bench)->tuple:
     bench.clear()
     return "", "", None, *channel_fields(engine, bench)
 
-# %% ../nbs/23_ui_counterfactual.ipynb #7d5188ae
+# %% ../nbs/23_ui_counterfactual.ipynb #0257e978
 def chosen_from(said:str)->tuple|None:
     "The nuclei chosen in the piece; None for all."
     try: return tuple(json.loads(said)["chosen"])
@@ -130,7 +130,7 @@ def rechoose(engine:Engine, bench:Bench, said, match)->tuple:
     if bench.brought is None: return brought_anew(engine, bench, Reading(match=match))
     return brought_anew(engine, bench, replace(bench.brought.reading, match=match, chosen=chosen_from(said) or bench.brought.reading.chosen))
 
-# %% ../nbs/23_ui_counterfactual.ipynb #9d1e2276
+# %% ../nbs/23_ui_counterfactual.ipynb #fcb409cf
 def doses_of(engine:Engine, by:str, name:str, dose:float, series:bool)->list:
     "The doses that are asked about: one, or every dose the model saw of the compound, of a molecule five across what may be asked."
     vocab = engine.vocab
@@ -154,7 +154,7 @@ def cells_from(engine:Engine, bench:Bench, source:str, n, first, experiment)->tu
     if bench.brought is None: raise InputError("Bring an image first, or take drawn controls.")
     return bench.brought.cells, bench.brought.source
 
-# %% ../nbs/23_ui_counterfactual.ipynb #af0de957
+# %% ../nbs/23_ui_counterfactual.ipynb #7ad4be96
 def run_for(engine:Engine, requests:list, names:list)->dict:
     "What the viewer needs to know before the first picture."
     labels = ["Original", f"Regenerated, still {engine.vocab.control}", *(treatment_label(engine, r) for r in requests)]
@@ -175,7 +175,7 @@ def done_line(answer:Counterfactual)->str:
     return (f"{p['cells']} cell{'s'[:p['cells'] > 1]}, experiment {p['experiment']}. {p['solver']} in {p['steps']} steps each way, {p['nfe']} network evaluations a picture, "
             f"guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/23_ui_counterfactual.ipynb #c9a7c735
+# %% ../nbs/23_ui_counterfactual.ipynb #6806baaa
 def answered(engine:Engine, bench:Bench, source, n, first, *fields):
     "Yield what the viewer, the status line, the round trip and the effect panel show."
     whatif = whatif_from(engine, *fields)
@@ -194,7 +194,7 @@ def effects_shown(engine:Engine, answer:Counterfactual, i:int)->str:
     title = f"Effect of {treatment_label(engine, answer.requests[i])}: counterfactual minus regenerated"
     return effects_of(answer.comparisons[i], answer.channels, title, "regenerated")
 
-
+# %% ../nbs/23_ui_counterfactual.ipynb #d2844ea8
 def ask(engine:Engine, bench:Bench, *fields):
     "The same, with what goes wrong said in the status line."
     try: yield from answered(engine, bench, *fields)
@@ -207,7 +207,7 @@ def other(engine:Engine, bench:Bench, said:str):
     except (InputError, ValueError, TypeError, KeyError, AttributeError): return gr.skip()
     return effects_shown(engine, bench.answer, i)
 
-# %% ../nbs/23_ui_counterfactual.ipynb #628b5a2a
+# %% ../nbs/23_ui_counterfactual.ipynb #1cb541fc
 walk_defaults = 20, 1., "midpoint"      # steps each way, guidance, solver
 
 
@@ -223,7 +223,7 @@ def verdicts(engine:Engine, bench:Bench, source, n, first, *fields)->list:
     alone = lambda i: judged(lambda: check_whatif(whatif_from(engine, *good[:i], fields[i], *good[i + 1:]), many, engine))
     return [fine, *cells, *(alone(i) for i in range(len(fields)))]
 
-# %% ../nbs/23_ui_counterfactual.ipynb #ba4598fe
+# %% ../nbs/23_ui_counterfactual.ipynb #bfd47c11
 welcome = "One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. It is read in memory and its file is deleted at once."
 hint = "Bring cells, or take drawn ones, choose a treatment and press <b>Treat cells</b>. They walk back to noise and forth again, once untreated and once treated."
 
@@ -252,7 +252,7 @@ def treatment_side(engine:Engine):
     where = experiment_field(engine, engine.vocab.control, label="Experiment", info="Whose staining and light the cells have", elem_id="cf-experiment")
     return by_name, by_structure, (name, about, dose), molecule, series, where
 
-# %% ../nbs/23_ui_counterfactual.ipynb #a4f2f510
+# %% ../nbs/23_ui_counterfactual.ipynb #760c2d28
 def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     "What is said and shown of an image follows what is uploaded and how it is to be read."
     shown = [door, field, nucleus, *places]
@@ -260,9 +260,9 @@ def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     file.clear(lambda bench: forget(engine, bench), bench, shown, **quiet)
     for place in places: place.input(lambda bench, match, *p: remap(engine, bench, match, *p), [bench, match, *places], shown, **quiet)
     for event in (nucleus.submit, nucleus.blur): event(lambda *a: resize(engine, *a), [bench, nucleus, match, *places], shown, **quiet)
-    for event in (match.input, field.input): event(lambda *a: rechoose(engine, *a), [bench, field, match], shown, **quiet)
+    for event in (match.input, field.input): event(lambda *a: rechoose(engine, *a), [bench, field, match], shown, trigger_mode="always_last", **quiet)
 
-
+# %% ../nbs/23_ui_counterfactual.ipynb #7c8918ca
 def counterfactual_tab(engine:Engine):
     "The same cells, treated otherwise."
     bench, source, by = gr.State(Bench, delete_callback=Bench.clear), gr.State("drawn"), gr.State("perturbation")

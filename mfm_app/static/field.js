@@ -32,11 +32,13 @@ function lightRow(row) {
   return line;
 }
 
-function load() {
+function load(fresh) {
+  const same = said && fresh && said.picture === fresh.picture && said.nuclei.length === fresh.nuclei.length;      // then what is chosen here is newer
+  if (fresh && !same) taken = new Set(fresh.chosen);
+  said = fresh;
   find('.hint').hidden = !!said;
   find('.found').hidden = !said;
   if (!said) return;
-  taken = new Set(said.chosen);
   find('.whole figcaption').textContent = said.title;
   find('.whole img').src = said.picture;
   const many = said.nuclei.length > 1;
@@ -55,7 +57,6 @@ find('.none').addEventListener('click', () => { taken.clear(); mark(); });
 watch('value', () => {
   const fresh = props.value ? JSON.parse(props.value) : null;
   if (fresh && !fresh.picture) return;
-  said = fresh;
-  load();
+  load(fresh);
 });
-load();
+load(null);
