@@ -7,7 +7,7 @@ __all__ = ['most_treatments', 'most_pictures', 'walks', 'Treatment', 'WhatIf', '
            'provenance', 'stream', 'counterfactual', 'round_trips', 'cosine', 'recognised', 'kept', 'shift', 'centred',
            'twin_scores', 'twin_table']
 
-# %% ../nbs/17_counterfactual.ipynb #5a53f8b6
+# %% ../nbs/17_counterfactual.ipynb #1a91e152
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .evaluation import standardise
 from .specimen import digest
 from .sampling import nfe, there_and_back
 
-# %% ../nbs/17_counterfactual.ipynb #dde6f181
+# %% ../nbs/17_counterfactual.ipynb #7c547825
 @dataclass(frozen=True)
 class Treatment:
     "What cells might have received: a perturbation by name, or a molecule by structure."
@@ -43,7 +43,7 @@ class WhatIf:
     steps:int = 20                     # each way
     cfg_scale:float = 1.
 
-# %% ../nbs/17_counterfactual.ipynb #64e18d29
+# %% ../nbs/17_counterfactual.ipynb #5f5a7513
 most_treatments, most_pictures = 12, 512      # in one question: treatments, and cells times treatments
 
 
@@ -64,7 +64,7 @@ def check_whatif(whatif:WhatIf, cells:int, engine:Engine)->list:     # a `Reques
     walk = dict(solver=whatif.solver, steps=whatif.steps, cfg_scale=whatif.cfg_scale)
     return [check(Request(t.perturbation, t.dose_um, where.experiment, where.cell_type, molecule=t.molecule, **walk), engine) for t in whatif.treatments]
 
-# %% ../nbs/17_counterfactual.ipynb #be63e177
+# %% ../nbs/17_counterfactual.ipynb #757abc23
 @dataclass
 class Counterfactual:
     "Cells as they were, as the model gives them back, and as they might have been."
@@ -85,7 +85,7 @@ class Counterfactual:
         "A `Comparison` a treatment: counterfactuals against factuals."
         return [Comparison(treated, self.factual, [c["name"] for c in self.channels]) for treated in self.treated]
 
-# %% ../nbs/17_counterfactual.ipynb #ddcfc603
+# %% ../nbs/17_counterfactual.ipynb #29302f16
 def provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     r, calls = requests[0], sum(nfe(requests[0].solver, requests[0].steps, requests[0].cfg_scale, to_image) for to_image in (False, True))
@@ -94,7 +94,7 @@ def provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seco
                 control=engine.vocab.control, experiment=r.experiment, cell_type=r.cell_type, solver=r.solver, steps=r.steps, cfg_scale=r.cfg_scale, nfe=calls,
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."), mfm_app=__version__)
 
-# %% ../nbs/17_counterfactual.ipynb #b6cb2f01
+# %% ../nbs/17_counterfactual.ipynb #c86a5378
 def stream(
     engine:Engine,
     cells,              # (B, C, H, W) uint8 control cells, in the model's channels and size
@@ -116,7 +116,7 @@ def stream(
             yield Moment(frame.t, step - (step > steps), 2 * steps, split(frame.x), shown := split(frame.guess))
     yield Counterfactual(cells, shown[1], shown[2:], engine.model.channels, requests, provenance(engine, cells, requests, source, time.time() - began))
 
-# %% ../nbs/17_counterfactual.ipynb #dadefcad
+# %% ../nbs/17_counterfactual.ipynb #c195588a
 def counterfactual(
     engine:Engine,
     cells,                             # (B, C, H, W) uint8 control cells
@@ -130,7 +130,7 @@ def counterfactual(
     for event in stream(engine, cells, WhatIf(tuple(Treatment(perturbation, d, molecule) for d in doses), **kwargs)): pass
     return event
 
-# %% ../nbs/17_counterfactual.ipynb #6bef830f
+# %% ../nbs/17_counterfactual.ipynb #e418bab6
 walks = [("euler", 10), ("euler", 20), ("euler", 40), ("euler", 80), *((s, n) for s in ("midpoint", "heun") for n in (5, 10, 15, 20, 30, 40)), *(("rk4", n) for n in (3, 5, 8, 10, 15, 20))]
 
 
@@ -146,7 +146,7 @@ def round_trips(
         return dict(solver=solver, steps=steps, nfe=answer.provenance["nfe"], psnr=round(answer.fidelity.psnr, 2))
     return [one(*setting) for setting in settings]
 
-# %% ../nbs/17_counterfactual.ipynb #c469d2dd
+# %% ../nbs/17_counterfactual.ipynb #6c4da303
 def cosine(a, b)->float: return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9))
 
 
@@ -162,7 +162,7 @@ def kept(treated:pd.DataFrame, factual:pd.DataFrame)->float:
     "Median over features of the rank correlation, across cells, of before with after."
     return float(treated.rank().corrwith(factual.rank()).median())
 
-# %% ../nbs/17_counterfactual.ipynb #ce96c636
+# %% ../nbs/17_counterfactual.ipynb #0ca676b4
 def shift(
     engine:Engine,
     cells,                       # (B, C, H, W) uint8 real controls the model has not seen
@@ -184,7 +184,7 @@ def shift(
                 halves=cosine(step(there[::2], base), step(there[1::2], base)), from_noise=cosine(step(made[2], made[3]), true),
                 kept=kept(treated, factual), recognised=recognised(answer.treated[0], answer.factual))
 
-# %% ../nbs/17_counterfactual.ipynb #83e1640d
+# %% ../nbs/17_counterfactual.ipynb #3101af81
 def centred(maps:np.ndarray)->np.ndarray:      # (N, pixels), of length 1
     "Each map as a direction."
     flat = maps.reshape(len(maps), -1) - maps.reshape(len(maps), -1).mean(1, keepdims=True)
@@ -200,21 +200,18 @@ def twin_scores(
     return dict(correlation=float(np.median(alike(predicted, true))), of_means=float(alike(predicted.mean(0)[None], true.mean(0)[None])[0]),
                 error=float(np.median(np.sqrt(np.square(predicted - true).mean((1, 2, 3))))))
 
-# %% ../nbs/17_counterfactual.ipynb #7b9b5694
+# %% ../nbs/17_counterfactual.ipynb #c940a888
 def twin_table(
-    engine:Engine,
-    twins,                 # callable: name, dose -> the same cells untreated and treated, (B, C, H, W) uint8 each
-    observed,              # `data.Cells` of the populations, for the guess from their means
-    conditions:list,       # (name, dose in micromolar)
-    **kwargs,              # further fields of `WhatIf`
-)->pd.DataFrame:           # a row for each condition and way of guessing
+    answer:Counterfactual,      # of untreated simulated cells
+    twins:list,                 # (B, C, H, W) uint8 for each of its treatments: the same cells, truly treated
+    observed,                   # `data.Cells` of the populations, for the guess from their means
+)->pd.DataFrame:                # a row for each treatment and way of guessing
     "Predicted effects on single cells beside the true ones."
     mean, rows = lambda **which: observed.where(**which).images.astype(np.float32).mean(0), []
-    for name, dose in conditions:
-        untreated, treated = twins(name, dose)
-        answer = counterfactual(engine, untreated, name, dose, **kwargs)
-        before, factual, after, truly = (a.astype(np.float32) for a in (untreated, answer.factual, answer.treated[0], treated))
-        typical = mean(perturbation=name, dose_um=dose) - mean(perturbation=observed.control)
+    before, factual = answer.original.astype(np.float32), answer.factual.astype(np.float32)
+    for request, after, truly in zip(answer.requests, answer.treated, twins):
+        what = dict(perturbation=request.perturbation, dose_um=request.dose_um)
+        typical = mean(**what) - mean(perturbation=observed.control)
         guesses = {"there and back": after - factual, "population mean": np.broadcast_to(typical, before.shape), "copy the control": np.zeros_like(before)}
-        rows += [dict(perturbation=name, dose_um=dose, method=method, **twin_scores(guess, truly - before)) for method, guess in guesses.items()]
+        rows += [dict(**what, method=method, **twin_scores(guess, truly - before)) for method, guess in guesses.items()]
     return pd.DataFrame(rows)

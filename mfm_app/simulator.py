@@ -6,7 +6,7 @@
 __all__ = ['channels', 'treatments', 'CellParameters', 'random_cells', 'inside', 'swing', 'rotated', 'microtubules', 'stains',
            'draw', 'Treatment', 'check_dose_um', 'treated', 'twins', 'population', 'synthetic_cells', 'world']
 
-# %% ../nbs/05_simulator.ipynb #190a9ee3
+# %% ../nbs/05_simulator.ipynb #bb31cfdd
 from dataclasses import dataclass, fields, replace
 from math import hypot
 
@@ -16,7 +16,7 @@ import pandas as pd
 from .core import InputError, check_int, look_up
 from .data import Cells, complete_table
 
-# %% ../nbs/05_simulator.ipynb #19409b84
+# %% ../nbs/05_simulator.ipynb #cf4122a1
 @dataclass
 class CellParameters:
     "All that a drawing of N cells follows from."
@@ -43,7 +43,7 @@ class CellParameters:
     def __len__(self): return len(self.seed)
     def __getitem__(self, rows): return CellParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-# %% ../nbs/05_simulator.ipynb #bbdfd133
+# %% ../nbs/05_simulator.ipynb #0e096fb1
 def random_cells(
     n:int,
     rng,                    # numpy generator
@@ -60,7 +60,7 @@ def random_cells(
         nucleus=u(.9, 1.1) * .27, oval=u(1, 1.3), dna=u(.5, .8), nucleoli=nucleoli,
         fibres=u(.85, 1.15) * .32, fibre_width=u(.9, 1.1) * .036, bundling=u(.06, .1), haze=u(.1, .16), rays=rays, grain=u(.006, .014))
 
-# %% ../nbs/05_simulator.ipynb #c93d9a45
+# %% ../nbs/05_simulator.ipynb #b9fcea92
 channels = [dict(name=name, colour=colour) for name, colour in (("DNA", "blue"), ("Actin", "green"), ("Tubulin", "red"))]
 
 
@@ -78,7 +78,7 @@ def rotated(x, y, angle):
     c, s = np.cos(angle), np.sin(angle)
     return x * c + y * s, y * c - x * s
 
-# %% ../nbs/05_simulator.ipynb #38ca8b98
+# %% ../nbs/05_simulator.ipynb #adbc47e9
 def microtubules(
     x, y,              # (N, H, W) from the centre of the cell
     p:CellParameters,
@@ -94,7 +94,7 @@ def microtubules(
         total += ray[3] * np.exp(-(across / width)**2 / 2) * (along > 0) * (6 * (ray[2] * p.body[:, None, None] - r) + .5).clip(0, 1)
     return total
 
-# %% ../nbs/05_simulator.ipynb #211c611c
+# %% ../nbs/05_simulator.ipynb #c3585d93
 def stains(p:CellParameters, size:int):      # (N, 3, size, size) floats from 0
     "DNA, actin and tubulin without grain."
     one = lambda a: a[:, None, None]
@@ -115,7 +115,7 @@ def stains(p:CellParameters, size:int):      # (N, 3, size, size) floats from 0
     tubulin = cell * (1 - .9 * nucleus) * (one(p.haze) + one(p.fibres) * (1 - nucleus) * microtubules(x, y, p, soft))
     return np.stack([dna, actin, tubulin], 1)
 
-# %% ../nbs/05_simulator.ipynb #3fbab98f
+# %% ../nbs/05_simulator.ipynb #df561e88
 def draw(
     parameters:CellParameters,
     size:int=64,                  # pixels
@@ -130,7 +130,7 @@ def draw(
         done.append(((.02 + light + grain).clip(0, 1) * 255).round().astype(np.uint8))
     return np.concatenate(done)
 
-# %% ../nbs/05_simulator.ipynb #bec72ee7
+# %% ../nbs/05_simulator.ipynb #74ab5946
 @dataclass
 class Treatment:
     "What a compound does to a cell."
@@ -149,7 +149,7 @@ treatments = dict(
     depolymeriser=Treatment("Depolymerising", .2, dict(fibres=.05, haze=2.2, lobes=.3, stretch=.3), (.1, .3, 1.)),
     contractor=Treatment("Contracting", 2., dict(body=.65, cortex=1.7), (1., 3., 10.)))
 
-# %% ../nbs/05_simulator.ipynb #47c15298
+# %% ../nbs/05_simulator.ipynb #0a08eb30
 def check_dose_um(dose_um)->float:
     "A dose in micromolar that a cell could be given, or `InputError`."
     ok = isinstance(dose_um, (int, float, np.integer, np.floating)) and not isinstance(dose_um, bool) and 0 < dose_um <= 1e6
@@ -167,7 +167,7 @@ def treated(
     share = one.effect(check_dose_um(dose_um))
     return replace(parameters, **{key: getattr(parameters, key) * (1 + (factor - 1) * share) for key, factor in one.change.items()})
 
-# %% ../nbs/05_simulator.ipynb #4807b4e1
+# %% ../nbs/05_simulator.ipynb #44828cc9
 def twins(
     n:int,
     name:str,               # one of `treatments`
@@ -179,7 +179,7 @@ def twins(
     cells = random_cells(check_int(n, "The number of cells", 1, 100_000), np.random.default_rng(check_int(seed, "The seed", 0, 2**63 - 1)))
     return draw(cells, size), draw(treated(cells, name, dose_um), size)
 
-# %% ../nbs/05_simulator.ipynb #b6b10e1c
+# %% ../nbs/05_simulator.ipynb #245ae7a7
 def population(
     conditions:list,        # (perturbation, dose in micromolar, number of cells); DMSO has dose 0
     size:int, seed:int,
@@ -195,7 +195,7 @@ def population(
     about = dict(title="Drawn cells", licence="Apache-2.0", attribution="drawn by mfm_app.simulator")
     return Cells(np.concatenate(images), complete_table(pd.DataFrame(rows), "drawn"), channels, "DMSO", about)
 
-# %% ../nbs/05_simulator.ipynb #05e507a8
+# %% ../nbs/05_simulator.ipynb #bbfb7b32
 def synthetic_cells(
     n:int=40,            # cells for each of the 5 conditions
     size:int=64,         # pixels

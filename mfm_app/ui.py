@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['in_python', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/25_ui.ipynb #74e07e67
+# %% ../nbs/25_ui.ipynb #dc9e472b
 import gradio as gr
 
 from .core import InputError, check_int
@@ -15,7 +15,7 @@ from .ui_explore import explore_tab
 from .ui_parts import sketch, static      # sketch: for notebooks
 from .ui_screen import screen_tab
 
-# %% ../nbs/25_ui.ipynb #44e35240
+# %% ../nbs/25_ui.ipynb #7008c615
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     gr.Markdown(engine.card + in_python, elem_id="card")
@@ -28,34 +28,38 @@ from mfm_app import engine, viz
 answer = engine.load().generate("taxol", dose_um=0.3, seeds=range(8))
 viz.show(answer.images, answer.channels)
 answer = engine.load().generate(molecule="CN1CCC[C@H]1c1cccnc1", dose_um=10)      # any molecule, by its SMILES
+
+from mfm_app import counterfactual, images, specimen
+brought = specimen.bring(engine.load(), images.read_micrograph("field.ome.tif"))  # your untreated cells
+answer = counterfactual.counterfactual(engine.load(), brought.cells, "taxol", dose_um=0.3)
 ```
 
 ## How to cite
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/25_ui.ipynb #97c5f449
+# %% ../nbs/25_ui.ipynb #f16bc8bf
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
     soft = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return soft.set(**plain, **{f"{k}_dark": v for k, v in plain.items() if k != "block_title_padding"})
 
-# %% ../nbs/25_ui.ipynb #9ab5222c
+# %% ../nbs/25_ui.ipynb #aa4e79be
 def page(
     engine:Engine,
 )->gr.Blocks:
     "The whole page, not yet launched."
     with gr.Blocks(title="mfm_app: watch cells respond", analytics_enabled=False, fill_width=True, delete_cache=(3600, 7200)) as blocks:
-        gr.Markdown("# Watch a cell respond\nPick a drug or draw a molecule, and a dose. A flow-matching model draws cells that received it, beside the same cells untreated. "
-                    "They are hypotheses: the lines under the drug say what they rest on.")
+        gr.Markdown("# Watch a cell respond\nPick a drug or draw a molecule, and a dose. A flow-matching model draws cells that received it, beside the same cells untreated; "
+                    "or bring cells of your own. What it draws are hypotheses: the lines under the drug say what they rest on.")
         with gr.Tab("Explore"): explore_tab(engine)
         with gr.Tab("Counterfactual"): counterfactual_tab(engine)
         with gr.Tab("Screen"): screen_tab(engine)
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/25_ui.ipynb #0dc621e4
+# %% ../nbs/25_ui.ipynb #484bcabb
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on
@@ -66,7 +70,7 @@ def launch(
     engine = engine or load()
     engine.generate(engine.vocab.control, seeds=range(16), steps=1)      # the first call is slow; let it be ours
     blocks = page(engine)
-    try: return blocks.launch(server_port=port, theme=theme(), css=(static / "page.css").read_text(encoding="utf-8"), footer_links=[], **kwargs)
+    try: return blocks.launch(server_port=port, theme=theme(), css=(static / "page.css").read_text(encoding="utf-8"), footer_links=[], max_file_size="100mb", **kwargs)
     except OSError:
         what = f"Port {port} is" if port else "The ports from 7860 to 7959 are"
         raise InputError(f"{what} in use; name a free one with --port.") from None

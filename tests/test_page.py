@@ -78,7 +78,7 @@ def test_a_newcomer_presses_generate_and_sees_cells_form(explore):
     generate(explore)
     assert explore.locator("#viewer .cell").count() == 16 and explore.locator("#viewer .cell canvas").count() == 32
     assert explore.locator("#viewer .scrub").get_attribute("max") == "10"       # ten steps and the end
-    captions = explore.locator("#viewer figcaption").all_text_contents()
+    captions = explore.locator("#viewer .pair figcaption").all_text_contents()
     assert captions == ["stabiliser, 0.1 µM", "DMSO, from the same noise"]
     said = explore.locator("#viewer .provenance").text_content()
     assert "16 cells" in said and "midpoint in 10 steps, 19 network evaluations" in said and "Weights drawn 000000000000" in said
@@ -128,7 +128,7 @@ def test_channels_and_contrast_change_every_picture_at_once(explore):
 
 def test_viewers_share_channels_and_contrast(page, engine):
     request = check(Request("sweller", seeds=(0, 1), steps=1), engine)
-    *_, last = (shown for shown, *_ in ui_explore.answers(engine, request) if "frame" in json.loads(shown))
+    *_, last = (shown for shown, *_ in ui_explore.answers(engine, ui_parts.Kept(), request) if "frame" in json.loads(shown))
     with gr.Blocks() as blocks:
         viewers = [ui_parts.piece("viewer", elem_id=name) for name in ("one", "other")]
         blocks.load(lambda: [last, last], None, viewers)
@@ -148,10 +148,10 @@ def test_viewers_share_channels_and_contrast(page, engine):
 def test_a_seed_of_the_gallery_is_shown_large(explore):
     generate(explore)
     before = pixels(explore)
-    explore.get_by_label("Seed 5", exact=True).click()
+    explore.get_by_label("seed 5", exact=True).click()
     assert pixels(explore) != before
-    explore.get_by_label("Seed 5", exact=True).press("ArrowLeft")
-    assert explore.locator("#viewer .cell[aria-selected=true]").get_attribute("aria-label") == "Seed 4"
+    explore.get_by_label("seed 5", exact=True).press("ArrowLeft")
+    assert explore.locator("#viewer .cell[aria-selected=true]").get_attribute("aria-label") == "seed 4"
 
 
 def test_a_perturbation_is_found_by_its_mechanism(explore):

@@ -7,7 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mfm_app.core import InputError
+from mfm_app.counterfactual import twin_table
 from mfm_app.data import table_columns, vocabulary
+from mfm_app.engine import Engine
+from mfm_app.hub import bundled, load_model
 from mfm_app.simulator import draw, random_cells, synthetic_cells, treated, treatments, twins, world
 
 each_treatment = pytest.mark.parametrize("name", treatments)
@@ -128,3 +131,25 @@ def test_the_world_has_every_treatment_at_its_doses_and_no_twins():
     for name, one in treatments.items(): assert tuple(vocab.perturbation(name).doses) == one.doses
     corners = cells.images[..., :1, :].reshape(len(cells), -1)      # grain alone
     assert len(np.unique(corners, axis=0)) == len(cells)
+
+
+# The model of this world
+
+@pytest.fixture(scope="module")
+def engine(): return Engine(load_model(bundled.with_name("simulated")), "cpu")
+
+
+def test_the_model_knows_the_treatments_and_their_doses_and_is_small(engine):
+    assert {p.name: tuple(p.doses) for p in engine.vocab.perturbations} == {"DMSO": (), **{name: one.doses for name, one in treatments.items()}}
+    assert sum(p.stat().st_size for p in bundled.with_name("simulated").iterdir()) < 2 * 2**20
+
+
+def test_predicted_effects_on_unseen_cells_are_nearer_to_their_twins_than_either_simple_guess(engine):
+    size = engine.model.net.shape[1]
+    fresh = lambda name, dose: twins(24, name, dose, size, seed=2 * 10**6)
+    table = twin_table(engine, fresh, world(600, 200, size, seed=1), [(name, one.doses[1]) for name, one in treatments.items()], steps=12)
+    by = {value: table.pivot(index="perturbation", columns="method", values=value) for value in ("correlation", "error")}
+    assert (by["correlation"]["there and back"] > by["correlation"]["population mean"] + .05).all()
+    assert (by["correlation"]["there and back"] > .5).all() and by["correlation"]["there and back"].mean() > .7
+    relative = by["error"].div(by["error"]["copy the control"], axis=0).mean()
+    assert relative["there and back"] < .95 * relative["population mean"] < 1 and (by["error"]["there and back"] < by["error"]["copy the control"]).all()
