@@ -8,7 +8,7 @@ __all__ = ['app', 'main', 'preview_conditions', 'training_record', 'data_record'
            'generate_condition', 'evaluate_model', 'evaluate_counterfactuals', 'evaluate_command', 'sample_command',
            'draw_cells', 'draw_map', 'say_refused', 'screen_with_bar', 'screen_command', 'serve_command']
 
-# %% ../nbs/26_cli.ipynb #575377ee
+# %% ../nbs/26_cli.ipynb #3584f5d3
 import json
 import sys
 from dataclasses import asdict
@@ -37,7 +37,7 @@ from .specimen import describe_controls
 from .training import Run, start, train
 from .viz import loss_curve, phenotype_map, show, treated_above
 
-# %% ../nbs/26_cli.ipynb #e36eabf0
+# %% ../nbs/26_cli.ipynb #bd7fd7a2
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -51,14 +51,14 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/26_cli.ipynb #9815a2f4
+# %% ../nbs/26_cli.ipynb #c13cb07e
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
     rows = [condition(vocab, name, n=8) for name in [vocab.control, *(p.name for p in treated)]]
     return join(rows, [8] * len(rows))
 
-# %% ../nbs/26_cli.ipynb #801ea5ba
+# %% ../nbs/26_cli.ipynb #956b7d37
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -73,7 +73,7 @@ def data_record(cells:Cells)->dict:
     train = int((cells.table["split"] == "train").sum())
     return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/26_cli.ipynb #90b536ca
+# %% ../nbs/26_cli.ipynb #05d88fc7
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -85,7 +85,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/26_cli.ipynb #1935adc5
+# %% ../nbs/26_cli.ipynb #327b5770
 def controls_of(cells:Cells)->dict:
     "How the untreated training cells look, see `specimen.describe_controls`."
     return describe_controls(cells.where(split="train", perturbation=cells.control).images, [c["name"] for c in cells.channels])
@@ -101,7 +101,7 @@ def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldo
     hook = export_hook(out, config, vocab, recipe, batch)
     hook(train(run, batches, steps, out / "training.pt", recipe["times"], cooldown=cooldown, every={every: hook}))
 
-# %% ../nbs/26_cli.ipynb #549e8860
+# %% ../nbs/26_cli.ipynb #1d922ff6
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -128,7 +128,7 @@ def train_command(
     train_on(cells, out, backbone, recipe | dict(batch=batch, seed=seed), steps, cooldown, every)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/26_cli.ipynb #d0548541
+# %% ../nbs/26_cli.ipynb #ff2b3ebf
 def check_taught(cells:Cells, encode):     # treated cells with a structure, names of the compounds left out
     "What molecules can be taught from, or `InputError`."
     fingerprints(with_structure(cells)[0].table, encode)      # one that cannot be read is refused now and not after an hour
@@ -136,7 +136,7 @@ def check_taught(cells:Cells, encode):     # treated cells with a structure, nam
     if taught.table["smiles"].nunique() < 2: raise InputError("Molecules are taught from at least two compounds with a structure; the data's 'smiles' column has fewer.")
     return taught, left_out
 
-# %% ../nbs/26_cli.ipynb #11327f7d
+# %% ../nbs/26_cli.ipynb #83500a9f
 @app.command("finetune")
 def finetune_command(
     model:Annotated[Path, typer.Option(help="Trained model folder; it then reads names and molecules.")],
@@ -163,7 +163,7 @@ def finetune_command(
     save_model(model, net.cpu(), loaded.config, table=encode if embeddings else None)
     typer.echo(loaded.config["molecules"].get("table", "The folder now reads molecules; nothing was held out, so nothing is known of how well."))
 
-# %% ../nbs/26_cli.ipynb #6e8847aa
+# %% ../nbs/26_cli.ipynb #3ee26050
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -179,7 +179,7 @@ def cells_of_condition(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/26_cli.ipynb #4993a543
+# %% ../nbs/26_cli.ipynb #23dac923
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -187,7 +187,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/26_cli.ipynb #f0a139bd
+# %% ../nbs/26_cli.ipynb #c024a9dd
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -203,7 +203,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/26_cli.ipynb #0a68ee21
+# %% ../nbs/26_cli.ipynb #930d35c4
 def evaluate_counterfactuals(model:Model, cells:Cells, n:int=64, fewest:int=40)->dict:
     "What the way there and back loses, and how mean shifts compare with real ones, ready to stand in a config."
     engine, names, control = Engine(model), [c["name"] for c in cells.channels], cells.where(perturbation=cells.control)
@@ -215,9 +215,9 @@ def evaluate_counterfactuals(model:Model, cells:Cells, n:int=64, fewest:int=40)-
     untreated = profile(here.where(perturbation=cells.control, split="train").images[:1000], names)
     known = [(k, found.images) for k in well_known(cells, fewest) if k[0] != cells.control and len(found := cells_of_condition(here, *k)) >= fewest]
     shifts = [shift(engine, some, Treatment(*k), profile(images, names), untreated, where) for k, images in known]
-    return dict(round_trips=round_trips(engine, some[:16], where), shifts=shifts)
+    return dict(round_trips=round_trips(engine, some[:max(1, n // 4)], where), shifts=shifts)
 
-# %% ../nbs/26_cli.ipynb #b17b99ba
+# %% ../nbs/26_cli.ipynb #4daf577c
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -229,11 +229,11 @@ def evaluate_command(
     loaded = load_model(model)
     cells = read_cells(data)
     loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells))
-    loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells)
+    loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
     save_model(model, loaded.net.cpu(), loaded.config)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/26_cli.ipynb #9a42c1a7
+# %% ../nbs/26_cli.ipynb #8fd17eab
 @app.command("sample")
 def sample_command(
     perturbation:Annotated[str|None, typer.Argument(help="Its name, as in `mfm sample taxol`.")]=None,
@@ -262,7 +262,7 @@ def sample_command(
     typer.echo(f"{n} cells in {out}")
     if molecule: typer.echo(f"How far to believe them: {engine.look(molecule).reason}")
 
-# %% ../nbs/26_cli.ipynb #53ab77e4
+# %% ../nbs/26_cli.ipynb #8114db46
 def draw_cells(folder:Folder, number:int, channels:list):
     "Write the picture of one molecule's cells, if it is not there."
     at = folder.cells_at(number).with_suffix(".png")
@@ -281,7 +281,7 @@ def say_refused(folder:Folder, shown:int=10):
     for row in refused[:shown]: typer.echo(f"Refused {row['place']}: {row['said']!r}. {row['problem']}")
     if len(refused) > shown: typer.echo(f"... and {len(refused) - shown:,} more, all in refused.csv.")
 
-# %% ../nbs/26_cli.ipynb #b9c4fb30
+# %% ../nbs/26_cli.ipynb #fdf1f9e6
 def screen_with_bar(out:Path, engine:Engine, source, settings:Settings)->bool:
     "Screen a list into a folder while a bar shows how far it is; whether it came to the end."
     folder, now = Folder(out), None
@@ -301,7 +301,7 @@ def screen_with_bar(out:Path, engine:Engine, source, settings:Settings)->bool:
     typer.echo(f"Stopped after {now.found + now.refused:,} of {now.total:,}; the same command goes on." if now else "Stopped; the same command starts again.", err=True)
     return False
 
-# %% ../nbs/26_cli.ipynb #5db47a71
+# %% ../nbs/26_cli.ipynb #5d40a621
 @app.command("screen")
 def screen_command(
     molecules:Annotated[str, typer.Argument(metavar="LIST", help="A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input.")],
@@ -320,7 +320,7 @@ def screen_command(
     say_refused(Folder(out))
     typer.echo(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
-# %% ../nbs/26_cli.ipynb #be4757d0
+# %% ../nbs/26_cli.ipynb #cd82d13b
 @app.command("serve")
 def serve_command(
     model:Annotated[Path|None, typer.Option(help="Model folder; the bundled one if not given.")]=None,
@@ -330,5 +330,5 @@ def serve_command(
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
     launch(load(model), port)
 
-# %% ../nbs/26_cli.ipynb #a0d9b60b
+# %% ../nbs/26_cli.ipynb #64374587
 if __name__ == "__main__" and "__file__" in globals(): main()

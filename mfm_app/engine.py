@@ -7,7 +7,7 @@ __all__ = ['most_seeds', 'solver_names', 'Job', 'velocities', 'one_round', 'Toge
            'check', 'Moment', 'Answer', 'Look', 'verdict', 'look', 'provenance', 'Knowledge', 'Engine', 'Steadiness',
            'thin', 'weigh', 'load', 'loaded']
 
-# %% ../nbs/15_engine.ipynb #ccbb4422
+# %% ../nbs/15_engine.ipynb #b8b48215
 import atexit
 import queue
 import threading
@@ -30,7 +30,7 @@ from .hub import Model, bundled, load_model, model_card
 from .molecules import Molecule, Morgan, nearest, read_molecule
 from .sampling import Query, check_walk, nfe, solvers, walk
 
-# %% ../nbs/15_engine.ipynb #03a98f94
+# %% ../nbs/15_engine.ipynb #ea4f2794
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -48,7 +48,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/15_engine.ipynb #d3b442d0
+# %% ../nbs/15_engine.ipynb #bdd61db8
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -63,7 +63,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/15_engine.ipynb #39033d84
+# %% ../nbs/15_engine.ipynb #696495f7
 def one_round(velocities, jobs:list)->list:
     "Answer one question of every walk; returns those that have another."
     try: answers = velocities([j.query for j in jobs])
@@ -72,7 +72,7 @@ def one_round(velocities, jobs:list)->list:
         return []
     return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/15_engine.ipynb #2aa5929e
+# %% ../nbs/15_engine.ipynb #e6a80d2c
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -101,7 +101,7 @@ class Together:
             self.rounds += 1
             jobs = one_round(self.velocities, jobs)
 
-# %% ../nbs/15_engine.ipynb #7fe95d98
+# %% ../nbs/15_engine.ipynb #2a58be6c
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -117,7 +117,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/15_engine.ipynb #006af674
+# %% ../nbs/15_engine.ipynb #f5f90a00
 most_seeds, solver_names = 64, list(solvers)
 
 
@@ -135,7 +135,7 @@ class Request:
     compare:bool = True                # also draw the control from the same noise
     molecule:str|None = None           # SMILES or mol block, in place of the perturbation
 
-# %% ../nbs/15_engine.ipynb #ffd6c0ef
+# %% ../nbs/15_engine.ipynb #61160365
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -158,7 +158,7 @@ def check(request:Request, engine)->Request:
     return replace(request, **said, molecule=molecule, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(),
                    steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/15_engine.ipynb #ea391dca
+# %% ../nbs/15_engine.ipynb #4a64350c
 @dataclass
 class Moment:
     "Cells on their way."
@@ -184,7 +184,7 @@ class Answer:
         if self.control is None: raise InputError("An effect is what differs from the control, which was not drawn.")
         return Comparison(self.images, self.control, [c["name"] for c in self.channels])
 
-# %% ../nbs/15_engine.ipynb #46abb7ee
+# %% ../nbs/15_engine.ipynb #167e8f23
 @dataclass
 class Look:
     "What is known of a molecule before a cell is drawn."
@@ -196,7 +196,7 @@ class Look:
     reason:str                # in plain words
     dose_um:float             # micromolar, the usual dose of the nearest compound
 
-# %% ../nbs/15_engine.ipynb #80de060e
+# %% ../nbs/15_engine.ipynb #11302d87
 def verdict(
     calibration:dict|None,     # see `evaluation.calibrate`
     taught:Perturbation|None,  # the compound itself, if it was taught
@@ -213,7 +213,7 @@ def verdict(
     counted = f"Of {of} held-out compounds with a similarity of {side}, {right} came out with the right mechanism."
     return ("close" if near else "far"), f"{like} {counted}" + (" Take the picture as a guess." if 2 * right < of else "")
 
-# %% ../nbs/15_engine.ipynb #435b2e66
+# %% ../nbs/15_engine.ipynb #bd81c13b
 def look(engine, molecule:Molecule)->Look:
     "Neighbours, verdict and usual dose of a molecule in standard form."
     if engine.model.encode is None or not engine.structured: raise InputError("This model knows compounds by name alone; `mfm finetune` teaches it molecules.")
@@ -223,14 +223,14 @@ def look(engine, molecule:Molecule)->Look:
     name, moa = (same.name, same.moa) if same else (f"{aside['name']} (held out in training)", aside["moa"]) if aside else ("", "")
     return Look(molecule, name, moa, found, *verdict(engine.taught.get("calibration"), same, *found[0]), usual_dose(found[0][0]))
 
-# %% ../nbs/15_engine.ipynb #d50ad67b
+# %% ../nbs/15_engine.ipynb #3babb610
 def provenance(engine, request:Request, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     return dict(model=engine.model.name, weights_sha256=engine.model.sha256, nfe=nfe(request.solver, request.steps, request.cfg_scale),
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                 mfm_app=__version__, **asdict(request))
 
-# %% ../nbs/15_engine.ipynb #2f3a31c1
+# %% ../nbs/15_engine.ipynb #eff48f3d
 class Knowledge:
     "What a loaded model can say before anything is drawn."
     def __init__(self, model:Model):
@@ -259,7 +259,7 @@ class Knowledge:
         if request.molecule is None: return condition(self.vocab, request.perturbation, request.dose_um, *where, n=n)
         return condition(self.vocab, self.vocab.unlisted, request.dose_um, *where, n=n, fp=self.fingerprint([request.molecule])[0])
 
-# %% ../nbs/15_engine.ipynb #c6424aa1
+# %% ../nbs/15_engine.ipynb #69224466
 class Engine(Knowledge):
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None):
@@ -290,7 +290,7 @@ class Engine(Knowledge):
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/15_engine.ipynb #ff246af6
+# %% ../nbs/15_engine.ipynb #7df65cff
 @dataclass
 class Steadiness:
     "What a finished answer shows, and how much it hangs on chance."
@@ -308,7 +308,7 @@ def thin(
     keep = torch.rand((n, len(fp)), generator=torch.Generator().manual_seed(0)) >= share
     return fp * keep / (1 - share)
 
-# %% ../nbs/15_engine.ipynb #f00bd12a
+# %% ../nbs/15_engine.ipynb #36da4a4e
 def weigh(
     engine:Engine,
     answer:Answer,         # with its control
@@ -329,7 +329,7 @@ def weigh(
     each = [effect_of(engine.space, made[i:i + cells], control[:cells]).resembles[0][0] for i in range(0, len(made), cells)]
     return Steadiness(effect, each.count(effect.resembles[0][0]), ways)
 
-# %% ../nbs/15_engine.ipynb #019eab9f
+# %% ../nbs/15_engine.ipynb #e2d0f297
 def load(
     folder=None,       # a model folder; None loads the bundled model
     device=None,       # None takes the best there is

@@ -6,7 +6,7 @@
 __all__ = ['methods', 'Lesson', 'with_molecules', 'head_start', 'teach', 'Known', 'known', 'neighbour', 'questions', 'trial',
            'deal', 'masked', 'trials', 'held_out_markdown', 'record', 'drawn_model']
 
-# %% ../nbs/20_finetune.ipynb #9e3c7579
+# %% ../nbs/20_finetune.ipynb #a527944b
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from .simulator import synthetic_cells
 from .specimen import describe_controls
 from .training import imitate, start, train
 
-# %% ../nbs/20_finetune.ipynb #8db103fa
+# %% ../nbs/20_finetune.ipynb #e4b92b36
 @dataclass(frozen=True)
 class Lesson:
     "How molecules are taught."
@@ -38,7 +38,7 @@ class Lesson:
     modulations:bool = False       # let the backbone's adaLN layers learn as well
     seed:int = 0
 
-# %% ../nbs/20_finetune.ipynb #d4942e3a
+# %% ../nbs/20_finetune.ipynb #76da603c
 def with_molecules(model:Model, encode, **adaptor)->Conditioned:
     "The network of a trained model with an untrained molecule embedding; the model's config says so afterwards."
     model.config["molecules"] = dict(encoder=encode.to_dict(), adaptor=dict(features=encode.width, **adaptor))
@@ -55,7 +55,7 @@ def head_start(net:Conditioned, cells:Cells, vocab, encode, steps:int=500)->floa
     with torch.no_grad(): wanted = labelled(net.adaptor, said.y, said.dose_um) - net.adaptor.y.table.weight[-1]
     return imitate(net.adaptor.molecule, (fp[which], said.dose_um.nan_to_num(1.)), wanted, steps)
 
-# %% ../nbs/20_finetune.ipynb #61fc1248
+# %% ../nbs/20_finetune.ipynb #368cc11a
 def teach(
     model:Model,                     # trained on labels; its config gets the molecule adaptor
     cells:Cells,                     # treated, each with a structure
@@ -72,7 +72,7 @@ def teach(
     run = start(net, checkpoint, "muon", lesson.lr)
     return train(run, batches, lesson.steps, checkpoint, "uniform", warmup=20)
 
-# %% ../nbs/20_finetune.ipynb #717732e8
+# %% ../nbs/20_finetune.ipynb #82d9183f
 methods = ["molecule adaptor", "copy the control", "unconditional", "nearest compound", "same mechanism, by label"]
 
 
@@ -93,7 +93,7 @@ def known(cells:Cells, features:pd.DataFrame)->Known:
     moa = cells.table["moa"].where(cells.table["perturbation"] != cells.control, cells.control)
     return Known(cells, features, phenotype_space(features, moa, cells.control))
 
-# %% ../nbs/20_finetune.ipynb #cf76ddea
+# %% ../nbs/20_finetune.ipynb #1e0fc2a3
 def neighbour(known:Known, smiles:str):     # name of the most similar training compound, Tanimoto similarity
     "Who is nearest in structure, whatever the network reads."
     structured = known.cells.table[known.cells.table["smiles"] != ""].drop_duplicates("perturbation")
@@ -102,7 +102,7 @@ def neighbour(known:Known, smiles:str):     # name of the most similar training 
     found = nearest(one, np.stack(library), 1)[0]
     return structured["perturbation"].iloc[found.index], found.tanimoto
 
-# %% ../nbs/20_finetune.ipynb #9587cf47
+# %% ../nbs/20_finetune.ipynb #bbd008cc
 def questions(
     model:Model,
     known:Known,
@@ -123,7 +123,7 @@ def questions(
         found["same mechanism, by label"] = replace(asked, **said([p.name for p in chosen]) | dict(dose_um=torch.tensor([usual_dose(p) for p in chosen])))
     return found
 
-# %% ../nbs/20_finetune.ipynb #38e80533
+# %% ../nbs/20_finetune.ipynb #36debb2c
 def trial(
     model:Model, net:Conditioned,
     known:Known,
@@ -143,7 +143,7 @@ def trial(
     about = dict(compound=row["perturbation"], true_mechanism=row["moa"], cells=len(held), nearest_compound=near, tanimoto=tanimoto)
     return table.rename_axis("method").reset_index().assign(**about)
 
-# %% ../nbs/20_finetune.ipynb #6646a4bd
+# %% ../nbs/20_finetune.ipynb #3756d797
 def deal(cells:Cells, folds:int)->list:     # of lists of names
     "Compounds in groups, those of one mechanism in different ones."
     order = cells.table.drop_duplicates("perturbation").sort_values(["moa", "perturbation"])["perturbation"].tolist()
@@ -154,7 +154,7 @@ def masked(cells:Cells, features:pd.DataFrame, mask):     # some of the cells an
     mask = np.asarray(mask)
     return cells[mask], features[mask].reset_index(drop=True)
 
-# %% ../nbs/20_finetune.ipynb #c40b0615
+# %% ../nbs/20_finetune.ipynb #888ad98f
 def trials(
     model:Model, net:Conditioned,        # the network taught with every compound
     cells:Cells,                         # all splits
@@ -178,7 +178,7 @@ def trials(
         predict(taught, known(*masked(cells, features, training & ~out)), "left out", training & out)
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(), everything
 
-# %% ../nbs/20_finetune.ipynb #5687e7ea
+# %% ../nbs/20_finetune.ipynb #738d6c5e
 def held_out_markdown(found:pd.DataFrame)->str:
     "The `ood` compounds one by one, and the left-out ones together."
     number = lambda v: f"{v:.2f}"
@@ -199,7 +199,7 @@ def held_out_markdown(found:pd.DataFrame)->str:
         parts.append("Training compounds, each predicted by an embedding that was not taught it (the backbone has seen its cells under its name).\n\n" + "\n".join(f"| {' | '.join(l)} |" for l in lines))
     return "\n\n".join(parts)
 
-# %% ../nbs/20_finetune.ipynb #5b69fd83
+# %% ../nbs/20_finetune.ipynb #93cfbf3e
 def record(
     found:pd.DataFrame,       # of `trials`
     cells:Cells,
@@ -215,7 +215,7 @@ def record(
     if len(found): said |= dict(table=held_out_markdown(found), trials=found.round(4).to_dict("records"))
     return said
 
-# %% ../nbs/20_finetune.ipynb #b600834d
+# %% ../nbs/20_finetune.ipynb #71e9221e
 def drawn_model(cells:Cells|None=None)->Model:
     "An untrained model of drawn cells that reads names and molecules."
     cells, encode = cells or synthetic_cells(8), Morgan()

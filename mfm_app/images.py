@@ -10,7 +10,7 @@ __all__ = ['kinds', 'type_bytes', 'micrometres', 'stains', 'Micrograph', 'opened
            'percentiles', 'match_intensities', 'write_png', 'write_ome_tiff', 'write_npz', 'provenance_text',
            'read_provenance']
 
-# %% ../nbs/03_images.ipynb #138ba255
+# %% ../nbs/03_images.ipynb #e361602e
 import io
 import json
 import logging
@@ -38,7 +38,7 @@ from .core import InputError
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())      # what it has to say about odd files is said here, in one sentence
 
-# %% ../nbs/03_images.ipynb #a1e80e84
+# %% ../nbs/03_images.ipynb #c9326f5e
 @dataclass
 class Micrograph:
     "What an image file holds, and what it says about itself."
@@ -48,7 +48,7 @@ class Micrograph:
     bits:int|None = None                           # significant bits: what the file says, else 8, 12 or 16; None for floats
     notes:list = field(default_factory=list)       # what a reader ought to know, a sentence each
 
-# %% ../nbs/03_images.ipynb #f2e282db
+# %% ../nbs/03_images.ipynb #b55fe746
 kinds = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
          b"\x93NUMPY": "NPY", b"PK\3\4": "NPZ"}
 
@@ -75,7 +75,7 @@ def opened(path, most_bytes:int):     # the file, and its kind
         why = f"it begins as {kind}, but is damaged or cut short" if kind else "the file does not open"
         raise InputError(f"{name} cannot be read: {why}.") from None
 
-# %% ../nbs/03_images.ipynb #be208af2
+# %% ../nbs/03_images.ipynb #6939e1be
 def check_size(
     shape:tuple,      # (N, C, H, W) that a header claims
     most:int,         # pixel values, all channels counted
@@ -92,7 +92,7 @@ def check_flat(planes:int, times:int):
     if planes > 1: raise InputError(f"is a z-stack of {planes:,} planes; take one plane or project it first.")
     if times > 1: raise InputError(f"is a time series of {times:,} frames; take one of them first.")
 
-# %% ../nbs/03_images.ipynb #dc0e0a7f
+# %% ../nbs/03_images.ipynb #26cf12ab
 def as_bands(m:Micrograph)->Micrograph:
     "A picture of one to four bands without its transparency, and with grey told once."
     if m.pixels.shape[1] in (2, 4):
@@ -104,7 +104,7 @@ def as_bands(m:Micrograph)->Micrograph:
     m.names = ["red", "green", "blue"] if m.pixels.shape[1] == 3 else [""]
     return m
 
-# %% ../nbs/03_images.ipynb #ea478b1f
+# %% ../nbs/03_images.ipynb #7dc94f58
 def read_picture(file, most:int)->Micrograph:
     "A PNG or JPEG."
     head, notes = file.read(26), []
@@ -125,7 +125,7 @@ def read_picture(file, most:int)->Micrograph:
         pixels = np.asarray(picture)
     return as_bands(Micrograph(np.moveaxis(np.atleast_3d(pixels), -1, 0)[None], notes=notes))
 
-# %% ../nbs/03_images.ipynb #2e5b78aa
+# %% ../nbs/03_images.ipynb #8213b290
 def arranged(array:np.ndarray):     # (N, C, H, W), a list of notes
     "An array of two to four axes; channels are the shorter of an image's first and last axis, the first where they are equal."
     shape = array.shape
@@ -136,7 +136,7 @@ def arranged(array:np.ndarray):     # (N, C, H, W), a list of notes
     axes = "(N, H, W, C)" if last else "(N, C, H, W)"
     return array.reshape(-1, *array.shape[-3:]), [f"The axes of {shape} were taken as {axes if len(shape) == 4 else axes.replace('N, ', '')}."]
 
-# %% ../nbs/03_images.ipynb #dea1429b
+# %% ../nbs/03_images.ipynb #ca9bc39f
 def array_header(file):      # shape, dtype, bytes before the first value
     "What an NPY says of itself."
     head = io.BytesIO(file.read(12_000))
@@ -153,7 +153,7 @@ def check_dtype(dtype):
     if dtype is None or dtype.kind not in "uif" or dtype.itemsize > 8:
         raise InputError(f"holds values of type {str(dtype)[:40]}; whole numbers of 8 or 16 bits and floats are read, masks and complex numbers are not.")
 
-# %% ../nbs/03_images.ipynb #dba00a4b
+# %% ../nbs/03_images.ipynb #882e6a15
 def read_array(file, most:int, size:int|None=None)->Micrograph:
     "An NPY, or the member of an NPZ that has `size` bytes."
     shape, dtype, start = array_header(file)
@@ -167,7 +167,7 @@ def read_array(file, most:int, size:int|None=None)->Micrograph:
     pixels, notes = arranged(np.lib.format.read_array(file, allow_pickle=False))
     return Micrograph(pixels, notes=notes)
 
-# %% ../nbs/03_images.ipynb #24683d9c
+# %% ../nbs/03_images.ipynb #71a99d3d
 def members(file)->zipfile.ZipFile:
     "An NPZ whose list of members is no bomb."
     if sum(part.count(b"PK\1\2") for part in iter(lambda: file.read(1 << 20), b"")) > 1000: raise InputError("is an archive of more than 1,000 members.")
@@ -190,7 +190,7 @@ def read_archive(file, most:int)->Micrograph:
         member = found.get("images") or next(iter(found.values()))
         with archive.open(member) as array: return read_array(array, most, member.file_size)
 
-# %% ../nbs/03_images.ipynb #0ff2cf2e
+# %% ../nbs/03_images.ipynb #f4a48166
 type_bytes = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])      # of a tag's value, by the number of its type
 
 
@@ -219,7 +219,7 @@ def walked(file)->tifffile.TiffFile:
     file.seek(0)
     return tifffile.TiffFile(file, is_lsm=False, is_ndpi=False, is_scanimage=False)
 
-# %% ../nbs/03_images.ipynb #87bac601
+# %% ../nbs/03_images.ipynb #81f89f33
 micrometres = {"µm": 1., "μm": 1., r"\u00B5m": 1., "um": 1., "micron": 1., "microns": 1., "nm": 1e-3, "mm": 1e3, "cm": 1e4, "inch": 25_400.}
 
 
@@ -229,7 +229,7 @@ def in_um(length, unit:str)->float|None:
     except (TypeError, ValueError, KeyError): return None
     return um if 0 < um < math.inf else None
 
-# %% ../nbs/03_images.ipynb #ae6f1935
+# %% ../nbs/03_images.ipynb #06c6461c
 def ome_layout(xml:str):      # the pages of each image, a `Micrograph` without pixels
     "As OME-XML has it."
     if "<!DOCTYPE" in xml: raise ValueError("OME-XML has none")
@@ -252,7 +252,7 @@ def ome_layout(xml:str):      # the pages of each image, a `Micrograph` without 
     return images, Micrograph(None, [c.get("Name", "") for c in first.iterfind("{*}Channel")],
                               in_um(first.get("PhysicalSizeX"), first.get("PhysicalSizeXUnit", "µm")), int(first.get("SignificantBits", 0)) or None)
 
-# %% ../nbs/03_images.ipynb #3cdc1d19
+# %% ../nbs/03_images.ipynb #29e345ee
 def layout(pages:list, imagej:dict|None):      # the pages of each image, a `Micrograph` without pixels
     "What the pages mean: as OME-XML, ImageJ or tifffile says, or else pages of the first one's size are channels."
     first, every = pages[0], list(range(len(pages)))
@@ -271,7 +271,7 @@ def layout(pages:list, imagej:dict|None):      # the pages of each image, a `Mic
     if len(alike) > 8: raise InputError(f"has {len(alike)} pages and does not say what they are; take one plane or project a stack, and save many channels as OME-TIFF.")
     return [alike], Micrograph(None)
 
-# %% ../nbs/03_images.ipynb #9a06442a
+# %% ../nbs/03_images.ipynb #ffc17a4f
 def check_page(page, size:int):
     "Refuse a page that stands for colours, may swell, or lies partly beyond the file's end."
     check_dtype(page.dtype)
@@ -281,7 +281,7 @@ def check_page(page, size:int):
     lie = list(zip(page.dataoffsets, page.databytecounts))
     if len(lie) != math.prod(page.chunked) or any(count <= 0 or offset + count > size for offset, count in lie): raise ValueError("cut short")
 
-# %% ../nbs/03_images.ipynb #f1e56617
+# %% ../nbs/03_images.ipynb #3fd58dd4
 def decoded(pages:list, file)->np.ndarray:     # (pages, ...)
     "Pixels of pages that are alike; LZW goes to libtiff, since tifffile's decoder can run past the end of damaged data."
     if all(page.compression != 5 for page in pages): return np.stack([page.asarray() for page in pages])
@@ -289,7 +289,7 @@ def decoded(pages:list, file)->np.ndarray:     # (pages, ...)
     if pixels.dtype != pages[0].dtype: raise ValueError("not what its tags say")
     return pixels.reshape(len(pages), *pages[0].shape)
 
-# %% ../nbs/03_images.ipynb #9aefff70
+# %% ../nbs/03_images.ipynb #625caa5d
 def read_tiff(file, most:int)->Micrograph:
     "A TIFF, OME-TIFF or ImageJ TIFF of one plane a channel."
     with walked(file) as tiff:
@@ -312,7 +312,7 @@ def read_tiff(file, most:int)->Micrograph:
     m.pixels = m.pixels.reshape(shape)
     return as_bands(m) if first.photometric == 2 and first.axes == "YXS" and not any(m.names) else m
 
-# %% ../nbs/03_images.ipynb #8f136a9a
+# %% ../nbs/03_images.ipynb #dc236940
 def of_known_type(m:Micrograph)->Micrograph:
     "Its pixels as uint8, uint16 or finite float32, or `InputError`."
     pixels = m.pixels
@@ -327,7 +327,7 @@ def of_known_type(m:Micrograph)->Micrograph:
     m.pixels = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
     return m
 
-# %% ../nbs/03_images.ipynb #d6be71a7
+# %% ../nbs/03_images.ipynb #71b42dee
 def looked_at(m:Micrograph)->Micrograph:
     "With names and bits filled in and a note on what is odd, or `InputError` where there is nothing to see."
     low, high = m.pixels.min((0, 2, 3)), m.pixels.max((0, 2, 3))
@@ -345,7 +345,7 @@ def looked_at(m:Micrograph)->Micrograph:
         m.notes += [f"{called[i]} is saturated in {full[i]:.0%} of its pixels." for i in np.flatnonzero((full > .01) & (low < high))]
     return m
 
-# %% ../nbs/03_images.ipynb #ac5b3e8d
+# %% ../nbs/03_images.ipynb #4da676de
 def read_micrograph(
     path,                              # PNG, JPEG, TIFF, NPY or NPZ
     most_bytes:int=100_000_000,        # of the file
@@ -356,7 +356,7 @@ def read_micrograph(
         read = dict(PNG=read_picture, JPEG=read_picture, TIFF=read_tiff, NPY=read_array, NPZ=read_archive)[kind]
         return looked_at(of_known_type(read(file, most_pixels)))
 
-# %% ../nbs/03_images.ipynb #7632628f
+# %% ../nbs/03_images.ipynb #1579df74
 stains = [line.split(", ") for line in (
     "dna, dapi, hoechst, h 33342, h 33258, draq 5, nuclei, nucleus, nuclear, sytox, propidium iodide",
     "actin, factin, phalloidin, lifeact, agp",
@@ -380,7 +380,7 @@ def words_for(wanted:str)->list:
     known = [(place, words) for words in stains for place, word in enumerate(words) if says(word, wanted)]
     return [wanted, *min(known, default=(0, []))[1]]
 
-# %% ../nbs/03_images.ipynb #62e3ae63
+# %% ../nbs/03_images.ipynb #c728fde9
 def guess_channels(
     names,          # of the channels of a file, "" where it says none
     wanted,         # names of the channels that are looked for
@@ -394,7 +394,7 @@ def guess_channels(
         if found[i] is None and j not in found: found[i] = j
     return found
 
-# %% ../nbs/03_images.ipynb #28bea641
+# %% ../nbs/03_images.ipynb #b7f9d11a
 def rescale(
     pixels:np.ndarray,      # (N, C, H, W)
     factor:float,           # pixels out per pixel in
@@ -408,7 +408,7 @@ def rescale(
         raise InputError(f"Rescaled by {factor:g}, {w} by {h} pixels would become {size[1]:,} by {size[0]:,}; is the pixel size right?")
     return F.interpolate(torch.from_numpy(pixels.astype(np.float32)), size, mode="bilinear", antialias=True).numpy()
 
-# %% ../nbs/03_images.ipynb #5333775d
+# %% ../nbs/03_images.ipynb #f37f56cb
 def crop_around(
     pixels:np.ndarray,      # (C, H, W)
     centres,                # (K, 2), y and x in pixels
@@ -424,7 +424,7 @@ def crop_around(
         crop[:, top:top + part.shape[1], left:left + part.shape[2]] = part
     return crops
 
-# %% ../nbs/03_images.ipynb #8b3ab491
+# %% ../nbs/03_images.ipynb #553550cd
 def as_fraction(m:Micrograph)->np.ndarray:     # (N, C, H, W) float32
     "Intensities as a share of the full scale; floats that leave [0, 1] by their own range."
     if m.bits: return m.pixels.astype(np.float32) / np.float32(2**m.bits - 1)
@@ -440,7 +440,7 @@ def percentiles(
     "Of each channel: those of every image's own pixels, and of these the median over images, so that one bright cell does not count for all."
     return np.median(np.percentile(np.asarray(images), qs, axis=(2, 3)), axis=1).T
 
-# %% ../nbs/03_images.ipynb #bc526716
+# %% ../nbs/03_images.ipynb #fc984e56
 def match_intensities(
     images,                # (N, C, H, W) of any type
     target,                # (C, 2) grey levels that the percentiles 1 and 99.5 should have
@@ -457,7 +457,7 @@ def match_intensities(
         matched[:, i] = line.round().clip(0, 255)
     return matched
 
-# %% ../nbs/03_images.ipynb #15895378
+# %% ../nbs/03_images.ipynb #9c813b22
 def write_png(file, rgb:np.ndarray, provenance:dict):
     "An (H, W, 3) or (H, W) uint8 picture, to a path or a buffer."
     info = PngInfo()
@@ -480,14 +480,14 @@ def write_ome_tiff(
             tiff.write(image, photometric="minisblack", compression="zlib",
                        metadata=dict(axes="CYX", Name=f"Cell {i + 1}", Channel=dict(Name=list(channels)), **size, **about))
 
-# %% ../nbs/03_images.ipynb #8287078c
+# %% ../nbs/03_images.ipynb #5125c254
 def write_npz(file, arrays:dict, provenance:dict):
     "Named arrays of numbers, to a path that ends in .npz or to a buffer."
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     if wrong := [name for name, array in arrays.items() if array.dtype.hasobject]: raise InputError(f"The array '{wrong[0]}' holds objects; only numbers and text are saved.")
     np.savez_compressed(file, **arrays, provenance=np.array(json.dumps(provenance)))
 
-# %% ../nbs/03_images.ipynb #a77050b8
+# %% ../nbs/03_images.ipynb #45940e65
 def provenance_text(file, kind:str)->str|None:
     "What the writers above left in a file."
     if kind == "PNG": return PngImageFile(file).info.get("provenance")

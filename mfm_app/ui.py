@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['in_python', 'about_tab', 'theme', 'page', 'launch']
 
-# %% ../nbs/25_ui.ipynb #dc9e472b
+# %% ../nbs/25_ui.ipynb #86e4b8e5
 import gradio as gr
 
 from .core import InputError, check_int
@@ -15,7 +15,7 @@ from .ui_explore import explore_tab
 from .ui_parts import sketch, static      # sketch: for notebooks
 from .ui_screen import screen_tab
 
-# %% ../nbs/25_ui.ipynb #7008c615
+# %% ../nbs/25_ui.ipynb #6d6ff0a6
 def about_tab(engine:Engine):
     "What the model is, what it has seen, and how to call it."
     gr.Markdown(engine.card + in_python, elem_id="card")
@@ -38,14 +38,14 @@ answer = counterfactual.counterfactual(engine.load(), brought.cells, "taxol", do
 Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* arXiv 2603.26790, 2026.
 """
 
-# %% ../nbs/25_ui.ipynb #f16bc8bf
+# %% ../nbs/25_ui.ipynb #67d7bd6b
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
     soft = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return soft.set(**plain, **{f"{k}_dark": v for k, v in plain.items() if k != "block_title_padding"})
 
-# %% ../nbs/25_ui.ipynb #aa4e79be
+# %% ../nbs/25_ui.ipynb #74a5a85e
 def page(
     engine:Engine,
 )->gr.Blocks:
@@ -59,7 +59,7 @@ def page(
         with gr.Tab("About"): about_tab(engine)
     return blocks.queue(max_size=32)
 
-# %% ../nbs/25_ui.ipynb #484bcabb
+# %% ../nbs/25_ui.ipynb #31d475ea
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on

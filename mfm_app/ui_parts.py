@@ -10,7 +10,7 @@ __all__ = ['static', 'stale', 'verdict_words', 'quiet', 'fine', 'piece', 'served
            'cell_fields', 'walk_fields', 'experiment_field', 'join_name', 'join_molecule', 'join_editor', 'Kept',
            'handed_out', 'takeaway_row']
 
-# %% ../nbs/21_ui_parts.ipynb #4ef89ff5
+# %% ../nbs/21_ui_parts.ipynb #031f45c2
 import atexit
 import base64
 import json
@@ -36,7 +36,7 @@ from .molecules import draw, read_molecule
 from .takeaway import kinds, taken, written
 from .viz import data_uri, dyes, effect_maps, profile_bars
 
-# %% ../nbs/21_ui_parts.ipynb #585745ab
+# %% ../nbs/21_ui_parts.ipynb #991ce8cf
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
 
@@ -51,7 +51,7 @@ def piece(
     js = "".join(f"const {k} = {json.dumps(v)};\n" for k, v in constants.items()) + js
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/21_ui_parts.ipynb #ccf9205e
+# %% ../nbs/21_ui_parts.ipynb #e26be2ec
 @cache
 def served()->Path:
     "The one folder of files the page may fetch; made once and gone with the process."
@@ -76,7 +76,7 @@ def sketch(smiles:str=""):
     from ipyketcher import KetcherEditor
     return KetcherEditor(initial_molecule=smiles, smiles=smiles, return_formats=["smiles"])
 
-# %% ../nbs/21_ui_parts.ipynb #54c8f642
+# %% ../nbs/21_ui_parts.ipynb #d0726ef7
 def atlas(
     images,               # (G, B, C, H, W) uint8
     **kwargs,             # further arguments of `viz.data_uri`
@@ -91,7 +91,7 @@ def treatment_label(engine:Engine, request:Request)->str:
     if request.molecule: name = engine.look(request.molecule).name or (request.molecule if len(request.molecule) < 31 else request.molecule[:28] + "…")
     return name if request.dose_um is None else f"{name}, {request.dose_um:g} µM"
 
-# %% ../nbs/21_ui_parts.ipynb #079b452b
+# %% ../nbs/21_ui_parts.ipynb #e4e2a94b
 def run_of(
     engine:Engine,
     names:list,            # of the cells
@@ -116,7 +116,7 @@ def viewer(hint:str, **kwargs)->gr.HTML:
     "A player of runs, with a hint in HTML until there is one."
     return piece("viewer", constants=dict(HINT=hint), **kwargs)
 
-# %% ../nbs/21_ui_parts.ipynb #c9229da6
+# %% ../nbs/21_ui_parts.ipynb #24f185ba
 def effect_panel(hint:str, **kwargs)->gr.HTML:
     "Heatmaps and profile of an effect; its value comes from `effects_of`."
     return piece("effects", constants=dict(plotly=quote(served().as_posix(), safe="/:"), hint=hint), **kwargs)
@@ -138,7 +138,7 @@ def effects_of(
 
 stale = json.dumps(dict(stale=True))      # what is shown belongs to an answer that is being replaced
 
-# %% ../nbs/21_ui_parts.ipynb #c9cd09aa
+# %% ../nbs/21_ui_parts.ipynb #7c96094c
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
@@ -156,7 +156,7 @@ def about_perturbation(engine:Engine, name:str)->str:
     p = engine.vocab.perturbation(name)
     return f"**{p.moa or 'Untreated control'}.** Learned from {p.cells:,} cells. {trust(p.cells)}"
 
-# %% ../nbs/21_ui_parts.ipynb #5243f620
+# %% ../nbs/21_ui_parts.ipynb #4f89ed3d
 def experiments(engine:Engine, name:str)->list:
     "Label and name of each experiment, those with this perturbation first."
     seen = engine.vocab.perturbation(name).experiments
@@ -175,7 +175,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/21_ui_parts.ipynb #fac67567
+# %% ../nbs/21_ui_parts.ipynb #183bd93f
 @lru_cache(maxsize=512)
 def drawing(smiles:str, width:int, height:int)->str:
     "A structure for light and for dark pages; the style sheet shows one of them."
@@ -190,7 +190,7 @@ def neighbour_row(p, tanimoto:float)->str:
     return (f'<li>{drawing(p.smiles, 96, 64)}<span><b>{escape(p.name)}</b><br>{escape(p.moa)}</span>'
             f'<span class="tanimoto">{tanimoto:.2f}<meter min="0" max="1" value="{tanimoto:.3f}" aria-label="Tanimoto similarity"></meter></span></li>')
 
-# %% ../nbs/21_ui_parts.ipynb #b33b6562
+# %% ../nbs/21_ui_parts.ipynb #6f38559f
 def molecule_card(look:Look)->str:
     "Everything known of a molecule before a cell is drawn, as HTML."
     m = look.molecule
@@ -207,7 +207,7 @@ def about_molecule(engine:Engine, smiles:str)->str:
     try: return molecule_card(engine.look(smiles))
     except InputError as e: return f'<div class="molecule"><p class="refused" role="alert">{escape(str(e))}</p></div>'
 
-# %% ../nbs/21_ui_parts.ipynb #f44503f4
+# %% ../nbs/21_ui_parts.ipynb #69f1a2c6
 def molecule_dose(engine:Engine, smiles:str, dose:str|None=None)->str:
     "What the dose control is told of a molecule; a dose that is already there stays."
     low, high = engine.vocab.dose_range(engine.vocab.unlisted)
@@ -224,7 +224,7 @@ def examples(engine:Engine)->list:
     held = [(f"{h['name']} (held out)", h["smiles"]) for h in engine.taught.get("held_out", [])[:1]]
     return [(f"{known.name} (known)", known.smiles), *held, ("caffeine", "Cn1cnc2c1c(=O)n(C)c(=O)n2C")]
 
-# %% ../nbs/21_ui_parts.ipynb #c914e5b0
+# %% ../nbs/21_ui_parts.ipynb #292f2c1d
 quiet = dict(show_progress="hidden", api_visibility="private")      # further arguments of every event
 fine = gr.validate(True, "")
 
@@ -252,7 +252,7 @@ def amount(dose:str)->float:
     except (ValueError, TypeError, KeyError): found = None
     return math.nan if found is None else found
 
-# %% ../nbs/21_ui_parts.ipynb #e22ffb91
+# %% ../nbs/21_ui_parts.ipynb #47205d41
 def name_side(engine:Engine, prefix:str=""):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     start = best_known(engine)
@@ -269,7 +269,7 @@ def molecule_side(engine:Engine, prefix:str=""):
     card = gr.HTML(about_molecule(engine, shown[0][1]), css_template=(static / "molecule.css").read_text(encoding="utf-8"), elem_id=f"{prefix}molecule-card", container=True)
     return smiles, buttons, card, piece("dose", molecule_dose(engine, shown[0][1]), elem_id=f"{prefix}molecule-dose", container=True)
 
-# %% ../nbs/21_ui_parts.ipynb #e1a430fd
+# %% ../nbs/21_ui_parts.ipynb #be1dae1d
 def cell_fields(prefix:str="", cells:int=16):
     "The first seed, and how many cells."
     with gr.Row():
@@ -292,7 +292,7 @@ def experiment_field(engine:Engine, name:str, **kwargs)->gr.Dropdown:
     found = experiments(engine, name)
     return gr.Dropdown(found, **dict(value=found[0][1], label="Experiment", info="Each has its own staining and light") | kwargs)
 
-# %% ../nbs/21_ui_parts.ipynb #2fb198bd
+# %% ../nbs/21_ui_parts.ipynb #accae013
 def join_name(engine:Engine, name, about, dose, experiment):
     "What is said of a compound, its doses and its experiments follow its name."
     told = lambda name: (about_perturbation(engine, name), dose_of(engine, name), experiment_field(engine, name))
@@ -311,7 +311,7 @@ def join_molecule(
     filled = [smiles] if editor is None else [smiles, editor]
     for button, value in buttons: button.click(lambda value=value: (*[value] * len(filled), molecule_dose(engine, value)), None, [*filled, dose], **quiet)
 
-# %% ../nbs/21_ui_parts.ipynb #5fac4b12
+# %% ../nbs/21_ui_parts.ipynb #f8d100a6
 def join_editor(smiles, editor):
     "What is typed is drawn, and what is drawn is typed."
     def plain(drawn):
@@ -327,7 +327,7 @@ def join_editor(smiles, editor):
     smiles.change(drawable, smiles, editor, trigger_mode="always_last", js=typed, **quiet)
     editor.input(plain, editor, smiles, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/21_ui_parts.ipynb #94ba7d7e
+# %% ../nbs/21_ui_parts.ipynb #494e9fef
 class Kept:
     "What one visitor was answered last."
     answer, um_per_px = None, None

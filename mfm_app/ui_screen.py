@@ -8,7 +8,7 @@ __all__ = ['most_screened', 'desks', 'in_a_list', 'Desk', 'clear_desks', 'news',
            'example_list', 'screen_fields', 'buttons', 'run_screen', 'stopped', 'screen_list', 'go_on', 'check_upload',
            'screen_piece', 'screen_tab']
 
-# %% ../nbs/24_ui_screen.ipynb #c0bbcaf4
+# %% ../nbs/24_ui_screen.ipynb #fe9f4fda
 import atexit
 import io
 import json
@@ -34,7 +34,7 @@ from .screen import Folder, Settings, check_settings, rows_of, screen_into
 from .ui_parts import drawing, experiment_field, fine, judged, piece, quiet, served, trouble
 from .viz import data_uri, phenotype_map, show, treated_above
 
-# %% ../nbs/24_ui_screen.ipynb #6a415050
+# %% ../nbs/24_ui_screen.ipynb #93e01349
 most_screened, desks = 2_000, {}      # desks: token -> Desk
 
 
@@ -60,7 +60,7 @@ def clear_desks():
     "Throw every screen away when the process ends."
     for desk in list(desks.values()): desk.clear()
 
-# %% ../nbs/24_ui_screen.ipynb #392487ac
+# %% ../nbs/24_ui_screen.ipynb #bc4d683f
 def news(desk:Desk, state:str, total=None, found:int=0, refused:int=0, rows=(), bad=(), **more)->str:
     "One message for the piece; `rows` and `bad` are the last of those found and refused."
     return json.dumps(dict(run=desk.token, state=state, total=total, found=found, refused=refused, rows=[asdict(r) for r in rows],
@@ -77,7 +77,7 @@ def gathered(events, every:float=0.4):
         told, fresh, bad = time.monotonic(), [], []
     yield replace(last, fresh=fresh, bad=bad)
 
-# %% ../nbs/24_ui_screen.ipynb #14a4487f
+# %% ../nbs/24_ui_screen.ipynb #953315ea
 def screened(engine:Engine, desk:Desk, source, settings:Settings):
     "Yield messages for the piece, None where nothing is new; goes on where the same list was left."
     if (source, settings) != desk.asked: desk.fresh(source, settings)
@@ -96,7 +96,7 @@ def screen_line(desk:Desk)->str:
     return (f"{said['cells']} cell{'s'[:said['cells'] > 1]} a molecule, experiment {said['experiment']}, {said['dose_um']:g} µM where the list said none. "
             f"{said['solver'].capitalize()} in {said['steps']} steps, {said['nfe']} network evaluations a cell. Weights {said['model']} {said['weights_sha256'][:12]}.")
 
-# %% ../nbs/24_ui_screen.ipynb #f877202a
+# %% ../nbs/24_ui_screen.ipynb #b6726991
 def cells_of_one(engine:Engine, asked:dict)->str:
     "Cells, control and structure of one molecule of a screen, for the piece."
     try:
@@ -114,7 +114,7 @@ def told_after(asked:dict)->str:
         return json.dumps(dict(rows=[asdict(r) for r in folder.found(int(asked["found"]))], bad=list(islice(folder.refused, skip, None))))
     except (LookupError, TypeError, ValueError, OSError, AttributeError): return json.dumps(dict(rows=[], bad=[]))
 
-# %% ../nbs/24_ui_screen.ipynb #af655e91
+# %% ../nbs/24_ui_screen.ipynb #294c1042
 def pack(engine:Engine, desk:Desk)->str:
     "The path of a .zip with everything of a screen."
     folder, at = Folder(desk.path), desk.path / "screen.zip"
@@ -140,7 +140,7 @@ def packed(engine:Engine, desk:Desk):
         yield pack(engine, desk), ""
     except Exception as e: yield gr.skip(), trouble(e, "The download could not be packed, but the screen is kept; try again.")
 
-# %% ../nbs/24_ui_screen.ipynb #264c011e
+# %% ../nbs/24_ui_screen.ipynb #ecd990c6
 def list_from(text:str, file:str|None):
     "The list that is asked for: text, or the `Path` of a file; may raise `InputError`."
     if file and (text or "").strip(): raise InputError("There are a pasted list and a file; empty one of them.")
@@ -161,7 +161,7 @@ def list_verdicts(engine:Engine, text, file, dose, cells, experiment)->list:
     given = settings_from(dose, cells, experiment)
     return [text_said, file_said, *(judged(lambda: check_settings(engine, replace(usual, **{name: getattr(given, name)}))) for name in ("dose_um", "cells", "experiment"))]
 
-# %% ../nbs/24_ui_screen.ipynb #bed778c4
+# %% ../nbs/24_ui_screen.ipynb #4ed9e6cf
 def example_list(engine:Engine)->str:
     "A few compounds the model was taught and those that were held out, a line each."
     few = sorted(engine.structured, key=lambda p: -p.cells)[:12]
@@ -185,7 +185,7 @@ def screen_fields(engine:Engine)->tuple:
     example.click(lambda: (example_list(engine), None), None, [text, file], show_progress="hidden", api_visibility="private")
     return text, file, dose, cells, where
 
-# %% ../nbs/24_ui_screen.ipynb #ef3473e7
+# %% ../nbs/24_ui_screen.ipynb #4038d2e7
 def buttons(state:str)->tuple:
     "Screen, Stop and Go on: which can be pressed while a screen is running, stopped or done."
     return tuple(gr.Button(interactive=on) for on in (state != "running", state == "running", state == "stopped"))
@@ -212,7 +212,7 @@ def stopped(desk:Desk)->str:
     folder = Folder(desk.path)
     return news(desk, "stopped", None, len(folder.results), len(folder.refused))
 
-# %% ../nbs/24_ui_screen.ipynb #c102654e
+# %% ../nbs/24_ui_screen.ipynb #85fc1a13
 def screen_list(engine:Engine, desk:Desk, text, file, dose, cells, experiment):
     "What Screen does."
     try: source, settings = list_from(text, file), check_settings(engine, settings_from(dose, cells, experiment))
@@ -231,7 +231,7 @@ def check_upload(engine:Engine, file:str|None)->str:
     try: return "" if not file else rows_of(engine, Path(file)) and ""
     except InputError as e: return trouble(e)
 
-# %% ../nbs/24_ui_screen.ipynb #7faf0b7f
+# %% ../nbs/24_ui_screen.ipynb #4a51b873
 def screen_piece(engine:Engine)->gr.HTML:
     "Progress, map, ranked table, and the cells of the molecule that is chosen."
     def cells_asked(asked): return cells_of_one(engine, asked)

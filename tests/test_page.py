@@ -44,6 +44,7 @@ def explore(page, address, engine):
 
 
 def generate(page):
+    page.evaluate("document.querySelector('#viewer .provenance').textContent = ''")      # that of an earlier run says nothing of this one
     page.click("#generate")
     page.wait_for_function("document.querySelector('#viewer .provenance').textContent", timeout=60 * seconds)
     page.wait_for_function("/step (\\d+) of \\1$/.test(document.querySelector('#viewer .where').textContent)")
@@ -128,9 +129,9 @@ def test_channels_and_contrast_change_every_picture_at_once(explore):
 
 def test_viewers_share_channels_and_contrast(page, engine):
     request = check(Request("sweller", seeds=(0, 1), steps=1), engine)
-    *_, last = (shown for shown, *_ in ui_explore.answers(engine, ui_parts.Kept(), request) if "frame" in json.loads(shown))
+    *_, last = (shown for shown, *_ in ui_explore.answers(engine, ui_parts.Kept(), request) if isinstance(shown, str) and "frame" in json.loads(shown))
     with gr.Blocks() as blocks:
-        viewers = [ui_parts.piece("viewer", elem_id=name) for name in ("one", "other")]
+        viewers = [ui_parts.viewer("Nothing yet.", elem_id=name) for name in ("one", "other")]
         blocks.load(lambda: [last, last], None, viewers)
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
     page.goto(url)
@@ -316,6 +317,7 @@ def test_opening_the_editor_makes_the_molecule_what_is_asked_for(explore):
     assert explore.get_by_role("tab", name="Molecule").get_attribute("aria-selected") == "true"
     generate(explore)
     assert "stabiliser" in explore.locator("#viewer figcaption").first.text_content()     # known by its structure
+    explore.wait_for_function("document.querySelector('#steady').innerText.includes('Effect strength')", timeout=60 * seconds)
     explore.get_by_role("tab", name="Perturbation").click()
     explore.wait_for_timeout(300)
     generate(explore)

@@ -2,8 +2,10 @@
 const find = selector => element.querySelector(selector);
 let said = null, taken = new Set();
 
+const chosen = () => [...taken].sort((a, b) => a - b);
+
 function tell() {
-  props.value = JSON.stringify({ chosen: [...taken].sort((a, b) => a - b) });
+  props.value = JSON.stringify({ chosen: chosen() });
   trigger('input');
 }
 
@@ -21,7 +23,7 @@ function ring([y, x], i) {
   button.addEventListener('click', () => {
     if (taken.has(i)) taken.delete(i); else if (taken.size < said.most) taken.add(i);
     mark();
-    if (taken.size) tell();
+    tell();
   });
   return button;
 }
@@ -33,7 +35,7 @@ function lightRow(row) {
 }
 
 function load(fresh) {
-  const same = said && fresh && said.picture === fresh.picture && said.nuclei.length === fresh.nuclei.length;      // then what is chosen here is newer
+  const same = said && fresh && ['picture', 'nuclei', 'nucleus'].every(key => `${said[key]}` === `${fresh[key]}`);      // then what is chosen here is newer
   if (fresh && !same) taken = new Set(fresh.chosen);
   said = fresh;
   find('.hint').hidden = !!said;
@@ -42,7 +44,7 @@ function load(fresh) {
   find('.whole figcaption').textContent = said.title;
   find('.whole img').src = said.picture;
   const many = said.nuclei.length > 1;
-  find('.nuclei').replaceChildren(...(many ? said.nuclei.map(ring) : []));
+  if (!same) find('.nuclei').replaceChildren(...(many ? said.nuclei.map(ring) : []));      // a ring keeps the focus
   find('.choose').hidden = !many;
   find('.before').src = said.before;
   find('.after').src = said.after;
@@ -50,10 +52,11 @@ function load(fresh) {
   find('.light tbody').replaceChildren(...said.light.map(lightRow));
   find('.notes').replaceChildren(...said.notes.map(note => Object.assign(document.createElement('li'), { textContent: note })));
   mark();
+  if (`${chosen()}` !== `${said.chosen}`) tell();      // it was chosen while the answer was on its way
 }
 
-find('.all').addEventListener('click', () => { said.nuclei.slice(0, said.most).forEach((_, i) => taken.add(i)); mark(); tell(); });
-find('.none').addEventListener('click', () => { taken.clear(); mark(); });
+find('.all').addEventListener('click', () => { taken = new Set(said.nuclei.slice(0, said.most).keys()); mark(); tell(); });
+find('.none').addEventListener('click', () => { taken.clear(); mark(); tell(); });
 watch('value', () => {
   const fresh = props.value ? JSON.parse(props.value) : null;
   if (fresh && !fresh.picture) return;
