@@ -9,7 +9,7 @@ __all__ = ['dyes', 'hues', 'signs', 'hint', 'red', 'blue', 'pale', 'transparent'
            'effect_picture', 'feature_name', 'told_of', 'profile_bars', 'answer_picture', 'round_trip_curve',
            'shift_figure']
 
-# %% ../nbs/01_viz.ipynb #6ad93843
+# %% ../nbs/01_viz.ipynb #b0db4966
 import base64
 import io
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from .core import InputError
 
-# %% ../nbs/01_viz.ipynb #476022f9
+# %% ../nbs/01_viz.ipynb #8d05686d
 dyes = dict(blue=(.25, .35, 1), green=(.1, 1, .25), red=(1, .2, .1), yellow=(1, .85, 0), magenta=(1, .1, .9), cyan=(0, .9, 1), white=(1, 1, 1))
 
 
@@ -40,7 +40,7 @@ def composite(
         total += level[..., None] * np.float32(dyes[channel["colour"]])
     return (total.clip(0, 1) * 255).round().astype(np.uint8)
 
-# %% ../nbs/01_viz.ipynb #822c081f
+# %% ../nbs/01_viz.ipynb #63bf18f5
 def contact_sheet(
     rgb:np.ndarray,         # (B, H, W, 3) uint8
     columns:int=8,
@@ -57,12 +57,12 @@ def contact_sheet(
         sheet[y:y + h, x:x + w] = picture
     return sheet[:-gap or None, :-gap or None]
 
-# %% ../nbs/01_viz.ipynb #37efd551
+# %% ../nbs/01_viz.ipynb #1fb61864
 def enlarge(rgb:np.ndarray, factor:int)->np.ndarray:
     "Repeat every pixel of (..., H, W, 3) `factor` times each way."
     return rgb.repeat(factor, -3).repeat(factor, -2)
 
-# %% ../nbs/01_viz.ipynb #348d5d85
+# %% ../nbs/01_viz.ipynb #61504421
 def show(
     images:np.ndarray,      # (B, C, H, W) uint8
     channels:list,          # {"name", "colour"} a channel
@@ -75,7 +75,7 @@ def show(
         raise InputError(f"Images of shape {images.shape} do not fit {len(channels)} channels; (B, {len(channels)}, H, W) is shown.")
     return Image.fromarray(enlarge(contact_sheet(composite(images, channels, **kwargs), columns), zoom))
 
-# %% ../nbs/01_viz.ipynb #60c7d3d5
+# %% ../nbs/01_viz.ipynb #8a94db00
 def data_uri(
     rgb:np.ndarray,         # (H, W, 3) uint8
     quality:int=88,         # 1 to 100
@@ -86,7 +86,7 @@ def data_uri(
     Image.fromarray(rgb).save(buffer, "webp", quality=quality, method=0, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/01_viz.ipynb #eec619a2
+# %% ../nbs/01_viz.ipynb #9579efd0
 def loss_curve(
     history:list,      # [step, loss, images per second] an entry
 ):                     # a matplotlib figure
@@ -98,7 +98,7 @@ def loss_curve(
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../nbs/01_viz.ipynb #9318603f
+# %% ../nbs/01_viz.ipynb #4b8f7703
 def statistics_figure(
     pictures:dict,        # condition -> (n, C, H, W) uint8 generated cells to show
     channels:list,        # {"name", "colour"} a channel
@@ -121,7 +121,7 @@ def statistics_figure(
     fig.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     return fig
 
-# %% ../nbs/01_viz.ipynb #598a855d
+# %% ../nbs/01_viz.ipynb #8124d214
 def two_histograms(ax, real, generated):
     "Two distributions on one axis, each of area 1."
     low, high = np.percentile(np.concatenate([real, generated]), [1, 99])
@@ -132,7 +132,7 @@ def two_histograms(ax, real, generated):
     ax.tick_params(labelsize=6)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
-# %% ../nbs/01_viz.ipynb #dfeb48ab
+# %% ../nbs/01_viz.ipynb #eeb52fc3
 hues = ["#3b7dd8", "#e8743b", "#66788a", "#c0428a", "#8a6bd1", "#b59a1a", "#4aa3c9", "#d64550", "#6fa832", "#9c7a5b", "#e38fb6", "#2ca58d"]
 signs = dict(known="circle", close="diamond", far="circle-open")
 hint = "<b>%{customdata[1]}</b><br>%{customdata[2]:g} µM, strength %{customdata[3]:.1f}<br>resembles %{fullData.name}<extra></extra>"
@@ -145,7 +145,7 @@ def points_of(mechanism:str, colour:str, points:list)->go.Scatter:
                       marker=dict(color=colour, size=9, symbol=[signs[p["verdict"]] for p in own], line_width=1.5, line_color=colour),
                       customdata=[[p["number"], p["name"] or p["smiles"][:60], p["dose_um"], p["strength"]] for p in own])
 
-# %% ../nbs/01_viz.ipynb #5bd4d2df
+# %% ../nbs/01_viz.ipynb #f9593936
 def beside(
     places:list,          # (x, y) of each mark
     labels:list,
@@ -167,7 +167,7 @@ def beside(
         taken.append(options[chosen[-1]][0])
     return chosen
 
-# %% ../nbs/01_viz.ipynb #3d0fb00b
+# %% ../nbs/01_viz.ipynb #1de7827a
 def phenotype_map(
     points:list,          # dicts with number, name, smiles, dose_um, strength, mechanism, verdict, x and y
     landmarks:dict,       # mechanism -> (x, y) of its real cells
@@ -185,7 +185,7 @@ def phenotype_map(
                          margin=dict(l=46, r=14, t=14, b=46), xaxis=dict(axis, title_text="first direction"), yaxis=dict(axis, title_text="second direction"))
     return figure
 
-# %% ../nbs/01_viz.ipynb #15f672eb
+# %% ../nbs/01_viz.ipynb #9166f489
 def treated_above(
     images:np.ndarray,      # (B, C, H, W) uint8
     control:np.ndarray,     # (B, C, H, W) uint8, from the same noise
@@ -195,7 +195,7 @@ def treated_above(
     "Treated cells in one row, the control's below."
     return show(np.concatenate([images, control]), channels, columns=len(images), zoom=zoom)
 
-# %% ../nbs/01_viz.ipynb #1148a5c6
+# %% ../nbs/01_viz.ipynb #6326976a
 import re
 
 from matplotlib.figure import Figure
@@ -223,7 +223,7 @@ def check_effects(
         raise InputError(f"Effects of shape {mean.shape} need as many marks of significance, not {np.shape(significant)}.")
     return mean
 
-# %% ../nbs/01_viz.ipynb #a0a0d628
+# %% ../nbs/01_viz.ipynb #0d0b2f8b
 def pixel_layer(
     z:np.ndarray,         # (H, W) float32, NaN where the layer has no pixel
     name:str,             # of the channel
@@ -253,7 +253,7 @@ def effect_maps(
             figure.add_traces([pixel_layer(part, channel["name"], number, True, real) for real, part in kinds.items()])
     return figure.update_layout(effect_layout(*mean.shape[1:], [c["name"] for c in channels], effect_limit(mean)))
 
-# %% ../nbs/01_viz.ipynb #919d0d02
+# %% ../nbs/01_viz.ipynb #74b317d3
 transparent = dict(template="none", paper_bgcolor="rgba(0,0,0,0)", font=dict(color="#888", family="system-ui, sans-serif"), dragmode=False,
                    hoverlabel=dict(align="left", font_family="system-ui, sans-serif"), modebar=dict(bgcolor="rgba(0,0,0,0)", color="#888", activecolor=blue))
 
@@ -279,7 +279,7 @@ def effect_layout(
                 grid=dict(rows=rows, columns=-(-len(names) // rows), pattern="independent", xgap=.05, ygap=.14),
                 coloraxis=dict(colorscale="RdBu_r", cmin=-limit, cmax=limit, cmid=0, colorbar=bar))
 
-# %% ../nbs/01_viz.ipynb #55384e4a
+# %% ../nbs/01_viz.ipynb #bfa20c7c
 def effect_picture(
     mean:np.ndarray,      # (C, H, W) treated minus untreated, grey levels
     channels:list,        # {"name", "colour"} a channel
@@ -297,7 +297,7 @@ def effect_picture(
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
     return Image.fromarray(np.asarray(Image.open(buffer).convert("RGB")))
 
-# %% ../nbs/01_viz.ipynb #3505f0c1
+# %% ../nbs/01_viz.ipynb #6c7f2cc9
 def feature_name(name:str)->str:
     "A column of a morphology profile as one would say it, channel first."
     return re.sub(r"glcm_(\w+)_(\d+)$", r"texture \1 at \2 px", name).replace("_", " ")
@@ -313,7 +313,7 @@ def told_of(row:dict)->str:
     others = {named.get(k, k.replace("_", " ")): v for k, v in row.items() if k not in ("feature", "effect", "low", "high", "p_adjusted") and type(v) in (int, float) and np.isfinite(v)}
     return "<br>".join([*lines, *(f"{name} {v:.4g}" for name, v in others.items())])
 
-# %% ../nbs/01_viz.ipynb #caf13982
+# %% ../nbs/01_viz.ipynb #7f05424d
 def profile_bars(
     table,            # DataFrame, a row a feature: effect, low, high, p_adjusted, and more numbers for the hover
     most:int=20,      # features shown, those with the largest effects
@@ -335,7 +335,7 @@ def profile_bars(
     y = dict(autorange="reversed", automargin=True, ticks="", ticklabelstandoff=6, tickfont_size=12, showgrid=False, zeroline=False, fixedrange=True)
     return go.Figure(bars, dict(transparent, xaxis=x, yaxis=y, plot_bgcolor="rgba(0,0,0,0)", bargap=.35, height=22 * len(rows) + 60, margin=dict(l=8, r=34, t=8, b=48)))
 
-# %% ../nbs/01_viz.ipynb #516f1460
+# %% ../nbs/01_viz.ipynb #c121deb7
 def answer_picture(
     pictures:dict,          # label -> (B, C, H, W) uint8
     effects:dict,           # label -> (C, H, W) grey levels
@@ -356,7 +356,7 @@ def answer_picture(
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
     return np.asarray(Image.open(buffer).convert("RGB"))
 
-# %% ../nbs/01_viz.ipynb #cf5993ac
+# %% ../nbs/01_viz.ipynb #7e6c42a6
 def round_trip_curve(
     found:list,              # dicts with solver, steps, nfe and psnr
     default:tuple,           # solver and steps of the one that is used
@@ -374,7 +374,7 @@ def round_trip_curve(
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../nbs/01_viz.ipynb #071ae8db
+# %% ../nbs/01_viz.ipynb #a00fa580
 def shift_figure(shifts:list):      # dicts of `counterfactual.shift`; a matplotlib figure
     "Predicted against real shift of every feature, a panel a treatment."
     fig, axes = plt.subplots(1, len(shifts), figsize=(2.8 * len(shifts), 3.3), layout="constrained", squeeze=False)
