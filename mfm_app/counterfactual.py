@@ -7,7 +7,7 @@ __all__ = ['most_treatments', 'most_pictures', 'walks', 'Treatment', 'WhatIf', '
            'provenance', 'stream', 'counterfactual', 'round_trips', 'cosine', 'recognised', 'kept', 'shift', 'centred',
            'twin_scores', 'twin_table']
 
-# %% ../nbs/17_counterfactual.ipynb #30faf846
+# %% ../nbs/17_counterfactual.ipynb #40e35503
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .evaluation import standardise
 from .specimen import digest
 from .sampling import nfe, there_and_back
 
-# %% ../nbs/17_counterfactual.ipynb #8a8625fb
+# %% ../nbs/17_counterfactual.ipynb #d0bd6439
 @dataclass(frozen=True)
 class Treatment:
     "What cells might have received: a perturbation by name, or a molecule by structure."
@@ -43,7 +43,7 @@ class WhatIf:
     steps:int = 20                     # each way
     cfg_scale:float = 1.
 
-# %% ../nbs/17_counterfactual.ipynb #1c93bd79
+# %% ../nbs/17_counterfactual.ipynb #bfe88863
 most_treatments, most_pictures = 12, 512      # in one question: treatments, and cells times treatments
 
 
@@ -66,7 +66,7 @@ def check_whatif(whatif:WhatIf, cells:int, engine:Engine)->list:     # a `Reques
     walk = dict(solver=whatif.solver, steps=whatif.steps, cfg_scale=whatif.cfg_scale)
     return [check(Request(t.perturbation, t.dose_um, where.experiment, where.cell_type, molecule=t.molecule, **walk), engine) for t in whatif.treatments]
 
-# %% ../nbs/17_counterfactual.ipynb #88715309
+# %% ../nbs/17_counterfactual.ipynb #da8b3131
 @dataclass
 class Counterfactual:
     "Cells as they were, as the model gives them back, and as they might have been."
@@ -87,7 +87,7 @@ class Counterfactual:
         "A `Comparison` a treatment: counterfactuals against factuals."
         return [Comparison(treated, self.factual, [c["name"] for c in self.channels]) for treated in self.treated]
 
-# %% ../nbs/17_counterfactual.ipynb #88e80bf7
+# %% ../nbs/17_counterfactual.ipynb #64bb96b3
 def provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     r, calls = requests[0], sum(nfe(requests[0].solver, requests[0].steps, requests[0].cfg_scale, to_image) for to_image in (False, True))
@@ -96,7 +96,7 @@ def provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seco
                 control=engine.vocab.control, experiment=r.experiment, cell_type=r.cell_type, solver=r.solver, steps=r.steps, cfg_scale=r.cfg_scale, nfe=calls,
                 seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."), mfm_app=__version__)
 
-# %% ../nbs/17_counterfactual.ipynb #06c21d7c
+# %% ../nbs/17_counterfactual.ipynb #574378d8
 def stream(
     engine:Engine,
     cells,              # (B, C, H, W) uint8 control cells, in the model's channels and size
@@ -118,7 +118,7 @@ def stream(
             yield Moment(frame.t, step - (step > steps), 2 * steps, split(frame.x), shown := split(frame.guess))
     yield Counterfactual(cells, shown[1], shown[2:], engine.model.channels, requests, provenance(engine, cells, requests, source, time.time() - began))
 
-# %% ../nbs/17_counterfactual.ipynb #91a99eea
+# %% ../nbs/17_counterfactual.ipynb #56104e60
 def counterfactual(
     engine:Engine,
     cells,                             # (B, C, H, W) uint8 control cells
@@ -132,7 +132,7 @@ def counterfactual(
     for event in stream(engine, cells, WhatIf(tuple(Treatment(perturbation, d, molecule) for d in doses), **kwargs)): pass
     return event
 
-# %% ../nbs/17_counterfactual.ipynb #908d04e9
+# %% ../nbs/17_counterfactual.ipynb #a048c0b5
 walks = [(s, n) for s, steps in dict(euler=(10, 20, 40), midpoint=(5, 10, 15, 20, 30), heun=(5, 10, 15, 20, 30), rk4=(3, 5, 8, 10, 15)).items() for n in steps]
 
 
@@ -148,7 +148,7 @@ def round_trips(
         return dict(solver=solver, steps=steps, nfe=answer.provenance["nfe"], psnr=round(answer.fidelity.psnr, 2))
     return [one(*setting) for setting in settings]
 
-# %% ../nbs/17_counterfactual.ipynb #2111a727
+# %% ../nbs/17_counterfactual.ipynb #8f90db00
 def cosine(a, b)->float: return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9))
 
 
@@ -164,7 +164,7 @@ def kept(treated:pd.DataFrame, factual:pd.DataFrame)->float:
     "Median over features of the rank correlation, across cells, of before with after."
     return float(treated.rank().corrwith(factual.rank()).median())
 
-# %% ../nbs/17_counterfactual.ipynb #37af62be
+# %% ../nbs/17_counterfactual.ipynb #f02a877e
 def shift(
     engine:Engine,
     cells,                       # (B, C, H, W) uint8 real controls the model has not seen
@@ -186,7 +186,7 @@ def shift(
                 halves=cosine(step(there[::2], base), step(there[1::2], base)), from_noise=cosine(step(made[2], made[3]), true),
                 kept=kept(treated, factual), recognised=recognised(answer.treated[0], answer.factual))
 
-# %% ../nbs/17_counterfactual.ipynb #a60ce4b3
+# %% ../nbs/17_counterfactual.ipynb #d9c1bb8b
 def centred(maps:np.ndarray)->np.ndarray:      # (N, pixels), of length 1
     "Each map as a direction."
     flat = maps.reshape(len(maps), -1) - maps.reshape(len(maps), -1).mean(1, keepdims=True)
@@ -202,7 +202,7 @@ def twin_scores(
     return dict(correlation=float(np.median(alike(predicted, true))), of_means=float(alike(predicted.mean(0)[None], true.mean(0)[None])[0]),
                 error=float(np.median(np.sqrt(np.square(predicted - true).mean((1, 2, 3))))))
 
-# %% ../nbs/17_counterfactual.ipynb #cde47e29
+# %% ../nbs/17_counterfactual.ipynb #a13b9654
 def twin_table(
     answer:Counterfactual,      # of untreated simulated cells
     twins:list,                 # (B, C, H, W) uint8 for each of its treatments: the same cells, truly treated

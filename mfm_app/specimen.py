@@ -7,7 +7,7 @@ __all__ = ['most_brought', 'most_found', 'scales', 'describe_controls', 'Reading
            'measure_nuclei', 'cut', 'check_chosen', 'digest', 'bring', 'check_nucleus', 'count_note', 'size_note',
            'for_looking', 'drawn_controls']
 
-# %% ../nbs/16_specimen.ipynb #5a57ddcf
+# %% ../nbs/16_specimen.ipynb #8e2babce
 import hashlib
 from dataclasses import asdict, dataclass, replace
 
@@ -19,7 +19,7 @@ from .engine import Engine
 from .features import find_nuclei, nuclear_channel, nuclear_profile, nuclei_table
 from .images import Micrograph, as_fraction, crop_around, guess_channels, match_intensities, percentiles, rescale
 
-# %% ../nbs/16_specimen.ipynb #75be063e
+# %% ../nbs/16_specimen.ipynb #fef59490
 def describe_controls(
     images,        # (N, C, H, W) uint8 untreated training cells
     channels,      # C names
@@ -31,7 +31,7 @@ def describe_controls(
     diameter = None if not area.any() else round(float(2 * np.sqrt(np.median(area[area > 0]) / np.pi)), 1)
     return dict(percentiles=percentiles(some).round(1).tolist(), nucleus_px=diameter)
 
-# %% ../nbs/16_specimen.ipynb #ffa96fe6
+# %% ../nbs/16_specimen.ipynb #40316f1d
 @dataclass(frozen=True)
 class Reading:
     "How an image is to be brought to a model."
@@ -56,7 +56,7 @@ class Brought:
     notes:list                 # what its reader ought to know
     source:dict                # for the provenance
 
-# %% ../nbs/16_specimen.ipynb #adefd131
+# %% ../nbs/16_specimen.ipynb #19c769fa
 def listed(values, kind:str)->tuple:
     "Several values, or `InputError`."
     try: return tuple(values)
@@ -83,7 +83,7 @@ def measure_nuclei(planes:np.ndarray)->tuple:      # (N, H, W); -> a table of ea
     whole = every[~every["touches_border"]]
     return tables, round(float((whole if len(whole) else every)["diameter_px"].median()), 1)
 
-# %% ../nbs/16_specimen.ipynb #77e9957a
+# %% ../nbs/16_specimen.ipynb #76100b16
 most_brought, most_found, scales = 64, 500, (1 / 12, 6)      # cells taken from one file, nuclei or images looked at, how far it may be rescaled
 
 
@@ -106,12 +106,12 @@ def check_chosen(chosen:tuple|None, found:int)->list:
     if not 1 <= len(taken) <= most_brought: raise InputError(f"{len(taken)} cells were chosen; 1 to {most_brought} at a time are allowed.")
     return taken
 
-# %% ../nbs/16_specimen.ipynb #1bc9f0b5
+# %% ../nbs/16_specimen.ipynb #8786452e
 def digest(images:np.ndarray)->str:
     "Which pictures these are."
     return hashlib.sha256(f"{images.shape}{images.dtype}".encode() + np.ascontiguousarray(images).tobytes()).hexdigest()
 
-# %% ../nbs/16_specimen.ipynb #8323e742
+# %% ../nbs/16_specimen.ipynb #840b7335
 def bring(
     engine:Engine,
     micrograph:Micrograph,
@@ -138,7 +138,7 @@ def bring(
     return Brought(cells, before, for_looking(images[0]), places, (size / scale / sides[0], size / scale / sides[1]), (controls["nucleus_px"] or 0) / size, chosen, found, um,
                    [*micrograph.notes, *count_note(len(micrograph.pixels)), size_note(found, scale, micrograph.um_per_px)], dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(found)))
 
-# %% ../nbs/16_specimen.ipynb #d2b86512
+# %% ../nbs/16_specimen.ipynb #8479df4f
 def check_nucleus(px:float, own:float)->float:
     "A nuclear diameter that an image can be rescaled by, or `InputError`."
     low, high = own / scales[1], own / scales[0]
@@ -164,7 +164,7 @@ def for_looking(image:np.ndarray, most:int=768)->np.ndarray:      # (C, H', W') 
     low, high = (v[:, None, None] for v in np.percentile(small, (1, 99.8), axis=(1, 2)))
     return ((small - low) / np.maximum(high - low, 1e-6) * 200).clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/16_specimen.ipynb #539793ba
+# %% ../nbs/16_specimen.ipynb #db5b5123
 def drawn_controls(engine:Engine, seeds, experiment:str|None=None)->tuple:      # (B, C, H, W) uint8, and where they come from
     "Untreated cells from seeds."
     answer = engine.generate(engine.vocab.control, seeds=seeds, experiment=experiment, compare=False)

@@ -6,7 +6,7 @@
 __all__ = ['sampling_defaults', 'hint', 'run_for', 'provenance_line', 'steadiness_line', 'request_from', 'verdicts', 'answers',
            'generate', 'explore_tab', 'switch_sides']
 
-# %% ../nbs/22_ui_explore.ipynb #b07da6b7
+# %% ../nbs/22_ui_explore.ipynb #e8cf26a8
 import json
 
 import gradio as gr
@@ -17,14 +17,14 @@ from .ui_parts import (Kept, amount, best_known, cell_fields, dose_of, effect_pa
                               molecule_dose, molecule_editor, molecule_side, name_side, quiet, run_of, stale, takeaway_row,
                               treatment_label, trouble, viewer, walk_fields)
 
-# %% ../nbs/22_ui_explore.ipynb #96c12211
+# %% ../nbs/22_ui_explore.ipynb #560d332f
 def run_for(engine:Engine, request:Request)->dict:
     "What the viewer needs to know of a checked request."
     labels, legend = [treatment_label(engine, request)], "Every seed."
     if request.compare: labels, legend = [*labels, f"{engine.vocab.control}, from the same noise"], "Every seed: treated above, control from the same noise below."
     return run_of(engine, [f"seed {s}" for s in request.seeds], labels, request.steps, legend)
 
-# %% ../nbs/22_ui_explore.ipynb #af98ba4a
+# %% ../nbs/22_ui_explore.ipynb #74aeda52
 def provenance_line(what:str, answer:Answer)->str:
     "In one line what was drawn and how."
     p = answer.provenance
@@ -42,14 +42,14 @@ def steadiness_line(steady:Steadiness)->str:
             f"**{first}** most (cosine {cosine:.2f}), then {second} ({next_cosine:.2f}). {effect.agreement:.0%} of the seeds and {steady.thinned} of {n} fingerprints "
             f"with some bits dropped point to {first} as well.")
 
-# %% ../nbs/22_ui_explore.ipynb #4c9f3a6c
+# %% ../nbs/22_ui_explore.ipynb #2a6ee929
 def request_from(by, name, dose, smiles, molecule_dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     n, first = check_int(cells, "Cells", 1, most_seeds), check_int(first, "The first seed", 0, 2**31 - 1 - most_seeds)
     what = dict(perturbation=name, dose_um=amount(dose)) if by == "perturbation" else dict(molecule=smiles or "", dose_um=amount(molecule_dose))
     return Request(**what, experiment=experiment, seeds=tuple(range(first, first + n)), solver=solver, steps=steps, cfg_scale=cfg_scale)
 
-# %% ../nbs/22_ui_explore.ipynb #2c2f3501
+# %% ../nbs/22_ui_explore.ipynb #cab5d839
 sampling_defaults = 0, 16, 10, 1., "midpoint"      # first seed, cells, steps, guidance, solver
 
 
@@ -62,7 +62,7 @@ def verdicts(engine:Engine, *fields)->list:
     good = [by, name, dose_of(engine, name), smiles, by != "perturbation" and molecule_dose(engine, smiles), experiments(engine, first)[0][1], *sampling_defaults]
     return [judged(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine)) for i, value in enumerate(fields)]
 
-# %% ../nbs/22_ui_explore.ipynb #f2d39bfe
+# %% ../nbs/22_ui_explore.ipynb #837dc6e5
 def answers(engine:Engine, kept:Kept, request:Request):
     "Yield what the viewer shows, what the status line says, what the cells say, and what the effect panel shows."
     run, what = run_for(engine, request), treatment_label(engine, request)
@@ -81,10 +81,10 @@ def generate(engine:Engine, kept:Kept, *fields):
     try: yield from answers(engine, kept, check(request_from(*fields), engine))
     except Exception as e: yield gr.skip(), trouble(e), "", gr.skip()
 
-# %% ../nbs/22_ui_explore.ipynb #ca16ba31
+# %% ../nbs/22_ui_explore.ipynb #15edd083
 hint = "Choose what to do to the cells and press <b>Generate</b>. They form here, treated and untreated side by side, from the same noise."
 
-# %% ../nbs/22_ui_explore.ipynb #dd056afc
+# %% ../nbs/22_ui_explore.ipynb #f4265e1c
 def explore_tab(engine:Engine):
     "Pick a perturbation or draw a molecule, watch cells form."
     reads, by, kept = engine.model.encode is not None, gr.State("perturbation"), gr.State(Kept)
@@ -114,7 +114,7 @@ def explore_tab(engine:Engine):
                        validator=lambda kept, *f: [fine, *verdicts(engine, *f)], **quiet)
     stop.click(None, cancels=[running], api_visibility="private")
 
-# %% ../nbs/22_ui_explore.ipynb #dc820b16
+# %% ../nbs/22_ui_explore.ipynb #232118c9
 def switch_sides(engine:Engine, by, where, what, by_structure, drawing_tab, parts):
     "Opening the molecule side or the editor makes the molecule what Generate uses."
     join_molecule(engine, *parts)
