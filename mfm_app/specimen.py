@@ -7,7 +7,7 @@ __all__ = ['most_brought', 'most_found', 'scales', 'describe_controls', 'Reading
            'measure_nuclei', 'cut', 'check_chosen', 'digest', 'bring', 'check_nucleus', 'count_note', 'size_note',
            'for_looking', 'drawn_controls']
 
-# %% ../nbs/16_specimen.ipynb #8e2babce
+# %% ../nbs/16_specimen.ipynb #7292e471
 import hashlib
 from dataclasses import asdict, dataclass, replace
 
@@ -19,7 +19,7 @@ from .engine import Engine
 from .features import find_nuclei, nuclear_channel, nuclear_profile, nuclei_table
 from .images import Micrograph, as_fraction, crop_around, guess_channels, match_intensities, percentiles, rescale
 
-# %% ../nbs/16_specimen.ipynb #fef59490
+# %% ../nbs/16_specimen.ipynb #8317e3e2
 def describe_controls(
     images,        # (N, C, H, W) uint8 untreated training cells
     channels,      # C names
@@ -31,7 +31,7 @@ def describe_controls(
     diameter = None if not area.any() else round(float(2 * np.sqrt(np.median(area[area > 0]) / np.pi)), 1)
     return dict(percentiles=percentiles(some).round(1).tolist(), nucleus_px=diameter)
 
-# %% ../nbs/16_specimen.ipynb #40316f1d
+# %% ../nbs/16_specimen.ipynb #c8f4f981
 @dataclass(frozen=True)
 class Reading:
     "How an image is to be brought to a model."
@@ -56,7 +56,7 @@ class Brought:
     notes:list                 # what its reader ought to know
     source:dict                # for the provenance
 
-# %% ../nbs/16_specimen.ipynb #19c769fa
+# %% ../nbs/16_specimen.ipynb #2338bce3
 def listed(values, kind:str)->tuple:
     "Several values, or `InputError`."
     try: return tuple(values)
@@ -83,7 +83,7 @@ def measure_nuclei(planes:np.ndarray)->tuple:      # (N, H, W); -> a table of ea
     whole = every[~every["touches_border"]]
     return tables, round(float((whole if len(whole) else every)["diameter_px"].median()), 1)
 
-# %% ../nbs/16_specimen.ipynb #76100b16
+# %% ../nbs/16_specimen.ipynb #0cd3a7ab
 most_brought, most_found, scales = 64, 500, (1 / 12, 6)      # cells taken from one file, nuclei or images looked at, how far it may be rescaled
 
 
@@ -106,12 +106,12 @@ def check_chosen(chosen:tuple|None, found:int)->list:
     if not 1 <= len(taken) <= most_brought: raise InputError(f"{len(taken)} cells were chosen; 1 to {most_brought} at a time are allowed.")
     return taken
 
-# %% ../nbs/16_specimen.ipynb #8786452e
+# %% ../nbs/16_specimen.ipynb #49c7d8cb
 def digest(images:np.ndarray)->str:
     "Which pictures these are."
     return hashlib.sha256(f"{images.shape}{images.dtype}".encode() + np.ascontiguousarray(images).tobytes()).hexdigest()
 
-# %% ../nbs/16_specimen.ipynb #840b7335
+# %% ../nbs/16_specimen.ipynb #aa5b064d
 def bring(
     engine:Engine,
     micrograph:Micrograph,
@@ -138,7 +138,7 @@ def bring(
     return Brought(cells, before, for_looking(images[0]), places, (size / scale / sides[0], size / scale / sides[1]), (controls["nucleus_px"] or 0) / size, chosen, found, um,
                    [*micrograph.notes, *count_note(len(micrograph.pixels)), size_note(found, scale, micrograph.um_per_px)], dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(found)))
 
-# %% ../nbs/16_specimen.ipynb #8479df4f
+# %% ../nbs/16_specimen.ipynb #1e59f292
 def check_nucleus(px:float, own:float)->float:
     "A nuclear diameter that an image can be rescaled by, or `InputError`."
     low, high = own / scales[1], own / scales[0]
@@ -152,7 +152,7 @@ def count_note(images:int)->list: return [f"The file holds {images:,} images; th
 
 def size_note(reading:Reading, scale:float, um_per_px:float|None)->str:
     "What was done to the size, in plain words."
-    said = f"The file says {um_per_px:.3g} µM a pixel; the cells here have {um_per_px / scale:.3g}.".replace("µM", "µm") if um_per_px else "The file does not say how large a pixel is."
+    said = f"The file says {um_per_px:.3g} µm a pixel; the cells here have {um_per_px / scale:.3g}." if um_per_px else "The file does not say how large a pixel is."
     if reading.nucleus_px is None: return f"The image has the size of the model's own cells and is taken as it is. {said}"
     return f"A nucleus is {reading.nucleus_px:g} px wide in the file and {reading.nucleus_px * scale:.1f} px in the training controls, so the image was rescaled by {scale:.2f}. {said}"
 
@@ -164,7 +164,7 @@ def for_looking(image:np.ndarray, most:int=768)->np.ndarray:      # (C, H', W') 
     low, high = (v[:, None, None] for v in np.percentile(small, (1, 99.8), axis=(1, 2)))
     return ((small - low) / np.maximum(high - low, 1e-6) * 200).clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/16_specimen.ipynb #db5b5123
+# %% ../nbs/16_specimen.ipynb #b84df05e
 def drawn_controls(engine:Engine, seeds, experiment:str|None=None)->tuple:      # (B, C, H, W) uint8, and where they come from
     "Untreated cells from seeds."
     answer = engine.generate(engine.vocab.control, seeds=seeds, experiment=experiment, compare=False)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['kinds', 'walk_defaults', 'welcome', 'hint', 'Bench', 'uploads', 'read_upload', 'channel_fields', 'light_table',
-           'field_news', 'brought_anew', 'receive', 'forget', 'chosen_from', 'remap', 'resize', 'rechoose', 'doses_of',
-           'whatif_from', 'cells_from', 'run_for', 'fidelity_line', 'done_line', 'answered', 'effects_shown', 'ask',
-           'other', 'verdicts', 'cell_side', 'treatment_side', 'join_image', 'counterfactual_tab']
+           'field_news', 'brought_anew', 'receive', 'forget', 'chosen_from', 'remap', 'resize', 'rechoose', 'settle',
+           'doses_of', 'whatif_from', 'cells_from', 'run_for', 'fidelity_line', 'done_line', 'answered',
+           'effects_shown', 'ask', 'other', 'verdicts', 'cell_side', 'treatment_side', 'join_image',
+           'counterfactual_tab']
 
-# %% ../nbs/23_ui_counterfactual.ipynb #ebf6e94f
+# %% ../nbs/23_ui_counterfactual.ipynb #c81af03c
 import json
 import math
 from contextlib import suppress
@@ -27,7 +28,7 @@ from .ui_parts import (Kept, about_perturbation, amount, best_known, cell_fields
                               molecule_dose, molecule_side, name_side, piece, quiet, run_of, stale, takeaway_row, treatment_label, trouble, viewer, walk_fields)
 from .viz import composite, data_uri, show
 
-# %% ../nbs/23_ui_counterfactual.ipynb #b05f077d
+# %% ../nbs/23_ui_counterfactual.ipynb #1d73932e
 kinds = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz"]
 
 
@@ -44,7 +45,7 @@ class Bench(Kept):
         self.put_away()
         self.answer, self.um_per_px, self.alternative, self.alternatives = None, None, 0, 0      # of several treatments the one looked at
 
-# %% ../nbs/23_ui_counterfactual.ipynb #eeebf700
+# %% ../nbs/23_ui_counterfactual.ipynb #fe220b83
 def uploads()->Path:
     "Where Gradio puts what is uploaded, each file in a folder of its own."
     return Path(gr.utils.get_upload_folder()).resolve()
@@ -59,7 +60,7 @@ def read_upload(bench:Bench, file:str):
     finally:
         with suppress(OSError): path.unlink(), path.parent.rmdir()
 
-# %% ../nbs/23_ui_counterfactual.ipynb #e2cc6dfb
+# %% ../nbs/23_ui_counterfactual.ipynb #5cb50d0e
 def channel_fields(engine:Engine, bench:Bench)->list:
     "For each of the model's channels, a choice among those of the file, as last brought or as guessed."
     names = [c["name"] for c in engine.model.channels]
@@ -86,7 +87,7 @@ def field_news(engine:Engine, bench:Bench)->str:
     return json.dumps(dict(title=title, picture=data_uri(composite(b.field, channels)), nuclei=b.nuclei.round(4).tolist() if many else [], chosen=[] if bench.none else b.chosen, most=most_brought,
                            nucleus=[b.nucleus_share * side for side in b.crop], before=sheet(b.before), after=sheet(b.cells), matched=b.reading.match, light=light_table(engine, b), notes=b.notes))
 
-# %% ../nbs/23_ui_counterfactual.ipynb #fa73e71d
+# %% ../nbs/23_ui_counterfactual.ipynb #8da15a52
 def brought_anew(engine:Engine, bench:Bench, reading:Reading, none:bool=False)->tuple:
     "Bring the image as read so; what the page then shows: what is said at the file, the piece, the fields."
     as_they_are = [gr.skip()] * len(engine.model.channels)
@@ -113,7 +114,7 @@ def forget(engine:Engine, bench:Bench)->tuple:
     bench.put_away()
     return welcome, "", None, *channel_fields(engine, bench)
 
-# %% ../nbs/23_ui_counterfactual.ipynb #08fd48b0
+# %% ../nbs/23_ui_counterfactual.ipynb #ad853de9
 def chosen_from(said:str)->tuple|None:
     "The nuclei chosen in the piece; None for all."
     try: return tuple(json.loads(said)["chosen"])
@@ -138,7 +139,13 @@ def rechoose(engine:Engine, bench:Bench, said, match)->tuple:
     chosen = chosen_from(said)
     return brought_anew(engine, bench, replace(bench.asked, match=match, chosen=chosen or bench.asked.chosen), chosen == ())
 
-# %% ../nbs/23_ui_counterfactual.ipynb #db0417fe
+
+def settle(engine:Engine, bench:Bench, said):
+    "What was chosen a moment ago counts, though word of it is still on its way."
+    if bench.brought is None or (chosen := chosen_from(said)) is None: return
+    if chosen != (() if bench.none else tuple(bench.brought.chosen)): rechoose(engine, bench, said, bench.asked.match)
+
+# %% ../nbs/23_ui_counterfactual.ipynb #f2713a16
 def doses_of(engine:Engine, by:str, name:str, dose:float, series:bool)->list:
     "The doses that are asked about: one, or every dose the model saw of the compound, of a molecule five across what may be asked."
     vocab = engine.vocab
@@ -163,7 +170,7 @@ def cells_from(engine:Engine, bench:Bench, source:str, n, first, experiment)->tu
     if bench.none: raise InputError("No nucleus is taken; choose at least one in your image.")
     return bench.brought.cells, bench.brought.source
 
-# %% ../nbs/23_ui_counterfactual.ipynb #74d99e2c
+# %% ../nbs/23_ui_counterfactual.ipynb #578b437c
 def run_for(engine:Engine, requests:list, names:list)->dict:
     "What the viewer needs to know before the first picture."
     labels = ["Original", f"Regenerated, still {engine.vocab.control}", *(treatment_label(engine, r) for r in requests)]
@@ -185,7 +192,7 @@ def done_line(answer:Counterfactual)->str:
     return (f"{p['cells']} cell{'s'[:p['cells'] > 1]}, experiment {p['experiment']}. {p['solver']} in {p['steps']} steps each way, {p['nfe']} network evaluations a picture, "
             f"guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/23_ui_counterfactual.ipynb #bcf988b5
+# %% ../nbs/23_ui_counterfactual.ipynb #f1a20a1c
 def answered(engine:Engine, bench:Bench, source, n, first, *fields):
     "Yield what the viewer, the status line, the round trip and the effect panel show."
     whatif = whatif_from(engine, *fields)
@@ -205,7 +212,7 @@ def effects_shown(engine:Engine, answer:Counterfactual, i:int)->str:
     title = f"Effect of {treatment_label(engine, answer.requests[i])}: counterfactual minus regenerated"
     return effects_of(answer.comparisons[i], answer.channels, title, "regenerated")
 
-# %% ../nbs/23_ui_counterfactual.ipynb #05af1e2e
+# %% ../nbs/23_ui_counterfactual.ipynb #0d47e4b4
 def ask(engine:Engine, bench:Bench, *fields):
     "The same, with what goes wrong said in the status line."
     try: yield from answered(engine, bench, *fields)
@@ -219,7 +226,7 @@ def other(engine:Engine, bench:Bench, said:str):
     bench.alternative = i
     return effects_shown(engine, bench.answer, i) if bench.answer else gr.skip()
 
-# %% ../nbs/23_ui_counterfactual.ipynb #efae5d07
+# %% ../nbs/23_ui_counterfactual.ipynb #4f887870
 walk_defaults = 20, 1., "midpoint"      # steps each way, guidance, solver
 
 
@@ -235,7 +242,7 @@ def verdicts(engine:Engine, bench:Bench, source, n, first, *fields)->list:
     alone = lambda i: judged(lambda: check_whatif(whatif_from(engine, *good[:i], fields[i], *good[i + 1:]), many, engine))
     return [fine, *cells, *(alone(i) for i in range(len(fields)))]
 
-# %% ../nbs/23_ui_counterfactual.ipynb #c2af6974
+# %% ../nbs/23_ui_counterfactual.ipynb #ef7e78a9
 welcome = "One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. It is read in memory and its file is deleted at once."
 hint = "Bring cells, or take drawn ones, choose a treatment and press <b>Treat cells</b>. They walk back to noise and forth again, once untreated and once treated."
 
@@ -264,7 +271,7 @@ def treatment_side(engine:Engine):
     where = experiment_field(engine, engine.vocab.control, label="Experiment", info="Whose staining and light the cells have", elem_id="cf-experiment")
     return by_name, by_structure, (name, about, dose), molecule, series, where
 
-# %% ../nbs/23_ui_counterfactual.ipynb #167a2d49
+# %% ../nbs/23_ui_counterfactual.ipynb #1cc6a761
 def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     "What is said and shown of an image follows what is uploaded and how it is to be read."
     shown = [door, field, nucleus, *places]
@@ -274,7 +281,7 @@ def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     for event in (nucleus.submit, nucleus.blur): event(lambda *a: resize(engine, *a), [bench, nucleus, match, *places], shown, **quiet)
     for event in (match.input, field.input): event(lambda *a: rechoose(engine, *a), [bench, field, match], shown, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/23_ui_counterfactual.ipynb #8263710e
+# %% ../nbs/23_ui_counterfactual.ipynb #55b842f8
 def counterfactual_tab(engine:Engine):
     "The same cells, treated otherwise."
     bench, source, by = gr.State(Bench, delete_callback=Bench.clear), gr.State("drawn"), gr.State("perturbation")
@@ -298,6 +305,9 @@ def counterfactual_tab(engine:Engine):
         tab.select(lambda value=value: value, None, state, **quiet)
     for tab, seen in ((drawn, "hidden"), (image, True)): tab.select(lambda seen=seen: gr.HTML(visible=seen), None, field, **quiet)
     fields = [bench, source, n, first, by, name, dose, smiles, molecule_amount, series, where, *walk]
-    running = go.click(lambda *f: (yield from ask(engine, *f)), fields, [player, status, trip, effects], concurrency_limit=4, validator=lambda *f: verdicts(engine, *f), **quiet)
+    def treat(said, bench, *fields):
+        settle(engine, bench, said)
+        yield from ask(engine, bench, *fields)
+    running = go.click(treat, [field, *fields], [player, status, trip, effects], concurrency_limit=4, validator=lambda _, *f: [fine, *verdicts(engine, *f)], **quiet)
     stop.click(None, cancels=[running], api_visibility="private")
     player.input(lambda *a: other(engine, *a), [bench, player], effects, trigger_mode="always_last", **quiet)

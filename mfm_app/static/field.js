@@ -4,10 +4,8 @@ let said = null, taken = new Set();
 
 const chosen = () => [...taken].sort((a, b) => a - b);
 
-function tell() {
-  props.value = JSON.stringify({ chosen: chosen() });
-  trigger('input');
-}
+function hold() { props.value = JSON.stringify({ chosen: chosen() }); }
+function tell() { hold(); trigger('input'); }
 
 function mark() {
   element.querySelectorAll('.nuclei button').forEach((ring, i) => ring.setAttribute('aria-pressed', taken.has(i)));
@@ -52,7 +50,7 @@ function load(fresh) {
   find('.light tbody').replaceChildren(...said.light.map(lightRow));
   find('.notes').replaceChildren(...said.notes.map(note => Object.assign(document.createElement('li'), { textContent: note })));
   mark();
-  if (`${chosen()}` !== `${said.chosen}`) tell();      // it was chosen while the answer was on its way
+  if (`${chosen()}` === `${said.chosen}`) hold(); else tell();      // else it was chosen while the answer was on its way
 }
 
 find('.all').addEventListener('click', () => { taken = new Set(said.nuclei.slice(0, said.most).keys()); mark(); tell(); });
