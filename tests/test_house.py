@@ -38,18 +38,22 @@ may_import = dict(
     takeaway="core viz images effects engine counterfactual",
     screen="core molecules sampling features evaluation engine",
     finetune="core molecules data simulator conditioning sampling training hub features evaluation specimen",
-    ui_parts="core viz molecules engine effects takeaway",
-    ui_explore="core viz molecules images engine effects specimen counterfactual takeaway ui_parts",
-    ui_counterfactual="core viz molecules images engine effects specimen counterfactual takeaway ui_parts",
-    ui_screen="core viz molecules engine screen ui_parts",
-    ui="core engine screen ui_parts ui_explore ui_counterfactual ui_screen",
-    cli="core viz molecules images data simulator model conditioning flow sampling training hub features evaluation effects engine specimen counterfactual takeaway screen finetune ui",
+    address="core engine counterfactual screen",
+    display="core viz molecules effects engine counterfactual takeaway",
+    ui_parts="core viz molecules engine effects takeaway address display",
+    ui_explore="core viz molecules images engine effects specimen counterfactual takeaway address display ui_parts",
+    ui_counterfactual="core viz molecules images engine effects specimen counterfactual takeaway address display ui_parts",
+    ui_screen="core viz molecules engine screen address display ui_parts",
+    ui_api="core viz molecules images engine effects specimen counterfactual takeaway screen display ui_parts",
+    ui="core hub engine screen address display ui_parts ui_explore ui_counterfactual ui_screen ui_api",
+    space="core hub engine",
+    cli="core viz molecules images data simulator model conditioning flow sampling training hub features evaluation effects engine specimen counterfactual takeaway screen finetune ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`
 door = dict(gradio="ui", plotly="viz", matplotlib="viz", rdkit="molecules", timm="model", torchdiffeq="sampling",
             accelerate="training", huggingface_hub="hub", skimage="features", torch_fidelity="features",
-            tifffile="images", sklearn="evaluation", ipyketcher="ui")
+            tifffile="images", sklearn="evaluation", ipyketcher="display", spaces="space")
 
 each_module = pytest.mark.parametrize("path", modules, ids=lambda p: p.stem)
 each_notebook = pytest.mark.parametrize("path", notebooks, ids=lambda p: p.relative_to(root / "nbs").as_posix())
