@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['most_treatments', 'most_pictures', 'walks', 'Treatment', 'WhatIf', 'check_cells', 'check_whatif', 'Counterfactual',
-           'provenance', 'stream', 'counterfactual', 'round_trips', 'cosine', 'recognised', 'kept', 'shift', 'centred',
+           'told_of', 'stream', 'counterfactual', 'round_trips', 'cosine', 'recognised', 'kept', 'shift', 'centred',
            'twin_scores', 'twin_table']
 
-# %% ../nbs/17_counterfactual.ipynb #40e35503
+# %% ../nbs/17_counterfactual.ipynb #1e4850c8
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,15 +16,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from . import __version__
 from .core import InputError, to_float, to_uint8
 from .effects import Comparison, Fidelity, fidelity
-from .engine import Engine, Moment, Request, check, follow
+from .engine import Engine, Moment, Request, check, provenance
 from .evaluation import standardise
 from .specimen import digest
-from .sampling import nfe, there_and_back
+from .sampling import there_and_back
 
-# %% ../nbs/17_counterfactual.ipynb #d0bd6439
+# %% ../nbs/17_counterfactual.ipynb #8f0e7220
 @dataclass(frozen=True)
 class Treatment:
     "What cells might have received: a perturbation by name, or a molecule by structure."
@@ -43,7 +42,7 @@ class WhatIf:
     steps:int = 20                     # each way
     cfg_scale:float = 1.
 
-# %% ../nbs/17_counterfactual.ipynb #bfe88863
+# %% ../nbs/17_counterfactual.ipynb #013d58dc
 most_treatments, most_pictures = 12, 512      # in one question: treatments, and cells times treatments
 
 
@@ -66,7 +65,7 @@ def check_whatif(whatif:WhatIf, cells:int, engine:Engine)->list:     # a `Reques
     walk = dict(solver=whatif.solver, steps=whatif.steps, cfg_scale=whatif.cfg_scale)
     return [check(Request(t.perturbation, t.dose_um, where.experiment, where.cell_type, molecule=t.molecule, **walk), engine) for t in whatif.treatments]
 
-# %% ../nbs/17_counterfactual.ipynb #da8b3131
+# %% ../nbs/17_counterfactual.ipynb #6a2223b5
 @dataclass
 class Counterfactual:
     "Cells as they were, as the model gives them back, and as they might have been."
@@ -87,16 +86,15 @@ class Counterfactual:
         "A `Comparison` a treatment: counterfactuals against factuals."
         return [Comparison(treated, self.factual, [c["name"] for c in self.channels]) for treated in self.treated]
 
-# %% ../nbs/17_counterfactual.ipynb #64bb96b3
-def provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds:float)->dict:
+# %% ../nbs/17_counterfactual.ipynb #107e67de
+def told_of(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds:float)->dict:
     "Everything needed to draw the same cells again."
-    r, calls = requests[0], sum(nfe(requests[0].solver, requests[0].steps, requests[0].cfg_scale, to_image) for to_image in (False, True))
-    return dict(model=engine.model.name, weights_sha256=engine.model.sha256, cells=len(cells), cells_sha256=digest(cells), source=source,
-                treatments=[dict(perturbation=q.perturbation, dose_um=q.dose_um, molecule=q.molecule) for q in requests],
-                control=engine.vocab.control, experiment=r.experiment, cell_type=r.cell_type, solver=r.solver, steps=r.steps, cfg_scale=r.cfg_scale, nfe=calls,
-                seconds=round(seconds, 2), device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."), mfm_app=__version__)
+    treatments = [dict(perturbation=r.perturbation, dose_um=r.dose_um, molecule=r.molecule) for r in requests]
+    about = dict(cells=len(cells), cells_sha256=digest(cells), source=source, treatments=treatments, control=engine.vocab.control,
+                 experiment=requests[0].experiment, cell_type=requests[0].cell_type, seconds=round(seconds, 2))
+    return provenance(engine, requests[0], about, back=True, molecule=any(r.molecule for r in requests))
 
-# %% ../nbs/17_counterfactual.ipynb #574378d8
+# %% ../nbs/17_counterfactual.ipynb #68df6cc9
 def stream(
     engine:Engine,
     cells,              # (B, C, H, W) uint8 control cells, in the model's channels and size
@@ -107,18 +105,17 @@ def stream(
     cells, began = check_cells(cells, engine.model.net.shape), time.time()
     requests, n = check_whatif(whatif, len(cells), engine), len(cells)
     was, now = engine.rows(requests[0], control=True, n=n), [engine.rows(r, n=n) for r in requests]
-    steps, groups, d = requests[0].steps, 1 + len(requests), engine.device
-    walking = there_and_back(to_float(cells).to(d), was.to(d), [rows.to(d) for rows in now], requests[0].solver, steps, requests[0].cfg_scale)
+    steps, groups = requests[0].steps, 1 + len(requests)
     def split(x):
         ways = to_uint8(x).reshape(-1, n, *cells.shape[1:])
         return np.concatenate([cells[None], np.broadcast_to(ways, (groups, *ways.shape[1:])) if len(ways) == 1 else ways])
-    with closing(follow(engine.together, walking)) as frames:
+    with closing(engine.walks.frames(there_and_back, to_float(cells), was, now, requests[0].solver, steps, requests[0].cfg_scale)) as frames:
         for step, frame in enumerate(frames):
             if step == steps: continue                               # the noise, from which the way forth begins
             yield Moment(frame.t, step - (step > steps), 2 * steps, split(frame.x), shown := split(frame.guess))
-    yield Counterfactual(cells, shown[1], shown[2:], engine.model.channels, requests, provenance(engine, cells, requests, source, time.time() - began))
+    yield Counterfactual(cells, shown[1], shown[2:], engine.model.channels, requests, told_of(engine, cells, requests, source, time.time() - began))
 
-# %% ../nbs/17_counterfactual.ipynb #56104e60
+# %% ../nbs/17_counterfactual.ipynb #5b6a9be2
 def counterfactual(
     engine:Engine,
     cells,                             # (B, C, H, W) uint8 control cells
@@ -132,7 +129,7 @@ def counterfactual(
     for event in stream(engine, cells, WhatIf(tuple(Treatment(perturbation, d, molecule) for d in doses), **kwargs)): pass
     return event
 
-# %% ../nbs/17_counterfactual.ipynb #a048c0b5
+# %% ../nbs/17_counterfactual.ipynb #8b1104be
 walks = [(s, n) for s, steps in dict(euler=(10, 20, 40), midpoint=(5, 10, 15, 20, 30), heun=(5, 10, 15, 20, 30), rk4=(3, 5, 8, 10, 15)).items() for n in steps]
 
 
@@ -148,7 +145,7 @@ def round_trips(
         return dict(solver=solver, steps=steps, nfe=answer.provenance["nfe"], psnr=round(answer.fidelity.psnr, 2))
     return [one(*setting) for setting in settings]
 
-# %% ../nbs/17_counterfactual.ipynb #8f90db00
+# %% ../nbs/17_counterfactual.ipynb #114fd7dd
 def cosine(a, b)->float: return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9))
 
 
@@ -164,7 +161,7 @@ def kept(treated:pd.DataFrame, factual:pd.DataFrame)->float:
     "Median over features of the rank correlation, across cells, of before with after."
     return float(treated.rank().corrwith(factual.rank()).median())
 
-# %% ../nbs/17_counterfactual.ipynb #f02a877e
+# %% ../nbs/17_counterfactual.ipynb #d6cbcdc1
 def shift(
     engine:Engine,
     cells,                       # (B, C, H, W) uint8 real controls the model has not seen
@@ -186,7 +183,7 @@ def shift(
                 halves=cosine(step(there[::2], base), step(there[1::2], base)), from_noise=cosine(step(made[2], made[3]), true),
                 kept=kept(treated, factual), recognised=recognised(answer.treated[0], answer.factual))
 
-# %% ../nbs/17_counterfactual.ipynb #d9c1bb8b
+# %% ../nbs/17_counterfactual.ipynb #63c66534
 def centred(maps:np.ndarray)->np.ndarray:      # (N, pixels), of length 1
     "Each map as a direction."
     flat = maps.reshape(len(maps), -1) - maps.reshape(len(maps), -1).mean(1, keepdims=True)
@@ -202,7 +199,7 @@ def twin_scores(
     return dict(correlation=float(np.median(alike(predicted, true))), of_means=float(alike(predicted.mean(0)[None], true.mean(0)[None])[0]),
                 error=float(np.median(np.sqrt(np.square(predicted - true).mean((1, 2, 3))))))
 
-# %% ../nbs/17_counterfactual.ipynb #a13b9654
+# %% ../nbs/17_counterfactual.ipynb #29b70ed8
 def twin_table(
     answer:Counterfactual,      # of untreated simulated cells
     twins:list,                 # (B, C, H, W) uint8 for each of its treatments: the same cells, truly treated

@@ -4,27 +4,28 @@
 
 # %% auto #0
 __all__ = ['sampling_defaults', 'hint', 'run_for', 'provenance_line', 'steadiness_line', 'request_from', 'verdicts', 'answers',
-           'generate', 'explore_tab', 'switch_sides']
+           'told', 'generate', 'fields_of', 'reopened', 'explore_tab', 'switch_sides']
 
-# %% ../nbs/24_ui_explore.ipynb #27e586b1
+# %% ../nbs/24_ui_explore.ipynb #0903e92a
 import json
 
 import gradio as gr
 
+from .address import View, python_of_cells, request_of, said_of
 from .core import InputError, check_int
 from .engine import Answer, Engine, Moment, Request, Steadiness, check, most_seeds, weigh
 from .display import effects_of, frame_of, run_of, treatment_label
-from .ui_parts import (Kept, amount, best_known, cell_fields, dose_of, effect_panel, experiment_field, experiments, fine, join_molecule, join_name, judged, molecule_dose,
-                              molecule_editor, molecule_side, name_side, quiet, stale, takeaway_row, trouble, viewer, walk_fields)
+from .ui_parts import (Kept, amount, asked_for, best_known, cell_fields, dose_of, effect_panel, experiment_field, experiments, fine, join_molecule, join_name, judged, molecule_dose,
+                              molecule_editor, molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, trouble, viewer, walk_fields)
 
-# %% ../nbs/24_ui_explore.ipynb #327ce82c
+# %% ../nbs/24_ui_explore.ipynb #dd8a3a22
 def run_for(engine:Engine, request:Request)->dict:
     "What the viewer needs to know of a checked request."
     labels, legend = [treatment_label(engine, request)], "Every seed."
     if request.compare: labels, legend = [*labels, f"{engine.vocab.control}, from the same noise"], "Every seed: treated above, control from the same noise below."
     return run_of(engine, [f"seed {s}" for s in request.seeds], labels, request.steps, legend)
 
-# %% ../nbs/24_ui_explore.ipynb #2f180df7
+# %% ../nbs/24_ui_explore.ipynb #72a706b3
 def provenance_line(what:str, answer:Answer)->str:
     "In one line what was drawn and how."
     p = answer.provenance
@@ -42,14 +43,14 @@ def steadiness_line(steady:Steadiness)->str:
             f"**{first}** most (cosine {cosine:.2f}), then {second} ({next_cosine:.2f}). {effect.agreement:.0%} of the seeds and {steady.thinned} of {n} fingerprints "
             f"with some bits dropped point to {first} as well.")
 
-# %% ../nbs/24_ui_explore.ipynb #c00c3c1d
+# %% ../nbs/24_ui_explore.ipynb #5805aab0
 def request_from(by, name, dose, smiles, molecule_dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     n, first = check_int(cells, "Cells", 1, most_seeds), check_int(first, "The first seed", 0, 2**31 - 1 - most_seeds)
     what = dict(perturbation=name, dose_um=amount(dose)) if by == "perturbation" else dict(molecule=smiles or "", dose_um=amount(molecule_dose))
     return Request(**what, experiment=experiment, seeds=tuple(range(first, first + n)), solver=solver, steps=steps, cfg_scale=cfg_scale)
 
-# %% ../nbs/24_ui_explore.ipynb #4024da4e
+# %% ../nbs/24_ui_explore.ipynb #62f79e0e
 sampling_defaults = 0, 16, 10, 1., "midpoint"      # first seed, cells, steps, guidance, solver
 
 
@@ -62,30 +63,52 @@ def verdicts(engine:Engine, *fields)->list:
     good = [by, name, dose_of(engine, name), smiles, by != "perturbation" and molecule_dose(engine, smiles), experiments(engine, first)[0][1], *sampling_defaults]
     return [judged(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine)) for i, value in enumerate(fields)]
 
-# %% ../nbs/24_ui_explore.ipynb #76634450
+# %% ../nbs/24_ui_explore.ipynb #440caf8c
 def answers(engine:Engine, kept:Kept, request:Request):
-    "Yield what the viewer shows, what the status line says, what the cells say, and what the effect panel shows."
-    run, what = run_for(engine, request), treatment_label(engine, request)
+    "Yield what the viewer shows, what the status line says, what the cells say, what the effect panel shows, and how to see it again."
+    run, what, none = run_for(engine, request), treatment_label(engine, request), gr.skip()
+    again = said_again(View("explore", said_of(request)), python_of_cells(engine, request))
     kept.answer = None      # what is shown from now on is not done
-    for event in engine.stream(request):
-        if isinstance(event, Moment): yield json.dumps(dict(run=run, frame=frame_of(event))), "", "", stale if event.step == 0 else gr.skip()
-        else: yield json.dumps(dict(run=run, done=provenance_line(what, event))), "", "", gr.skip()
+    for event in timely(engine.stream(request)):
+        if isinstance(event, Moment): yield json.dumps(dict(run=run, frame=frame_of(event))), "", "", *((none, none) if event.step else (stale, again))
+        else: yield json.dumps(dict(run=run, done=provenance_line(what, event))), "", "", none, none
     kept.answer = event
     than = f"{engine.vocab.control} from the same noise"
-    yield gr.skip(), "", gr.skip(), effects_of(event.comparison, event.channels, f"Effect of {what}: treated minus {than}", than) if event.control is not None else ""
-    if request.molecule and engine.space: yield gr.skip(), "", steadiness_line(weigh(engine, event)), gr.skip()
+    yield none, "", none, effects_of(event.comparison, event.channels, f"Effect of {what}: treated minus {than}", than) if event.control is not None else "", none
+    if request.molecule and engine.space: yield none, "", steadiness_line(weigh(engine, event)), none, none
+
+
+def told(engine:Engine, kept:Kept, ask):
+    "The same of the request that `ask()` gives; what goes wrong is said in the status line."
+    try: yield from answers(engine, kept, ask())
+    except Exception as e: yield gr.skip(), trouble(e), "", gr.skip(), gr.skip()
 
 
 def generate(engine:Engine, kept:Kept, *fields):
-    "The same from the fields of the page; what goes wrong is said in the status line."
-    try: yield from answers(engine, kept, check(request_from(*fields), engine))
-    except Exception as e: yield gr.skip(), trouble(e), "", gr.skip()
+    "The same from the fields of the page."
+    yield from told(engine, kept, lambda: check(request_from(*fields), engine))
 
-# %% ../nbs/24_ui_explore.ipynb #2a756a89
+# %% ../nbs/24_ui_explore.ipynb #715049f5
+def fields_of(engine:Engine, view:View)->list:
+    "What stands in the fields of a view: see `side_of`, then experiment, first seed, cells, steps, guidance, solver."
+    said, first = view.said, view.said["perturbation"] or engine.vocab.unlisted
+    return [*side_of(engine, said), experiment_field(engine, first, value=said["experiment"]), *(said[k] for k in ("seed", "cells", "steps", "guidance", "solver"))]
+
+
+def reopened(engine:Engine, kept:Kept, params):
+    "Yield the fields an address asks for and what `generate` then yields."
+    blank, rest = [gr.skip()] * 13, [gr.skip()] * 5
+    try: view = asked_for(engine, "explore", params)
+    except InputError as e: return (yield *blank, gr.skip(), trouble(e), *rest[2:])
+    if view is None: return (yield *blank, *rest)
+    yield *fields_of(engine, view), *rest
+    for shown in told(engine, kept, lambda: check(request_of(view.said), engine)): yield *blank, *shown
+
+# %% ../nbs/24_ui_explore.ipynb #436d5009
 hint = "Choose what to do to the cells and press <b>Generate</b>. They form here, treated and untreated side by side, from the same noise."
 
-# %% ../nbs/24_ui_explore.ipynb #52a3fd90
-def explore_tab(engine:Engine):
+# %% ../nbs/24_ui_explore.ipynb #165e073e
+def explore_tab(engine:Engine, blocks:gr.Blocks):
     "Pick a perturbation or draw a molecule, watch cells form."
     reads, by, kept = engine.model.encode is not None, gr.State("perturbation"), gr.State(Kept)
     with gr.Row(equal_height=False):
@@ -102,22 +125,25 @@ def explore_tab(engine:Engine):
             with gr.Tab("Cells", id="cells"):
                 player, steady = viewer(hint, elem_id="viewer"), gr.Markdown(elem_id="steady")
                 effects = effect_panel("What the treatment changes, pixel by pixel and feature by feature, is shown here.", elem_id="effects")
+                again = piece("again", elem_id="again")
                 takeaway_row(kept, status)
             if reads:
                 with gr.Tab("Draw", id="draw") as drawing_tab: editor = molecule_editor(elem_id="editor")
     fields = [by, name, dose, smiles, molecule_amount, where, *sampling]
     join_name(engine, name, about, dose, where)
-    by_name.select(lambda name: ("perturbation", experiment_field(engine, name)), name, [by, where], **quiet)
+    by_name.select(lambda name, where: ("perturbation", experiment_field(engine, name, value=where)), [name, where], [by, where], **quiet)
     if reads: switch_sides(engine, by, where, what, by_structure, drawing_tab, (smiles, buttons, card, molecule_amount, editor))
     go.click(lambda: gr.Tabs(selected="cells"), None, shown, **quiet)
-    running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], [player, status, steady, effects], concurrency_limit=4,
+    running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], shows := [player, status, steady, effects, again], concurrency_limit=4, concurrency_id="walks",
                        validator=lambda kept, *f: [fine, *verdicts(engine, *f)], **quiet)
-    stop.click(None, cancels=[running], api_visibility="private")
+    def visited(kept, request:gr.Request): yield from reopened(engine, kept, request.query_params)
+    opened = blocks.load(visited, kept, [what, by, about, *fields[1:], *shows], concurrency_limit=4, concurrency_id="walks", **quiet)
+    stop.click(None, cancels=[running, opened], api_visibility="private")
 
-# %% ../nbs/24_ui_explore.ipynb #dde3a8e9
+# %% ../nbs/24_ui_explore.ipynb #0bfeec8a
 def switch_sides(engine:Engine, by, where, what, by_structure, drawing_tab, parts):
     "Opening the molecule side or the editor makes the molecule what Generate uses."
     join_molecule(engine, *parts)
-    molecule = lambda: ("molecule", experiment_field(engine, engine.vocab.unlisted))
-    by_structure.select(molecule, None, [by, where], **quiet)
-    drawing_tab.select(lambda smiles: (gr.Tabs(selected="molecule"), *molecule(), smiles), parts[0], [what, by, where, parts[-1]], **quiet)
+    molecule = lambda where: ("molecule", experiment_field(engine, engine.vocab.unlisted, value=where))
+    by_structure.select(molecule, where, [by, where], **quiet)
+    drawing_tab.select(lambda smiles, where: (gr.Tabs(selected="molecule"), *molecule(where), smiles), [parts[0], where], [what, by, where, parts[-1]], **quiet)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['stale', 'quiet', 'fine', 'piece', 'served', 'molecule_editor', 'viewer', 'effect_panel', 'choices', 'trust',
            'about_perturbation', 'experiments', 'best_known', 'dose_of', 'molecule_dose', 'examples', 'judged',
-           'trouble', 'amount', 'name_side', 'molecule_side', 'cell_fields', 'walk_fields', 'experiment_field',
-           'join_name', 'join_molecule', 'join_editor', 'Kept', 'handed_out', 'takeaway_row']
+           'trouble', 'amount', 'timely', 'name_side', 'molecule_side', 'cell_fields', 'walk_fields',
+           'experiment_field', 'join_name', 'join_molecule', 'join_editor', 'uploads', 'uploaded', 'discard', 'Kept',
+           'handed_out', 'takeaway_row', 'said_again', 'asked_for', 'side_of']
 
-# %% ../nbs/23_ui_parts.ipynb #1bdf9480
+# %% ../nbs/23_ui_parts.ipynb #39623a03
 import atexit
 import base64
 import json
@@ -17,7 +18,9 @@ import math
 import os
 import shutil
 import tempfile
+import time
 import uuid
+from contextlib import closing, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,13 +28,14 @@ from urllib.parse import quote
 
 import gradio as gr
 
+from .address import View, checked, read_query, tabs, write_query
 from .core import InputError, usual_dose
 from .display import about_molecule, static
 from .engine import Engine, solver_names
 from .molecules import read_molecule
 from .takeaway import kinds, taken, written
 
-# %% ../nbs/23_ui_parts.ipynb #21dac1da
+# %% ../nbs/23_ui_parts.ipynb #a4316a97
 def piece(
     name:str,             # of the files in `static`
     value=None,
@@ -43,7 +47,7 @@ def piece(
     js = "".join(f"const {k} = {json.dumps(v)};\n" for k, v in constants.items()) + js
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #837b3bf7
+# %% ../nbs/23_ui_parts.ipynb #3fb0416e
 @cache
 def served()->Path:
     "The one folder of files the page may fetch; made once and gone with the process."
@@ -62,7 +66,7 @@ def molecule_editor(smiles:str="", **kwargs)->gr.HTML:
     "A molecule editor; its value is a SMILES."
     return piece("editor", smiles, constants=dict(ketcher=quote(served().as_posix(), safe="/:")), **kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #35bbfe48
+# %% ../nbs/23_ui_parts.ipynb #57a1469e
 def viewer(hint:str, **kwargs)->gr.HTML:
     "A player of runs, with a hint in HTML until there is one."
     return piece("viewer", constants=dict(HINT=hint), **kwargs)
@@ -75,7 +79,7 @@ def effect_panel(hint:str, **kwargs)->gr.HTML:
 
 stale = json.dumps(dict(stale=True))      # what is shown belongs to an answer that is being replaced
 
-# %% ../nbs/23_ui_parts.ipynb #f007531f
+# %% ../nbs/23_ui_parts.ipynb #38e4f082
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
@@ -93,7 +97,7 @@ def about_perturbation(engine:Engine, name:str)->str:
     p = engine.vocab.perturbation(name)
     return f"**{p.moa or 'Untreated control'}.** Learned from {p.cells:,} cells. {trust(p.cells)}"
 
-# %% ../nbs/23_ui_parts.ipynb #4d96b8f1
+# %% ../nbs/23_ui_parts.ipynb #71b060e0
 def experiments(engine:Engine, name:str)->list:
     "Label and name of each experiment, those with this perturbation first."
     seen = engine.vocab.perturbation(name).experiments
@@ -112,7 +116,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/23_ui_parts.ipynb #6b2a1cd8
+# %% ../nbs/23_ui_parts.ipynb #a64d7922
 def molecule_dose(engine:Engine, smiles:str, dose:str|None=None)->str:
     "What the dose control is told of a molecule; a dose that is already there stays."
     low, high = engine.vocab.dose_range(engine.vocab.unlisted)
@@ -129,7 +133,7 @@ def examples(engine:Engine)->list:
     held = [(f"{h['name']} (held out)", h["smiles"]) for h in engine.taught.get("held_out", [])[:1]]
     return [(f"{known.name} (known)", known.smiles), *held, ("caffeine", "Cn1cnc2c1c(=O)n(C)c(=O)n2C")]
 
-# %% ../nbs/23_ui_parts.ipynb #c0d8a317
+# %% ../nbs/23_ui_parts.ipynb #76a714b7
 quiet = dict(show_progress="hidden", api_visibility="private")      # further arguments of every event
 fine = gr.validate(True, "")
 
@@ -157,7 +161,19 @@ def amount(dose:str)->float:
     except (ValueError, TypeError, KeyError): found = None
     return math.nan if found is None else found
 
-# %% ../nbs/23_ui_parts.ipynb #081175e8
+# %% ../nbs/23_ui_parts.ipynb #882c1358
+def timely(
+    events,                  # a generator
+    seconds:float=300.,      # it may take in all
+):                           # yields what it yields
+    "Pass events on until they have taken too long, which is an `InputError`; whatever happens, what makes them is closed."
+    until = time.monotonic() + seconds
+    with closing(events):
+        for event in events:
+            if time.monotonic() > until: raise InputError(f"This took more than {seconds:g} seconds and was stopped; ask for fewer cells, treatments or steps.")
+            yield event
+
+# %% ../nbs/23_ui_parts.ipynb #4a45877b
 def name_side(engine:Engine, prefix:str=""):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     start = best_known(engine)
@@ -174,7 +190,7 @@ def molecule_side(engine:Engine, prefix:str=""):
     card = gr.HTML(about_molecule(engine, shown[0][1]), css_template=(static / "molecule.css").read_text(encoding="utf-8"), elem_id=f"{prefix}molecule-card", container=True)
     return smiles, buttons, card, piece("dose", molecule_dose(engine, shown[0][1]), elem_id=f"{prefix}molecule-dose", container=True)
 
-# %% ../nbs/23_ui_parts.ipynb #2da605f2
+# %% ../nbs/23_ui_parts.ipynb #09c92142
 def cell_fields(prefix:str="", cells:int=16):
     "The first seed, and how many cells."
     with gr.Row():
@@ -197,11 +213,11 @@ def experiment_field(engine:Engine, name:str, **kwargs)->gr.Dropdown:
     found = experiments(engine, name)
     return gr.Dropdown(found, **dict(value=found[0][1], label="Experiment", info="Each has its own staining and light") | kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #d79f2320
+# %% ../nbs/23_ui_parts.ipynb #33045a82
 def join_name(engine:Engine, name, about, dose, experiment):
     "What is said of a compound, its doses and its experiments follow its name."
     told = lambda name: (about_perturbation(engine, name), dose_of(engine, name), experiment_field(engine, name))
-    name.change(told, name, [about, dose, experiment], **quiet)
+    name.input(told, name, [about, dose, experiment], **quiet)      # by hand; an address fills in all of them itself
 
 
 def join_molecule(
@@ -210,13 +226,14 @@ def join_molecule(
     editor=None,                      # of this tab, if it has one
 ):
     "Text, card, dose and drawing follow one another."
-    told = lambda text, dose: (about_molecule(engine, text), molecule_dose(engine, text, dose))
-    smiles.change(told, [smiles, dose], [card, dose], trigger_mode="always_last", **quiet)
+    smiles.change(lambda text: about_molecule(engine, text), smiles, card, trigger_mode="always_last", **quiet)
+    for by_hand in (smiles.input, *([] if editor is None else [editor.input])):      # an address brings a dose of its own
+        by_hand(lambda text, dose: molecule_dose(engine, text, dose), [smiles if by_hand == smiles.input else editor, dose], dose, trigger_mode="always_last", **quiet)
     if editor is not None: join_editor(smiles, editor)
     filled = [smiles] if editor is None else [smiles, editor]
     for button, value in buttons: button.click(lambda value=value: (*[value] * len(filled), molecule_dose(engine, value)), None, [*filled, dose], **quiet)
 
-# %% ../nbs/23_ui_parts.ipynb #971e2b12
+# %% ../nbs/23_ui_parts.ipynb #0ab4004c
 def join_editor(smiles, editor):
     "What is typed is drawn, and what is drawn is typed."
     def plain(drawn):
@@ -232,7 +249,21 @@ def join_editor(smiles, editor):
     smiles.change(drawable, smiles, editor, trigger_mode="always_last", js=typed, **quiet)
     editor.input(plain, editor, smiles, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/23_ui_parts.ipynb #9f6d9543
+# %% ../nbs/23_ui_parts.ipynb #615038de
+def uploads()->Path:
+    "Where Gradio puts what is uploaded, each file in a folder of its own."
+    return Path(gr.utils.get_upload_folder()).resolve()
+
+
+def uploaded(path)->bool: return Path(path).resolve().parent.parent == uploads()
+
+
+def discard(path):
+    "Delete an upload; any other file stays."
+    if not path or not uploaded(path): return
+    with suppress(OSError): Path(path).unlink(), Path(path).parent.rmdir()
+
+# %% ../nbs/23_ui_parts.ipynb #f14f3a63
 class Kept:
     "What one visitor was answered last."
     answer, um_per_px = None, None
@@ -253,3 +284,29 @@ def takeaway_row(kept:gr.State, status:gr.Markdown, prefix:str=""):
         buttons = [gr.Button(f"↓ {kind}", size="sm", min_width=70, elem_id=f"{prefix}take-{kind.lower()}") for kind in kinds]
     handout = piece("handout", elem_id=f"{prefix}handout")
     for kind, button in zip(kinds, buttons): button.click(lambda kept, kind=kind: handed_out(kept, kind), kept, [handout, status], **quiet)
+
+# %% ../nbs/23_ui_parts.ipynb #dfe86d6f
+def said_again(
+    view:View|None,     # None where an address cannot hold it
+    python:str,
+    note:str="",        # what the link does not hold
+)->str:
+    "What the piece `again` shows."
+    return json.dumps(dict(tab=view.tab, address=write_query(view), python=python, note=note) if view else dict(address="", python=python, note=note))
+
+
+def asked_for(engine:Engine, tab:str, params)->View|None:
+    "What the address of the page asks of a tab, everything filled in, or `InputError`; None if it asks nothing of it."
+    named = params.get("tab", "explore")
+    if named != tab and (named in tabs or tab != "explore"): return None      # a tab that is not there is the first one's trouble
+    view = read_query(params)
+    return checked(engine, view) if view and view.said else None
+
+# %% ../nbs/23_ui_parts.ipynb #042538f4
+def side_of(engine:Engine, said:dict)->list:
+    "The fields of a treatment as an address says: open side, name of the side, what is known of the compound, name, dose, SMILES, dose of the molecule."
+    by = "perturbation" if said["molecule"] is None else "molecule"
+    name = said["perturbation"] or best_known(engine)
+    dosed = lambda control: json.dumps(json.loads(control) | dict(dose=said["dose"]))
+    drawn = [gr.skip(), gr.skip()] if by == "perturbation" else [said["molecule"], dosed(molecule_dose(engine, said["molecule"]))]
+    return [gr.Tabs(selected=by), by, about_perturbation(engine, name), name, dosed(dose_of(engine, name)) if by == "perturbation" else dose_of(engine, name), *drawn]

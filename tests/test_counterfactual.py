@@ -180,10 +180,10 @@ def test_a_cell_is_treated_alike_alone_and_in_company_first_and_last(engine, cel
 
 def test_eight_treatments_cost_as_many_network_calls_as_one(engine, cells):
     doses = list(np.geomspace(.5, 50, 8))
-    before = engine.together.rounds
+    before = engine.walks.rounds
     answer = counterfactual(engine, cells[:2], "sweller", doses, steps=4)
     calls = nfe("midpoint", 4, to_image=False) + nfe("midpoint", 4)
-    assert engine.together.rounds - before == calls == answer.provenance["nfe"]
+    assert engine.walks.rounds - before == calls == answer.provenance["nfe"]
     assert engine.model.net.rows == [2] * 8 + [2 * 9] * 7
     assert [r.dose_um for r in answer.requests] == doses and len(answer.comparisons) == 8 and all((c.untreated == answer.factual).all() for c in answer.comparisons)
     far = [np.abs(c.treated.astype(int) - c.untreated).mean() for c in answer.comparisons]
@@ -198,7 +198,7 @@ def test_two_visitors_are_walked_in_the_same_network_calls(engine, cells):
     visitors[0].start()
     while not net.rows: time.sleep(.01)         # the first question is out, alone
     visitors[1].start()
-    while engine.together.arrived.empty(): time.sleep(.01)
+    while engine.walks.arrived.empty(): time.sleep(.01)
     net.open.set()
     for visitor in visitors: visitor.join(60)
     rows = list(net.rows)

@@ -389,9 +389,9 @@ def walks(page):
 
 def ends(page, engine, within):
     page.wait_for_timeout(within)
-    rounds = engine.together.rounds
+    rounds = engine.walks.rounds
     page.wait_for_timeout(1 * seconds)
-    assert engine.together.rounds == rounds
+    assert engine.walks.rounds == rounds
 
 
 def test_stop_and_leaving_end_the_network_calls(tab, engine):
@@ -414,11 +414,11 @@ def test_stop_and_leaving_end_the_network_calls(tab, engine):
 
 def test_what_is_wrong_with_a_field_is_said_at_it(tab, engine):
     def refused(at, said):
-        rounds = engine.together.rounds
+        rounds = engine.walks.rounds
         tab.click("#cf-go")
         says(tab, at, said)
         tab.wait_for_timeout(300)
-        assert engine.together.rounds == rounds and "Traceback" not in tab.inner_text("body")
+        assert engine.walks.rounds == rounds and "Traceback" not in tab.inner_text("body")
         for e in [e for e in tab.errors if "422" in e]: tab.errors.remove(e)      # the browser's own note of the refusal
     for field, wrong, said, right in (("cells", 0, "Cells must be a whole number from 1 to 64, not '0'.", 2), ("seed", -1, "The first seed must be a whole number from 0", 0), ("steps", 0, "Steps must be a whole number from 1 to 200, not '0'.", 2)):
         number(tab, field, wrong)

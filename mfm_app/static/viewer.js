@@ -241,7 +241,7 @@ async function show(frame) {
   const mine = run.id;
   const [guess, state] = await Promise.all([grey(frame.guess), grey(frame.state)]);
   if (mine !== run.id) return;
-  frames[frame.step] = { t: frame.t, step: frame.step, guess, state };
+  frames = [...frames.filter(earlier => earlier.step < frame.step), { t: frame.t, step: frame.step, guess, state }];
   find('.scrub').max = frames.length - 1;
   if (following) { at = frames.length - 1; redraw(); }
 }
