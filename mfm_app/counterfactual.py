@@ -7,7 +7,7 @@ __all__ = ['most_treatments', 'most_pictures', 'walks', 'Treatment', 'WhatIf', '
            'told_of', 'stream', 'counterfactual', 'round_trips', 'cosine', 'recognised', 'kept', 'shift', 'centred',
            'twin_scores', 'twin_table']
 
-# %% ../nbs/17_counterfactual.ipynb #1e4850c8
+# %% ../nbs/17_counterfactual.ipynb #202fcd49
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .evaluation import standardise
 from .specimen import digest
 from .sampling import there_and_back
 
-# %% ../nbs/17_counterfactual.ipynb #8f0e7220
+# %% ../nbs/17_counterfactual.ipynb #2e9f0a0d
 @dataclass(frozen=True)
 class Treatment:
     "What cells might have received: a perturbation by name, or a molecule by structure."
@@ -42,7 +42,7 @@ class WhatIf:
     steps:int = 20                     # each way
     cfg_scale:float = 1.
 
-# %% ../nbs/17_counterfactual.ipynb #013d58dc
+# %% ../nbs/17_counterfactual.ipynb #f16bc3e8
 most_treatments, most_pictures = 12, 512      # in one question: treatments, and cells times treatments
 
 
@@ -65,7 +65,7 @@ def check_whatif(whatif:WhatIf, cells:int, engine:Engine)->list:     # a `Reques
     walk = dict(solver=whatif.solver, steps=whatif.steps, cfg_scale=whatif.cfg_scale)
     return [check(Request(t.perturbation, t.dose_um, where.experiment, where.cell_type, molecule=t.molecule, **walk), engine) for t in whatif.treatments]
 
-# %% ../nbs/17_counterfactual.ipynb #6a2223b5
+# %% ../nbs/17_counterfactual.ipynb #de3c14a5
 @dataclass
 class Counterfactual:
     "Cells as they were, as the model gives them back, and as they might have been."
@@ -86,7 +86,7 @@ class Counterfactual:
         "A `Comparison` a treatment: counterfactuals against factuals."
         return [Comparison(treated, self.factual, [c["name"] for c in self.channels]) for treated in self.treated]
 
-# %% ../nbs/17_counterfactual.ipynb #107e67de
+# %% ../nbs/17_counterfactual.ipynb #9ec1d758
 def told_of(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds:float)->dict:
     "Everything needed to draw the same cells again."
     treatments = [dict(perturbation=r.perturbation, dose_um=r.dose_um, molecule=r.molecule) for r in requests]
@@ -94,7 +94,7 @@ def told_of(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds
                  experiment=requests[0].experiment, cell_type=requests[0].cell_type, seconds=round(seconds, 2))
     return provenance(engine, requests[0], about, back=True, molecule=any(r.molecule for r in requests))
 
-# %% ../nbs/17_counterfactual.ipynb #68df6cc9
+# %% ../nbs/17_counterfactual.ipynb #ff78d1a8
 def stream(
     engine:Engine,
     cells,              # (B, C, H, W) uint8 control cells, in the model's channels and size
@@ -115,7 +115,7 @@ def stream(
             yield Moment(frame.t, step - (step > steps), 2 * steps, split(frame.x), shown := split(frame.guess))
     yield Counterfactual(cells, shown[1], shown[2:], engine.model.channels, requests, told_of(engine, cells, requests, source, time.time() - began))
 
-# %% ../nbs/17_counterfactual.ipynb #5b6a9be2
+# %% ../nbs/17_counterfactual.ipynb #ffbf3a4c
 def counterfactual(
     engine:Engine,
     cells,                             # (B, C, H, W) uint8 control cells
@@ -129,7 +129,7 @@ def counterfactual(
     for event in stream(engine, cells, WhatIf(tuple(Treatment(perturbation, d, molecule) for d in doses), **kwargs)): pass
     return event
 
-# %% ../nbs/17_counterfactual.ipynb #8b1104be
+# %% ../nbs/17_counterfactual.ipynb #20031f3d
 walks = [(s, n) for s, steps in dict(euler=(10, 20, 40), midpoint=(5, 10, 15, 20, 30), heun=(5, 10, 15, 20, 30), rk4=(3, 5, 8, 10, 15)).items() for n in steps]
 
 
@@ -145,7 +145,7 @@ def round_trips(
         return dict(solver=solver, steps=steps, nfe=answer.provenance["nfe"], psnr=round(answer.fidelity.psnr, 2))
     return [one(*setting) for setting in settings]
 
-# %% ../nbs/17_counterfactual.ipynb #114fd7dd
+# %% ../nbs/17_counterfactual.ipynb #2716f5b3
 def cosine(a, b)->float: return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9))
 
 
@@ -161,7 +161,7 @@ def kept(treated:pd.DataFrame, factual:pd.DataFrame)->float:
     "Median over features of the rank correlation, across cells, of before with after."
     return float(treated.rank().corrwith(factual.rank()).median())
 
-# %% ../nbs/17_counterfactual.ipynb #d6cbcdc1
+# %% ../nbs/17_counterfactual.ipynb #34cb088d
 def shift(
     engine:Engine,
     cells,                       # (B, C, H, W) uint8 real controls the model has not seen
@@ -183,7 +183,7 @@ def shift(
                 halves=cosine(step(there[::2], base), step(there[1::2], base)), from_noise=cosine(step(made[2], made[3]), true),
                 kept=kept(treated, factual), recognised=recognised(answer.treated[0], answer.factual))
 
-# %% ../nbs/17_counterfactual.ipynb #63c66534
+# %% ../nbs/17_counterfactual.ipynb #e6ae6c00
 def centred(maps:np.ndarray)->np.ndarray:      # (N, pixels), of length 1
     "Each map as a direction."
     flat = maps.reshape(len(maps), -1) - maps.reshape(len(maps), -1).mean(1, keepdims=True)
@@ -199,7 +199,7 @@ def twin_scores(
     return dict(correlation=float(np.median(alike(predicted, true))), of_means=float(alike(predicted.mean(0)[None], true.mean(0)[None])[0]),
                 error=float(np.median(np.sqrt(np.square(predicted - true).mean((1, 2, 3))))))
 
-# %% ../nbs/17_counterfactual.ipynb #29b70ed8
+# %% ../nbs/17_counterfactual.ipynb #6d60d542
 def twin_table(
     answer:Counterfactual,      # of untreated simulated cells
     twins:list,                 # (B, C, H, W) uint8 for each of its treatments: the same cells, truly treated

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['most_seeds', 'solver_names', 'dtypes', 'Job', 'velocities', 'one_round', 'converted', 'on', 'Together', 'follow',
            'alone', 'seconds_lent', 'Lent', 'Request', 'check_seeds', 'check', 'Moment', 'Answer', 'Look', 'verdict',
-           'look', 'provenance', 'Knowledge', 'Engine', 'Steadiness', 'thin', 'weigh', 'check_place', 'load', 'loaded']
+           'look', 'provenance', 'Knowledge', 'stream', 'Engine', 'Steadiness', 'thin', 'weigh', 'check_place', 'load',
+           'loaded']
 
-# %% ../nbs/15_engine.ipynb #ec9f2843
+# %% ../nbs/15_engine.ipynb #39b798f0
 import atexit
 import math
 import os
@@ -31,11 +32,11 @@ from .core import (Condition, InputError, Perturbation, autocast, check_int, con
 from .effects import Comparison
 from .evaluation import Effect, PhenotypeSpace, effect_of
 from .features import morphology
-from .hub import Model, bundled, load_model, model_card
+from .hub import Model, bundled, from_pretrained, model_card
 from .molecules import Molecule, Morgan, nearest, read_molecule
 from .sampling import Query, check_walk, grid_text, nfe, solvers, walk
 
-# %% ../nbs/15_engine.ipynb #823f78e8
+# %% ../nbs/15_engine.ipynb #72aa21b5
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -53,7 +54,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/15_engine.ipynb #1f04e63b
+# %% ../nbs/15_engine.ipynb #bc7cdb7f
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -68,7 +69,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/15_engine.ipynb #4a4b24a0
+# %% ../nbs/15_engine.ipynb #eecae09c
 def one_round(velocities, jobs:list)->list:
     "Answer one question of every walk; returns those that have another."
     try: answers = velocities([j.query for j in jobs])
@@ -77,7 +78,7 @@ def one_round(velocities, jobs:list)->list:
         return []
     return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/15_engine.ipynb #0acb6192
+# %% ../nbs/15_engine.ipynb #6d1d5bc2
 def converted(f, value):
     "The same tuples, lists and dataclasses, with `f` applied to every tensor or array inside."
     if isinstance(value, (torch.Tensor, np.ndarray)): return f(value)
@@ -88,7 +89,7 @@ def converted(f, value):
 
 def on(device, given): return converted(lambda x: x.to(device), given)
 
-# %% ../nbs/15_engine.ipynb #8e4add10
+# %% ../nbs/15_engine.ipynb #36b7ff19
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -111,14 +112,13 @@ class Together:
             fresh = [] if jobs else [self.arrived.get()]                           # sleep while nobody walks
             while not self.arrived.empty(): fresh.append(self.arrived.get())
             if self.ending: return
-            for job in jobs:
-                if job.left: job.walk.close()
+            for job in (j for j in jobs if j.left): job.walk.close()
             jobs = [j for j in jobs if not j.left] + [j for j in fresh if j.advance(None)]
             if jobs: self.rounds, jobs = self.rounds + 1, one_round(self.velocities, jobs)
 
     def frames(self, walk, *given, **how): return follow(self, walk(*on(self.device, given), **how))
 
-# %% ../nbs/15_engine.ipynb #9977f92a
+# %% ../nbs/15_engine.ipynb #0ece72e6
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -134,7 +134,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/15_engine.ipynb #632ca72f
+# %% ../nbs/15_engine.ipynb #2ef2f1e5
 def alone(walk, velocities):
     "Yield the frames of one walk."
     answer = None
@@ -153,7 +153,7 @@ def seconds_lent(walk, given, how, rows:int=64)->int:
     rounds = nfe(of["solver"], of["steps"], of["cfg_scale"]) * math.ceil(len(given[0]) * (1 + len(now or ())) / rows)
     return min(120, math.ceil(5 + 0.05 * rounds * (1 if now is None else 2)))
 
-# %% ../nbs/15_engine.ipynb #ae038e34
+# %% ../nbs/15_engine.ipynb #827d7028
 class Lent:
     "Each walk alone, in one call of a generator to which a GPU is lent."
     handful = 256      # cells that are worth a call
@@ -171,7 +171,7 @@ class Lent:
         with closing(self.walked(walk, converted(lambda x: x.numpy(force=True), given), how)) as frames:
             for frame in frames: yield converted(torch.from_numpy, frame)
 
-# %% ../nbs/15_engine.ipynb #6d110ea7
+# %% ../nbs/15_engine.ipynb #dd974ba7
 most_seeds, solver_names = 64, list(solvers)
 
 
@@ -189,7 +189,7 @@ class Request:
     compare:bool = True                # also draw the control from the same noise
     molecule:str|None = None           # SMILES or mol block, in place of the perturbation
 
-# %% ../nbs/15_engine.ipynb #ed4814b9
+# %% ../nbs/15_engine.ipynb #02d457ed
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -212,7 +212,7 @@ def check(request:Request, engine)->Request:
     return replace(request, **said, molecule=molecule, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(),
                    steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/15_engine.ipynb #f3390e23
+# %% ../nbs/15_engine.ipynb #268dfca7
 @dataclass
 class Moment:
     "Cells on their way."
@@ -238,7 +238,7 @@ class Answer:
         if self.control is None: raise InputError("An effect is what differs from the control, which was not drawn.")
         return Comparison(self.images, self.control, [c["name"] for c in self.channels])
 
-# %% ../nbs/15_engine.ipynb #d859b157
+# %% ../nbs/15_engine.ipynb #8446db3c
 @dataclass
 class Look:
     "What is known of a molecule before a cell is drawn."
@@ -250,7 +250,7 @@ class Look:
     reason:str                # in plain words
     dose_um:float             # micromolar, the usual dose of the nearest compound
 
-# %% ../nbs/15_engine.ipynb #24d6a437
+# %% ../nbs/15_engine.ipynb #75c9f3bb
 def verdict(
     calibration:dict|None,     # see `evaluation.calibrate`
     taught:Perturbation|None,  # the compound itself, if it was taught
@@ -267,7 +267,7 @@ def verdict(
     counted = f"Of {of} held-out compounds with a similarity of {side}, {right} came out with the right mechanism."
     return ("close" if near else "far"), f"{like} {counted}" + (" Take the picture as a guess." if 2 * right < of else "")
 
-# %% ../nbs/15_engine.ipynb #30e295cb
+# %% ../nbs/15_engine.ipynb #35af2bc3
 def look(engine, molecule:Molecule)->Look:
     "Neighbours, verdict and usual dose of a molecule in standard form."
     if engine.model.encode is None or not engine.structured: raise InputError("This model knows compounds by name alone; `mfm finetune` teaches it molecules.")
@@ -277,7 +277,7 @@ def look(engine, molecule:Molecule)->Look:
     name, moa = (same.name, same.moa) if same else (f"{aside['name']} (held out in training)", aside["moa"]) if aside else ("", "")
     return Look(molecule, name, moa, found, *verdict(engine.taught.get("calibration"), same, *found[0]), usual_dose(found[0][0]))
 
-# %% ../nbs/15_engine.ipynb #6bbdac26
+# %% ../nbs/15_engine.ipynb #840ea466
 def provenance(
     engine,
     request:Request,           # whose solver, steps and guidance were used
@@ -288,11 +288,11 @@ def provenance(
     "Everything needed to draw the same cells again."
     model, walk = engine.model, (request.solver, request.steps, request.cfg_scale)
     versions = dict(mfm_app=__version__, torch=torch.__version__, python=platform.python_version()) | (dict(rdkit=version("rdkit")) if molecule else {})
-    return dict(model=model.name, model_source=getattr(model, 'source', ''), model_revision=getattr(model, 'revision', ''), weights_sha256=model.sha256,
+    return dict(model=model.name, model_source=model.source, model_revision=model.revision, weights_sha256=model.sha256,
                 solver=request.solver, steps=request.steps, grid=grid_text, cfg_scale=request.cfg_scale, nfe=nfe(*walk) + (nfe(*walk, to_image=False) if back else 0),
                 device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."), versions=versions) | more
 
-# %% ../nbs/15_engine.ipynb #160ad1a5
+# %% ../nbs/15_engine.ipynb #da327e32
 class Knowledge:
     "What a loaded model can say before anything is drawn."
     def __init__(self, model:Model):
@@ -321,15 +321,32 @@ class Knowledge:
         if request.molecule is None: return condition(self.vocab, request.perturbation, request.dose_um, *where, n=n)
         return condition(self.vocab, self.vocab.unlisted, request.dose_um, *where, n=n, fp=self.fingerprint([request.molecule])[0])
 
-# %% ../nbs/15_engine.ipynb #95bf5913
+# %% ../nbs/15_engine.ipynb #beb19ef2
+def stream(engine, request:Request):
+    "What `Engine.stream` yields."
+    request, began = check(request, engine), time.time()
+    n, groups, shape = len(request.seeds), 1 + request.compare, engine.model.net.shape
+    rows = join([engine.rows(request, control) for control in (False, True)[:groups]], [n] * groups)
+    seeds, split = request.seeds * groups, lambda x: to_uint8(x).reshape(groups, n, *shape)
+    yield Moment(0., 0, request.steps, *[split(noise(seeds, shape))] * 2)      # there is something to see before the network is asked
+    with closing(engine.frames(rows, seeds, request)) as frames:
+        for step, frame in enumerate(frames): yield Moment(frame.t, step, request.steps, split(frame.x), cells := split(frame.guess))
+    told = provenance(engine, request, dict(seconds=round(time.time() - began, 2), **asdict(request)), molecule=request.molecule is not None)
+    yield Answer(cells[0], cells[1] if request.compare else None, engine.model.channels, request, told)
+
+# %% ../nbs/15_engine.ipynb #974f8b63
 class Engine(Knowledge):
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None, gpu=None):     # gpu: called `gpu(generator_function, duration=...)` where a GPU is lent, such as `spaces.GPU`
         super().__init__(model)
         self.device, self.lent = torch.device(device or pick_device()), gpu is not None
         self.dtype = dtype or fast_dtype(self.device)
-        walks = partial(Lent, gpu=gpu) if self.lent else Together
-        self.walks = walks(model.net.to(self.device), device=self.device, dtype=self.dtype)
+        self.walks = (partial(Lent, gpu=gpu) if self.lent else Together)(model.net.to(self.device), device=self.device, dtype=self.dtype)
+
+    @property
+    def alive(self)->bool:
+        "Whether somebody is there to walk."
+        return self.lent or self.walks.thread.is_alive()
 
     def warm(self):
         "Take the first walk, which is slow, before anybody asks; never on a GPU that is lent."
@@ -341,22 +358,14 @@ class Engine(Knowledge):
 
     def stream(self, request:Request):
         "Yield the noise, a `Moment` a step, then one `Answer`; closing the generator cancels it. Raises `InputError` before anything is computed."
-        request, began = check(request, self), time.time()
-        n, groups, shape = len(request.seeds), 1 + request.compare, self.model.net.shape
-        rows = join([self.rows(request, control) for control in (False, True)[:groups]], [n] * groups)
-        seeds, split = request.seeds * groups, lambda x: to_uint8(x).reshape(groups, n, *shape)
-        yield Moment(0., 0, request.steps, *[split(noise(seeds, shape))] * 2)      # there is something to see before the network is asked
-        with closing(self.frames(rows, seeds, request)) as frames:
-            for step, frame in enumerate(frames): yield Moment(frame.t, step, request.steps, split(frame.x), cells := split(frame.guess))
-        told = provenance(self, request, dict(seconds=round(time.time() - began, 2), **asdict(request)), molecule=request.molecule is not None)
-        yield Answer(cells[0], cells[1] if request.compare else None, self.model.channels, request, told)
+        return stream(self, request)
 
     def generate(self, perturbation:str|None=None, dose_um:float|None=None, seeds=range(8), **kwargs)->Answer:
         "The finished cells of a `Request`, given by its fields."
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/15_engine.ipynb #76929cee
+# %% ../nbs/15_engine.ipynb #a5b5c06b
 @dataclass
 class Steadiness:
     "What a finished answer shows, and how much it hangs on chance."
@@ -374,7 +383,7 @@ def thin(
     keep = torch.rand((n, len(fp)), generator=torch.Generator().manual_seed(0)) >= share
     return fp * keep / (1 - share)
 
-# %% ../nbs/15_engine.ipynb #2e89d0cf
+# %% ../nbs/15_engine.ipynb #1e0c16a4
 def weigh(
     engine:Engine,
     answer:Answer,         # with its control
@@ -395,7 +404,7 @@ def weigh(
     each = [effect_of(engine.space, made[i:i + cells], control[:cells]).resembles[0][0] for i in range(0, len(made), cells)]
     return Steadiness(effect, each.count(effect.resembles[0][0]), ways)
 
-# %% ../nbs/15_engine.ipynb #12613215
+# %% ../nbs/15_engine.ipynb #c40e7f51
 dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
@@ -416,9 +425,10 @@ def load(
     dtype=None,        # "float32", "bfloat16", "float16" or torch's; None takes the fastest
 )->Engine:
     "An engine, loaded once for each model, and a folder's again when its weights are new."
-    name, weights = name and str(name), os.path.join(name or bundled, "model.safetensors")
+    name, revision = (v if v is None or isinstance(v, os.PathLike) else str(v) for v in (name, revision))      # what can be remembered
+    weights = os.path.join(bundled if name is None else name, "model.safetensors")
     return loaded(name, *check_place(device, dtype), revision, os.stat(weights).st_mtime_ns if os.path.isfile(weights) else None)
 
 
 @lru_cache(maxsize=2)
-def loaded(name, device, dtype, revision, written)->Engine: return Engine(load_model(name), device, dtype)
+def loaded(name, device, dtype, revision, written)->Engine: return Engine(from_pretrained(name, revision), device, dtype)

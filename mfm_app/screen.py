@@ -6,7 +6,7 @@
 __all__ = ['incidental', 'Settings', 'Found', 'check_settings', 'rows_of', 'confidence', 'found_of', 'request_for', 'cells_of',
            'screen', 'hash_of', 'record_of', 'Table', 'kept', 'Folder', 'Progress', 'left_to_do', 'screen_into']
 
-# %% ../nbs/19_screen.ipynb #7536bdf8
+# %% ../nbs/19_screen.ipynb #f41dc73e
 import csv
 import hashlib
 import json
@@ -23,7 +23,7 @@ from .evaluation import effect_of
 from .features import morphology
 from .molecules import Row, read_rows
 
-# %% ../nbs/19_screen.ipynb #7952bab3
+# %% ../nbs/19_screen.ipynb #103138a7
 @dataclass(frozen=True)
 class Settings:
     "How a list is screened; a screen can be resumed with the same settings only."
@@ -53,7 +53,7 @@ class Found:
     x:float               # place on the map
     y:float
 
-# %% ../nbs/19_screen.ipynb #8b2e5580
+# %% ../nbs/19_screen.ipynb #ef456bfd
 def check_settings(engine:Engine, settings:Settings)->Settings:
     "The settings with the experiment filled in, or `InputError`."
     check_int(settings.cells, "Cells a molecule", 1, 16)
@@ -68,7 +68,7 @@ def rows_of(engine:Engine, source):
     "The rows of a list; compounds the model was taught may be given by name."
     return read_rows(source, {p.name.lower(): p.smiles for p in engine.structured}, engine.vocab.dose_range(engine.vocab.unlisted))
 
-# %% ../nbs/19_screen.ipynb #40123c96
+# %% ../nbs/19_screen.ipynb #0c4d7362
 def confidence(engine:Engine, verdict:str)->str:
     "How often held-out compounds of this kind came out right."
     counted = engine.taught.get("calibration", {}).get({"close": "near"}.get(verdict, verdict))
@@ -85,7 +85,7 @@ def found_of(engine:Engine, number:int, row:Row, dose_um:float, images, control)
     return Found(number, row.place, row.name or look.name, row.molecule.smiles, dose_um, short(effect.strength), mechanism, short(cosine), short(effect.agreement),
                  look.verdict, confidence(engine, look.verdict), near.name, short(tanimoto), *map(short, effect.place[:2]))
 
-# %% ../nbs/19_screen.ipynb #7b0713e7
+# %% ../nbs/19_screen.ipynb #a30c53a3
 def request_for(row:Row, settings:Settings)->Request:
     "What is asked for one row."
     dose = settings.dose_um if row.dose_um is None else row.dose_um
@@ -99,7 +99,7 @@ def cells_of(engine:Engine, requests:list):
         for frame in frames: yield None
     yield to_uint8(frame.x).reshape(len(requests), -1, *engine.model.net.shape)
 
-# %% ../nbs/19_screen.ipynb #62d9fef2
+# %% ../nbs/19_screen.ipynb #f009694d
 def screen(
     engine:Engine,
     rows,                   # iterable of `molecules.Row`, and of None where there is nothing to do
@@ -127,7 +127,7 @@ def screen(
             number += 1
             yield found_of(engine, number, row, request.dose_um, cells, control), cells
 
-# %% ../nbs/19_screen.ipynb #b4c83ce0
+# %% ../nbs/19_screen.ipynb #080bdfe8
 def hash_of(source)->str:
     "Which list it is: text, or a file."
     if isinstance(source, str): return hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()
@@ -139,7 +139,7 @@ def record_of(engine:Engine, source, settings:Settings)->dict:
     seeds = list(range(settings.seed, settings.seed + settings.cells))
     return provenance(engine, Request(steps=settings.steps), dict(list_sha256=hash_of(source), seeds=seeds, **asdict(settings)), molecule=True)
 
-# %% ../nbs/19_screen.ipynb #d353f3e3
+# %% ../nbs/19_screen.ipynb #873d4e96
 class Table:
     "A .csv file to which rows are added."
     def __init__(self, at): self.at = Path(at)
@@ -161,7 +161,7 @@ class Table:
             if not f.tell(): writer.writeheader()
             writer.writerow(row)
 
-# %% ../nbs/19_screen.ipynb #14dab76e
+# %% ../nbs/19_screen.ipynb #14ef9666
 incidental = {"model_source", "model_revision", "device", "dtype", "versions"}      # may differ when a screen goes on; the cells then differ by rounding at most
 
 
@@ -171,7 +171,7 @@ def kept(at:Path)->dict|None:
     try: return dict(json.loads(at.read_text(encoding="utf-8")))
     except (ValueError, TypeError): raise InputError(f"settings.json in '{at.parent.name}' is damaged; choose another folder.") from None
 
-# %% ../nbs/19_screen.ipynb #4afe41ee
+# %% ../nbs/19_screen.ipynb #b51f8f43
 class Folder:
     "Where a screen is kept."
     def __init__(self, path):
@@ -200,7 +200,7 @@ class Folder:
     def cells_at(self, number:int)->Path: return self.path / "cells" / f"{number:05d}.npy"
     def cells(self, number:int)->np.ndarray: return np.load(self.cells_at(number), allow_pickle=False)     # (B, C, H, W) uint8; 0 is the control
 
-# %% ../nbs/19_screen.ipynb #92c58bc3
+# %% ../nbs/19_screen.ipynb #bb83a9df
 @dataclass
 class Progress:
     "How far a screen is."
@@ -216,7 +216,7 @@ def left_to_do(folder:Folder, rows):
     done = {row["place"] for table in (folder.results, folder.refused) for row in table}
     return (None if row.place in done else row for row in rows)
 
-# %% ../nbs/19_screen.ipynb #f43ce036
+# %% ../nbs/19_screen.ipynb #1b3dbedc
 def screen_into(
     path,                   # of a folder; resumed if it is there
     engine:Engine,

@@ -9,7 +9,7 @@ __all__ = ['kinds', 'walk_defaults', 'welcome', 'hint', 'Bench', 'read_upload', 
            'effects_shown', 'told', 'ask', 'other', 'verdicts', 'fields_of', 'asked_by', 'reopened', 'cell_side',
            'treatment_side', 'join_image', 'join_sides', 'counterfactual_tab']
 
-# %% ../nbs/25_ui_counterfactual.ipynb #1b060b8e
+# %% ../nbs/25_ui_counterfactual.ipynb #1b761034
 import json
 import math
 from dataclasses import replace
@@ -26,10 +26,10 @@ from .images import guess_channels, percentiles, read_micrograph
 from .specimen import Brought, Reading, bring, drawn_controls, most_brought
 from .display import effects_of, frame_of, run_of, treatment_label
 from .ui_parts import (Kept, about_perturbation, amount, asked_for, best_known, cell_fields, discard, dose_of, effect_panel, experiment_field, fine, join_molecule, judged, molecule_dose,
-                              molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, trouble, uploaded, uploads, viewer, walk_fields)
+                              molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, trouble, uploaded, uploads, viewer, walk_fields, when_left)
 from .viz import composite, data_uri, show
 
-# %% ../nbs/25_ui_counterfactual.ipynb #90fc8a9a
+# %% ../nbs/25_ui_counterfactual.ipynb #908680d2
 kinds = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz"]
 
 
@@ -46,7 +46,7 @@ class Bench(Kept):
         self.put_away()
         self.answer, self.um_per_px, self.alternative, self.alternatives = None, None, 0, 0      # of several treatments the one looked at
 
-# %% ../nbs/25_ui_counterfactual.ipynb #78b536c3
+# %% ../nbs/25_ui_counterfactual.ipynb #309ff72c
 def read_upload(bench:Bench, file:str):
     "Take an upload in and delete its file, whatever comes of it."
     path = Path(file).resolve()
@@ -55,7 +55,7 @@ def read_upload(bench:Bench, file:str):
     try: bench.micrograph, bench.name = read_micrograph(path), path.name
     finally: discard(path)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #a03d0027
+# %% ../nbs/25_ui_counterfactual.ipynb #5431efb3
 def channel_fields(engine:Engine, bench:Bench)->list:
     "For each of the model's channels, a choice among those of the file, as last brought or as guessed."
     names = [c["name"] for c in engine.model.channels]
@@ -82,7 +82,7 @@ def field_news(engine:Engine, bench:Bench)->str:
     return json.dumps(dict(title=title, picture=data_uri(composite(b.field, channels)), nuclei=b.nuclei.round(4).tolist() if many else [], chosen=[] if bench.none else b.chosen, most=most_brought,
                            nucleus=[b.nucleus_share * side for side in b.crop], before=sheet(b.before), after=sheet(b.cells), matched=b.reading.match, light=light_table(engine, b), notes=b.notes))
 
-# %% ../nbs/25_ui_counterfactual.ipynb #1841ee40
+# %% ../nbs/25_ui_counterfactual.ipynb #7e0e1f6e
 def brought_anew(engine:Engine, bench:Bench, reading:Reading, none:bool=False)->tuple:
     "Bring the image as read so; what the page then shows: what is said at the file, the piece, the fields."
     as_they_are = [gr.skip()] * len(engine.model.channels)
@@ -109,7 +109,7 @@ def forget(engine:Engine, bench:Bench)->tuple:
     bench.put_away()
     return welcome, "", None, *channel_fields(engine, bench)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #61c6d6eb
+# %% ../nbs/25_ui_counterfactual.ipynb #b509b94f
 def chosen_from(said:str)->tuple|None:
     "The nuclei chosen in the piece; None for all."
     try: return tuple(json.loads(said)["chosen"])
@@ -140,7 +140,7 @@ def settle(engine:Engine, bench:Bench, said):
     if bench.brought is None or (chosen := chosen_from(said)) is None: return
     if chosen != (() if bench.none else tuple(bench.brought.chosen)): rechoose(engine, bench, said, bench.asked.match)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #bc650a77
+# %% ../nbs/25_ui_counterfactual.ipynb #2e9b9a3e
 def doses_of(engine:Engine, by:str, name:str, dose:float, series:bool)->list:
     "The doses that are asked about: one, or every dose the model saw of the compound, of a molecule five across what may be asked."
     vocab = engine.vocab
@@ -165,7 +165,7 @@ def cells_from(engine:Engine, bench:Bench, source:str, n, first, experiment)->tu
     if bench.none: raise InputError("No nucleus is taken; choose at least one in your image.")
     return bench.brought.cells, bench.brought.source
 
-# %% ../nbs/25_ui_counterfactual.ipynb #593333aa
+# %% ../nbs/25_ui_counterfactual.ipynb #081fa57e
 def run_for(engine:Engine, requests:list, names:list)->dict:
     "What the viewer needs to know before the first picture."
     labels = ["Original", f"Regenerated, still {engine.vocab.control}", *(treatment_label(engine, r) for r in requests)]
@@ -187,7 +187,7 @@ def done_line(answer:Counterfactual)->str:
     return (f"{p['cells']} cell{'s'[:p['cells'] > 1]}, experiment {p['experiment']}. {p['solver']} in {p['steps']} steps each way, {p['nfe']} network evaluations a picture, "
             f"guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/25_ui_counterfactual.ipynb #5d8213fe
+# %% ../nbs/25_ui_counterfactual.ipynb #56116636
 def again_of(engine:Engine, requests:list, origin:dict, n:int)->str:
     "How to see it again; an image is not part of an address."
     series, drawn = len(requests) > 1, origin["kind"] == "drawn"
@@ -215,7 +215,7 @@ def effects_shown(engine:Engine, answer:Counterfactual, i:int)->str:
     title = f"Effect of {treatment_label(engine, answer.requests[i])}: counterfactual minus regenerated"
     return effects_of(answer.comparisons[i], answer.channels, title, "regenerated")
 
-# %% ../nbs/25_ui_counterfactual.ipynb #8cb57179
+# %% ../nbs/25_ui_counterfactual.ipynb #04e9b6f5
 def told(engine:Engine, bench:Bench, ask):
     "The same of what `ask()` gives: a `WhatIf`, cells and their origin; what goes wrong is said in the status line."
     try: yield from answered(engine, bench, *ask())
@@ -237,7 +237,7 @@ def other(engine:Engine, bench:Bench, said:str):
     bench.alternative = i
     return effects_shown(engine, bench.answer, i) if bench.answer else gr.skip()
 
-# %% ../nbs/25_ui_counterfactual.ipynb #d515580f
+# %% ../nbs/25_ui_counterfactual.ipynb #8f4e1b74
 walk_defaults = 20, 1., "midpoint"      # steps each way, guidance, solver
 
 
@@ -253,7 +253,7 @@ def verdicts(engine:Engine, bench:Bench, source, n, first, *fields)->list:
     alone = lambda i: judged(lambda: check_whatif(whatif_from(engine, *good[:i], fields[i], *good[i + 1:]), many, engine))
     return [fine, *cells, *(alone(i) for i in range(len(fields)))]
 
-# %% ../nbs/25_ui_counterfactual.ipynb #94178a3c
+# %% ../nbs/25_ui_counterfactual.ipynb #e74cf852
 def fields_of(engine:Engine, view:View)->list:
     "What stands in the fields of a view: open source and its name, cells, first seed, see `side_of`, series, experiment, steps, guidance, solver."
     said = view.said
@@ -275,13 +275,13 @@ def reopened(engine:Engine, bench:Bench, params):
     blank, rest = [gr.skip()] * 16, [gr.skip()] * 5
     try: view = asked_for(engine, "counterfactual", params)
     except InputError as e: return (yield *blank, gr.skip(), trouble(e), *rest[2:])
-    if view is None or "from" not in view.said: return (yield *blank, *rest)
+    if view is None: return (yield *blank, *rest)
     image = view.said["from"] == "image"
     yield *fields_of(engine, view), gr.skip(), "Bring your image again; everything else is as in the link." if image else gr.skip(), *rest[2:]
     if image: return
     for shown in told(engine, bench, lambda: asked_by(engine, view)): yield *blank, *shown
 
-# %% ../nbs/25_ui_counterfactual.ipynb #f3fb9e51
+# %% ../nbs/25_ui_counterfactual.ipynb #02c2046a
 welcome = "One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. It is read in memory and its file is deleted at once."
 hint = "Bring cells, or take drawn ones, choose a treatment and press <b>Treat cells</b>. They walk back to noise and forth again, once untreated and once treated."
 
@@ -310,7 +310,7 @@ def treatment_side(engine:Engine):
     where = experiment_field(engine, engine.vocab.control, label="Experiment", info="Whose staining and light the cells have", elem_id="cf-experiment")
     return what, by_name, by_structure, (name, about, dose), molecule, series, where
 
-# %% ../nbs/25_ui_counterfactual.ipynb #b75c2ec7
+# %% ../nbs/25_ui_counterfactual.ipynb #c7f8cbed
 def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     "What is said and shown of an image follows what is uploaded and how it is to be read."
     shown = [door, field, nucleus, *places]
@@ -320,7 +320,7 @@ def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     for event in (nucleus.submit, nucleus.blur): event(lambda *a: resize(engine, *a), [bench, nucleus, match, *places], shown, **quiet)
     for event in (match.input, field.input): event(lambda *a: rechoose(engine, *a), [bench, field, match], shown, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #433c762b
+# %% ../nbs/25_ui_counterfactual.ipynb #892080e5
 def join_sides(engine:Engine, cells, source, sides, by, named, molecule):
     "Which source of cells and which side of the treatment is open is what counts; what is said of a compound follows its name."
     (drawn, image, field), (by_name, by_structure), (name, about, dose) = cells, sides, named
@@ -330,10 +330,10 @@ def join_sides(engine:Engine, cells, source, sides, by, named, molecule):
         tab.select(lambda value=value: value, None, state, **quiet)
     for tab, seen in ((drawn, "hidden"), (image, True)): tab.select(lambda seen=seen: gr.HTML(visible=seen), None, field, **quiet)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #27f0c60f
+# %% ../nbs/25_ui_counterfactual.ipynb #94b96eba
 def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     "The same cells, treated otherwise."
-    bench, source, by = gr.State(Bench, delete_callback=Bench.clear), gr.State("drawn"), gr.State("perturbation")
+    bench, source, by = gr.State(Bench), gr.State("drawn"), gr.State("perturbation")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             sources, drawn, image, n, first, file, door, places, nucleus, match = cell_side(engine)
@@ -354,7 +354,9 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     def treat(said, bench, *fields):
         settle(engine, bench, said)
         yield from ask(engine, bench, *fields)
-    def visited(bench, request:gr.Request): yield from reopened(engine, bench, request.query_params)
+    def visited(bench, request:gr.Request):
+        when_left(request, bench.clear)
+        yield from reopened(engine, bench, request.query_params)
     together = dict(concurrency_limit=4, concurrency_id="walks", **quiet)
     running = go.click(treat, [field, *fields], shows, validator=lambda _, *f: [fine, *verdicts(engine, *f)], **together)
     opened = blocks.load(visited, bench, [sources, source, n, first, what, by, about, *fields[5:], *shows], **together)

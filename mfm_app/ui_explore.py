@@ -6,7 +6,7 @@
 __all__ = ['sampling_defaults', 'hint', 'run_for', 'provenance_line', 'steadiness_line', 'request_from', 'verdicts', 'answers',
            'told', 'generate', 'fields_of', 'reopened', 'explore_tab', 'switch_sides']
 
-# %% ../nbs/24_ui_explore.ipynb #0903e92a
+# %% ../nbs/24_ui_explore.ipynb #00d4936c
 import json
 
 import gradio as gr
@@ -16,16 +16,16 @@ from .core import InputError, check_int
 from .engine import Answer, Engine, Moment, Request, Steadiness, check, most_seeds, weigh
 from .display import effects_of, frame_of, run_of, treatment_label
 from .ui_parts import (Kept, amount, asked_for, best_known, cell_fields, dose_of, effect_panel, experiment_field, experiments, fine, join_molecule, join_name, judged, molecule_dose,
-                              molecule_editor, molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, trouble, viewer, walk_fields)
+                              molecule_editor, molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, trouble, viewer, walk_fields, when_left)
 
-# %% ../nbs/24_ui_explore.ipynb #dd8a3a22
+# %% ../nbs/24_ui_explore.ipynb #da4677df
 def run_for(engine:Engine, request:Request)->dict:
     "What the viewer needs to know of a checked request."
     labels, legend = [treatment_label(engine, request)], "Every seed."
     if request.compare: labels, legend = [*labels, f"{engine.vocab.control}, from the same noise"], "Every seed: treated above, control from the same noise below."
     return run_of(engine, [f"seed {s}" for s in request.seeds], labels, request.steps, legend)
 
-# %% ../nbs/24_ui_explore.ipynb #72a706b3
+# %% ../nbs/24_ui_explore.ipynb #d3524f86
 def provenance_line(what:str, answer:Answer)->str:
     "In one line what was drawn and how."
     p = answer.provenance
@@ -43,14 +43,14 @@ def steadiness_line(steady:Steadiness)->str:
             f"**{first}** most (cosine {cosine:.2f}), then {second} ({next_cosine:.2f}). {effect.agreement:.0%} of the seeds and {steady.thinned} of {n} fingerprints "
             f"with some bits dropped point to {first} as well.")
 
-# %% ../nbs/24_ui_explore.ipynb #5805aab0
+# %% ../nbs/24_ui_explore.ipynb #ca99d139
 def request_from(by, name, dose, smiles, molecule_dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     n, first = check_int(cells, "Cells", 1, most_seeds), check_int(first, "The first seed", 0, 2**31 - 1 - most_seeds)
     what = dict(perturbation=name, dose_um=amount(dose)) if by == "perturbation" else dict(molecule=smiles or "", dose_um=amount(molecule_dose))
     return Request(**what, experiment=experiment, seeds=tuple(range(first, first + n)), solver=solver, steps=steps, cfg_scale=cfg_scale)
 
-# %% ../nbs/24_ui_explore.ipynb #62f79e0e
+# %% ../nbs/24_ui_explore.ipynb #5dbd15d4
 sampling_defaults = 0, 16, 10, 1., "midpoint"      # first seed, cells, steps, guidance, solver
 
 
@@ -63,7 +63,7 @@ def verdicts(engine:Engine, *fields)->list:
     good = [by, name, dose_of(engine, name), smiles, by != "perturbation" and molecule_dose(engine, smiles), experiments(engine, first)[0][1], *sampling_defaults]
     return [judged(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine)) for i, value in enumerate(fields)]
 
-# %% ../nbs/24_ui_explore.ipynb #440caf8c
+# %% ../nbs/24_ui_explore.ipynb #6f5c38e0
 def answers(engine:Engine, kept:Kept, request:Request):
     "Yield what the viewer shows, what the status line says, what the cells say, what the effect panel shows, and how to see it again."
     run, what, none = run_for(engine, request), treatment_label(engine, request), gr.skip()
@@ -88,7 +88,7 @@ def generate(engine:Engine, kept:Kept, *fields):
     "The same from the fields of the page."
     yield from told(engine, kept, lambda: check(request_from(*fields), engine))
 
-# %% ../nbs/24_ui_explore.ipynb #715049f5
+# %% ../nbs/24_ui_explore.ipynb #3a9240ee
 def fields_of(engine:Engine, view:View)->list:
     "What stands in the fields of a view: see `side_of`, then experiment, first seed, cells, steps, guidance, solver."
     said, first = view.said, view.said["perturbation"] or engine.vocab.unlisted
@@ -104,10 +104,10 @@ def reopened(engine:Engine, kept:Kept, params):
     yield *fields_of(engine, view), *rest
     for shown in told(engine, kept, lambda: check(request_of(view.said), engine)): yield *blank, *shown
 
-# %% ../nbs/24_ui_explore.ipynb #436d5009
+# %% ../nbs/24_ui_explore.ipynb #b916ef2b
 hint = "Choose what to do to the cells and press <b>Generate</b>. They form here, treated and untreated side by side, from the same noise."
 
-# %% ../nbs/24_ui_explore.ipynb #165e073e
+# %% ../nbs/24_ui_explore.ipynb #5e6a1a1b
 def explore_tab(engine:Engine, blocks:gr.Blocks):
     "Pick a perturbation or draw a molecule, watch cells form."
     reads, by, kept = engine.model.encode is not None, gr.State("perturbation"), gr.State(Kept)
@@ -136,11 +136,13 @@ def explore_tab(engine:Engine, blocks:gr.Blocks):
     go.click(lambda: gr.Tabs(selected="cells"), None, shown, **quiet)
     running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], shows := [player, status, steady, effects, again], concurrency_limit=4, concurrency_id="walks",
                        validator=lambda kept, *f: [fine, *verdicts(engine, *f)], **quiet)
-    def visited(kept, request:gr.Request): yield from reopened(engine, kept, request.query_params)
+    def visited(kept, request:gr.Request):
+        when_left(request, kept.clear)
+        yield from reopened(engine, kept, request.query_params)
     opened = blocks.load(visited, kept, [what, by, about, *fields[1:], *shows], concurrency_limit=4, concurrency_id="walks", **quiet)
     stop.click(None, cancels=[running, opened], api_visibility="private")
 
-# %% ../nbs/24_ui_explore.ipynb #0bfeec8a
+# %% ../nbs/24_ui_explore.ipynb #a2f1b410
 def switch_sides(engine:Engine, by, where, what, by_structure, drawing_tab, parts):
     "Opening the molecule side or the editor makes the molecule what Generate uses."
     join_molecule(engine, *parts)

@@ -8,6 +8,7 @@ from functools import cache
 from html import escape
 from io import StringIO
 from pathlib import Path
+from posixpath import normpath
 from tokenize import COMMENT, generate_tokens
 
 import nbformat
@@ -20,6 +21,7 @@ nbs = Path(__file__).resolve().parent
 root = nbs.parent
 log = get_plugin_logger("docs")
 cards = {"Model card": "mfm_app/weights/bbbc021", "Simulated world": "mfm_app/weights/simulated", "Bench": "bench"}      # folders with a README.md
+rooms_line = "One notebook, one module, one noun; each uses only those before it. Code with a coloured edge is what the module holds; the rest shows it at work"
 
 
 # A notebook becomes Markdown
@@ -39,13 +41,13 @@ def definitions(source)->dict:
     return found
 
 
-def inside(html): return f'<div class="output">\n{html}\n</div>\n'
+def inside(html)->str: return f'<div class="output">\n{html}\n</div>\n'
 
 
 def shown(output, folder, pictures)->str:
     "One output of a cell; its picture, if it is one, goes to `pictures`."
     data = output.get("data", {})
-    if "<iframe srcdoc=" in data.get("text/html", ""): return inside(data["text/html"])      # a page of its own, which asks for nothing
+    if re.search('<iframe srcdoc=|^<img src="data:', data.get("text/html", "")): return inside(data["text/html"])      # carries all it needs, and says what it shows
     for kind in ("image/png", "image/jpeg"):
         if kind in data:
             name = f"{folder}/{len(pictures) + 1}.{kind.split('/')[1]}"
@@ -60,11 +62,13 @@ def shown(output, folder, pictures)->str:
 
 def markdown(cell, room, names, folder, pictures)->str:
     "A cell as Markdown: prose as it is, code without directives and with a place to link to for each of its public `names`."
-    if cell.cell_type != "code": return re.sub(r"\$\$(.+?)\$\$", r"\n\n$$\1$$\n\n", cell.source, flags=re.S)      # a formula of its own, as Jupyter takes it
+    if cell.cell_type != "code":
+        text = re.sub(r"\]\(((?:\.\./)*)\.\./README\.md", r"](\1index.ipynb", cell.source)                # the README is the front page
+        return re.sub(r"\$\$(.+?)\$\$", r"\n\n$$\1$$\n\n", text, flags=re.S)                            # a formula of its own, as Jupyter takes it
     said = re.findall(r"^#\|\s*(\w+)", cell.source, re.M)
     source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
     places = [name for name in definitions(source) if name in names] if "export" in said else []
-    anchors = "".join(f'<div class="place" id="{room}.{name}"></div>\n' for name in places)
+    anchors = '<div class="places">' + "".join(f'<i id="{room}.{name}"></i>' for name in places) + "</div>\n" if places else ""
     code = f"`````{{ .python{' .exported' * ('export' in said)} }}\n{source}\n`````" if source else ""
     if "export" in said and not places and re.match("import |from ", source):
         code = f'<details class="imports" markdown><summary>Imports</summary>\n\n{code}\n\n</details>'
@@ -86,9 +90,7 @@ def read(path)->dict:
 
 # The table of everything public
 
-def prose(text): return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-
-
+def prose(text)->str: return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 def short(value, limit=20)->str: return text if len(text := ast.unparse(value)) < limit else "..."
 
 
@@ -101,8 +103,9 @@ def bare(args)->str:
     return re.sub(r"^self(, )?", "", ast.unparse(args))
 
 
-def fields(node): return [n for n in node.body if isinstance(n, ast.AnnAssign) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)]
-def methods(node): return [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+def doc(node)->str: return (ast.get_docstring(node) or "").split("\n")[0]
+def fields(node)->list: return [n for n in node.body if isinstance(n, ast.AnnAssign) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)]
+def methods(node)->list: return [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
 
 
 def signature(name, node)->str:
@@ -116,7 +119,7 @@ def signature(name, node)->str:
 
 
 def remarks(lines, comments, numbers):
-    "The lines among `numbers` that carry a comment: (code, comment), what is returned last."
+    "The lines among `numbers` that carry a comment: (code, comment)."
     for n in numbers:
         if n not in comments: continue
         at, comment = comments[n]
@@ -128,7 +131,7 @@ def remarks(lines, comments, numbers):
 def details(node, lines, comments)->list:
     "What is said of a definition's parameters and methods: (code, words)."
     if isinstance(node, ast.ClassDef):
-        spoken = [(signature(m.name, m), ast.get_docstring(m)) for m in methods(node) if not m.name.startswith("_") and ast.get_docstring(m)]
+        spoken = [(signature(m.name, m), doc(m)) for m in methods(node) if not m.name.startswith("_") and doc(m)]
         begins = next((m for m in methods(node) if m.name == "__init__"), None)
         of_fields = remarks(lines, comments, [n for f in fields(node) for n in range(f.lineno, f.end_lineno + 1)])
         return [*(details(begins, lines, comments) if begins else of_fields), *spoken]
@@ -140,8 +143,7 @@ def entry(name, node, lines, comments, page)->str:
     "A row of the table: the name with its arguments, its docstring, and what is said of its parameters."
     call = signature(name, node)
     link = f'<a href="{page}.{name}"><code>{name}</code></a><code class="arguments">{escape(call.removeprefix(name))}</code>'
-    has_doc = isinstance(node, (ast.FunctionDef, ast.ClassDef))
-    said = (ast.get_docstring(node) or "").split("\n")[0] if has_doc else comments.get(node.end_lineno, (0, ""))[1] if node else ""
+    said = doc(node) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else comments.get(getattr(node, "end_lineno", 0), (0, ""))[1]
     rows = "".join(f"<tr><td><code>{escape(code)}</code></td><td>{prose(words)}</td></tr>" for code, words in details(node, lines, comments))
     words = f"<details><summary>{prose(said)}</summary><table>{rows}</table></details>" if rows else f"<p>{prose(said)}</p>"
     return f'<tr><td>{link}</td><td>{words}</td></tr>'
@@ -160,7 +162,7 @@ def api(rooms)->str:
 
 def contents(title, line, pages)->str:
     "A page that lists others."
-    rows = "\n".join(f'| [{p["title"]}](../{p["path"].relative_to(root).as_posix()}) | {p["line"].replace("|", chr(92) + "|")} |' for p in pages)
+    rows = "\n".join(f'| [{p["title"]}](../{p["path"].relative_to(root).as_posix()}) | {p["line"]} |' for p in pages)
     return f"# {title}\n\n> {line}\n\n| | |\n|---|---|\n{rows}"
 
 
@@ -171,31 +173,38 @@ class Page(File):
     def is_documentation_page(self): return True
 
 
+def linked(text, folder)->set:
+    "Files of the repository that Markdown links to and that are no pages."
+    paths = {normpath(f"{folder}/{link}") for link in re.findall(r"\]\(([^)\s#:]+)", text)}
+    return {p for p in paths if not p.startswith("..") and not p.endswith((".md", ".ipynb")) and (root / p).is_file()}
+
+
 def on_files(files, config):
-    "Put the pages under the names that their sources have in the repository."
+    "Put every page under the name its source has in the repository, pictures and linked files beside them, and say in which order."
     read.cache_clear()
-    def add(kind, source, dest, content):
-        file = kind(source, src_dir=None, dest_dir=config.site_dir, use_directory_urls=False, dest_uri=dest)
-        file.generated_by, file._content = "docs", content
+    def add(source, dest, content, kind=Page):
+        file = kind.generated(config, source, content=content)
+        file.dest_uri = dest
         files.append(file)
         return source
-    def add_notebook(path, folder):
+    def add_notebook(path, folder=""):
         page, source = read(path), path.relative_to(root)
         name = f"{folder}{page['room'] or path.stem}"
-        for picture, data in page["pictures"].items(): add(File, str(source.parent / picture), f"{name}/{Path(picture).name}", data)
-        return add(Page, str(source), f"{name}.html", page["text"])
+        for picture, data in page["pictures"].items(): add((source.parent / picture).as_posix(), f"{name}/{Path(picture).name}", data, File)
+        return add(source.as_posix(), f"{name}.html", page["text"])
+    def add_card(title, folder):
+        return {title: add(f"{folder}/README.md", f"{title.lower().replace(' ', '_')}.html", (root / folder / "README.md").read_text(encoding="utf-8"))}
+    def add_list(title, folder, line, paths):
+        if not paths: return []
+        return [{title: [add(f"{folder}index.md", f"{folder}index.html", contents(title, line, map(read, paths))), *(add_notebook(p, folder) for p in paths)]}]
+
     rooms, tutorials = sorted(nbs.glob("[0-9]*.ipynb")), sorted((nbs / "tutorials").glob("*.ipynb"))
-    for image in (nbs / "images").iterdir(): add(File, f"nbs/images/{image.name}", f"images/{image.name}", image.read_bytes())
-    lists = dict(tutorials=(tutorials, "Tutorials", "From the first picture on, one thing at a time"),
-                 rooms=(rooms, "Rooms", "One notebook, one module, one noun; each uses only those before it. "
-                                        "Code with a coloured edge is what the module holds; the rest shows it at work"))
-    config.nav = [{"Start": add_notebook(nbs / "index.ipynb", "")}]
-    for folder, (paths, title, line) in lists.items():
-        if paths: config.nav.append({title: [add(Page, f"{folder}/index.md", f"{folder}/index.html", contents(title, line, map(read, paths))),
-                                             *(add_notebook(p, f"{folder}/") for p in paths)]})
-    config.nav.append({"API": add(Page, "api.md", "api.html", api(map(read, rooms)))})
-    add_card = lambda title, folder: add(Page, f"{folder}/README.md", f"{title.lower().replace(' ', '_')}.html", (root / folder / "README.md").read_text(encoding="utf-8"))
-    config.nav.append({"Model card": [{title: add_card(title, folder)} for title, folder in cards.items()]})
+    config.nav = [{"Start": add_notebook(nbs / "index.ipynb")}, *add_list("Tutorials", "tutorials/", "From the first picture on, one thing at a time", tutorials),
+                  *add_list("Rooms", "rooms/", rooms_line, rooms), {"API": add("api.md", "api.html", api(map(read, rooms)))},
+                  {"Model card": [add_card(*card) for card in cards.items()]}]
+    for page in files.documentation_pages():
+        for path in linked(page.content_string, Path(page.src_uri).parent.as_posix()):
+            if path not in files.src_uris: add(path, path, (root / path).read_bytes(), File)
     return files
 
 
@@ -224,15 +233,16 @@ def on_page_content(html, page, **kwargs):
     return re.sub(r"\\[(\[](.*?)\\[)\]](?=</(?:span|div)>)", draw, html, flags=re.S)
 
 
-def main(out=root / "_docs")->Path:
+def main(out=root / "_docs"):
     "Build the site; a warning is an error."
+    out = Path(out).resolve()
+    if out.exists() and any(out.iterdir()) and not (out / "search/search_index.json").exists():
+        raise SystemExit(f"{out.name} is neither empty nor an earlier site, and building would empty it: choose another folder.")
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    config = load_config(str(nbs / "mkdocs.yml"), site_dir=str(Path(out).resolve()), strict=True)
-    build(config)
-    return Path(config.site_dir)
+    build(load_config(str(nbs / "mkdocs.yml"), site_dir=str(out), strict=True))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=root / "_docs")
+    parser.add_argument("--out", type=Path, default=root / "_docs", help="a new folder, or that of an earlier site")
     main(parser.parse_args().out)

@@ -20,8 +20,8 @@ from mfm_app.engine import Engine
 from mfm_app.finetune import drawn_model
 from mfm_app.images import read_micrograph, read_provenance, rescale
 from mfm_app.simulator import synthetic_cells
-from mfm_app.ui_counterfactual import Bench, receive, uploads
-from mfm_app.ui_parts import served
+from mfm_app.ui_counterfactual import Bench, receive
+from mfm_app.ui_parts import served, uploads
 
 seconds = 1000     # Playwright counts in milliseconds
 door, status = (f"#cf-{name} [data-testid=markdown]" for name in ("door", "status"))      # without the marks of progress around them
