@@ -9,7 +9,7 @@ __all__ = ['app', 'main', 'preview_conditions', 'training_record', 'data_record'
            'draw_cells', 'draw_map', 'say_refused', 'screen_with_bar', 'screen_command', 'serve_command',
            'push_command']
 
-# %% ../nbs/30_cli.ipynb #8e957dd4
+# %% ../nbs/30_cli.ipynb #f3dc9c57
 import json
 import sys
 from dataclasses import asdict
@@ -38,7 +38,7 @@ from .specimen import describe_controls
 from .training import Run, start, train
 from .viz import loss_curve, phenotype_map, show, treated_above
 
-# %% ../nbs/30_cli.ipynb #072ea141
+# %% ../nbs/30_cli.ipynb #f08279c9
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, judge it, draw cells, serve the page.",
                   no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -52,14 +52,14 @@ def main(
         print(f"mfm: {e}", file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/30_cli.ipynb #fb9a688a
+# %% ../nbs/30_cli.ipynb #86914a7b
 def preview_conditions(vocab, n:int=6):
     "The control and the treated perturbations with most cells, and a row of each."
     treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:n - 1]
     rows = [condition(vocab, name, n=8) for name in [vocab.control, *(p.name for p in treated)]]
     return join(rows, [8] * len(rows))
 
-# %% ../nbs/30_cli.ipynb #af1328c6
+# %% ../nbs/30_cli.ipynb #6901470b
 def training_record(run:Run, batch:int, recipe:dict)->dict:
     "What a model card should say of how a model was trained."
     keep = max(1, len(run.history) // 150)
@@ -74,7 +74,7 @@ def data_record(cells:Cells)->dict:
     train = int((cells.table["split"] == "train").sum())
     return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
 
-# %% ../nbs/30_cli.ipynb #ccad5b16
+# %% ../nbs/30_cli.ipynb #221ab85f
 def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
     "A hook for `train`: write the averaged model, a picture of its cells and the loss curve."
     rows = preview_conditions(vocab)
@@ -86,7 +86,7 @@ def export_hook(out:Path, config:dict, vocab, recipe:dict, batch:int):
         if run.history: write_file(out / "loss.png", lambda p: loss_curve(run.history).savefig(p, format="png", dpi=120))
     return hook
 
-# %% ../nbs/30_cli.ipynb #c72b59b0
+# %% ../nbs/30_cli.ipynb #0eb2aea6
 def controls_of(cells:Cells)->dict:
     "How the untreated training cells look, see `specimen.describe_controls`."
     return describe_controls(cells.where(split="train", perturbation=cells.control).images, [c["name"] for c in cells.channels])
@@ -102,7 +102,7 @@ def train_on(cells:Cells, out:Path, backbone:str, recipe:dict, steps:int, cooldo
     hook = export_hook(out, config, vocab, recipe, batch)
     hook(train(run, batches, steps, out / "training.pt", recipe["times"], cooldown=cooldown, every={every: hook}))
 
-# %% ../nbs/30_cli.ipynb #dc2475bf
+# %% ../nbs/30_cli.ipynb #38a5949d
 @app.command("train")
 def train_command(
     data:Annotated[Path, typer.Option(help="Folder in the bbbc021-cells format, or folders of images named by perturbation.")],
@@ -129,7 +129,7 @@ def train_command(
     train_on(cells, out, backbone, recipe | dict(batch=batch, seed=seed), steps, cooldown, every)
     typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
-# %% ../nbs/30_cli.ipynb #b9818d94
+# %% ../nbs/30_cli.ipynb #465a09b2
 def check_taught(cells:Cells, encode):     # treated cells with a structure, names of the compounds left out
     "What molecules can be taught from, or `InputError`."
     fingerprints(with_structure(cells)[0].table, encode)      # one that cannot be read is refused now and not after an hour
@@ -137,7 +137,7 @@ def check_taught(cells:Cells, encode):     # treated cells with a structure, nam
     if taught.table["smiles"].nunique() < 2: raise InputError("Molecules are taught from at least two compounds with a structure; the data's 'smiles' column has fewer.")
     return taught, left_out
 
-# %% ../nbs/30_cli.ipynb #b2b8a358
+# %% ../nbs/30_cli.ipynb #a0f35459
 @app.command("finetune")
 def finetune_command(
     model:Annotated[Path, typer.Option(help="Trained model folder; it then reads names and molecules.")],
@@ -161,10 +161,10 @@ def finetune_command(
     found, everything = trials(loaded, net, cells, encode, pick_device(), lesson, folds)
     loaded.config["molecules"] |= record(found, cells, left_out, lesson)
     loaded.config["phenotypes"] = everything.space.to_dict()
-    save_model(model, net.cpu(), loaded.config, table=encode if embeddings else None)
+    save_model(model, net.cpu(), loaded.config, loaded.dtype, encode if embeddings else None)
     typer.echo(loaded.config["molecules"].get("table", "The folder now reads molecules; nothing was held out, so nothing is known of how well."))
 
-# %% ../nbs/30_cli.ipynb #38f763d5
+# %% ../nbs/30_cli.ipynb #0f174d6b
 def well_known(cells:Cells, fewest:int=100)->list:
     "Perturbation and dose of every condition with at least so many training cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -180,7 +180,7 @@ def cells_of_condition(cells:Cells, name:str, dose):
 
 def condition_label(name:str, dose)->str: return name if dose is None else f"{name} {dose:g}"
 
-# %% ../nbs/30_cli.ipynb #de9bbb65
+# %% ../nbs/30_cli.ipynb #922405e9
 def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->np.ndarray:     # (n, C, H, W) uint8
     "Cells of one condition, spread over the experiments as the real ones are."
     rng = np.random.default_rng(0)
@@ -188,7 +188,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose, n:int, device)->
     rows = join([condition(model.vocab, name, dose, e) for e in experiments], [1] * n)
     return draw(model.net, rows, range(n), device)
 
-# %% ../nbs/30_cli.ipynb #2147ccc5
+# %% ../nbs/30_cli.ipynb #4c338202
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of a model's cells, ready to stand in its config."
     device, names, known = pick_device(), [c["name"] for c in cells.channels], well_known(cells)
@@ -204,7 +204,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     text = report.to_markdown() + f"\n\nSteps across the borders of 8-px patches against steps elsewhere: {seams['generated']:.3f} in generated cells, {seams['real']:.3f} in real ones."
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
 
-# %% ../nbs/30_cli.ipynb #265ba300
+# %% ../nbs/30_cli.ipynb #d7537118
 def evaluate_counterfactuals(model:Model, cells:Cells, n:int=64, fewest:int=40)->dict:
     "What the way there and back loses, and how mean shifts compare with real ones, ready to stand in a config."
     engine, names, control = Engine(model), [c["name"] for c in cells.channels], cells.where(perturbation=cells.control)
@@ -218,7 +218,7 @@ def evaluate_counterfactuals(model:Model, cells:Cells, n:int=64, fewest:int=40)-
     shifts = [shift(engine, some, Treatment(*k), profile(images, names), untreated, where) for k, images in known]
     return dict(round_trips=round_trips(engine, some[:max(1, n // 4)], where), shifts=shifts)
 
-# %% ../nbs/30_cli.ipynb #8f1ade4b
+# %% ../nbs/30_cli.ipynb #e46ae494
 @app.command("evaluate")
 def evaluate_command(
     model:Annotated[Path, typer.Option(help="Model folder; its card gets the result.")],
@@ -231,10 +231,10 @@ def evaluate_command(
     cells = read_cells(data)
     loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells))
     loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
-    save_model(model, loaded.net.cpu(), loaded.config)
+    save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
     typer.echo(loaded.config["quality"]["table"])
 
-# %% ../nbs/30_cli.ipynb #e0406ac7
+# %% ../nbs/30_cli.ipynb #c78e2356
 @app.command("sample")
 def sample_command(
     perturbation:Annotated[str|None, typer.Argument(help="Its name, as in `mfm sample taxol`.")]=None,
@@ -263,7 +263,7 @@ def sample_command(
     typer.echo(f"{n} cells in {out}")
     if molecule: typer.echo(f"How far to believe them: {engine.look(molecule).reason}")
 
-# %% ../nbs/30_cli.ipynb #11f794ff
+# %% ../nbs/30_cli.ipynb #f5b8170c
 def draw_cells(folder:Folder, number:int, channels:list):
     "Write the picture of one molecule's cells, if it is not there."
     at = folder.cells_at(number).with_suffix(".png")
@@ -282,7 +282,7 @@ def say_refused(folder:Folder, shown:int=10):
     for row in refused[:shown]: typer.echo(f"Refused {row['place']}: {row['said']!r}. {row['problem']}")
     if len(refused) > shown: typer.echo(f"... and {len(refused) - shown:,} more, all in refused.csv.")
 
-# %% ../nbs/30_cli.ipynb #d9300b25
+# %% ../nbs/30_cli.ipynb #e1dca3b4
 def screen_with_bar(out:Path, engine:Engine, source, settings:Settings)->bool:
     "Screen a list into a folder while a bar shows how far it is; whether it came to the end."
     folder, now = Folder(out), None
@@ -302,7 +302,7 @@ def screen_with_bar(out:Path, engine:Engine, source, settings:Settings)->bool:
     typer.echo(f"Stopped after {now.found + now.refused:,} of {now.total:,}; the same command goes on." if now else "Stopped; the same command starts again.", err=True)
     return False
 
-# %% ../nbs/30_cli.ipynb #f39576d8
+# %% ../nbs/30_cli.ipynb #965e98d6
 @app.command("screen")
 def screen_command(
     molecules:Annotated[str, typer.Argument(metavar="LIST", help="A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input.")],
@@ -321,26 +321,27 @@ def screen_command(
     say_refused(Folder(out))
     typer.echo(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
-# %% ../nbs/30_cli.ipynb #2e3d3fbb
+# %% ../nbs/30_cli.ipynb #7527414e
 @app.command("serve")
 def serve_command(
     model:Annotated[str|None, typer.Option(help="Model folder, or user/name or user/name@revision on the Hub; the bundled one if not given.")]=None,
     port:Annotated[int|None, typer.Option(help="A free one from 7860 on if not given.")]=None,
+    mcp:Annotated[bool, typer.Option("--mcp", help="Also as tools for language models; needs pip install -e '.[mcp]'.")]=False,
 ):
     "Serve the page."
     from mfm_app.ui import launch      # Gradio takes seconds to import; the other commands do without
-    launch(load(model), port)
+    launch(load(model), port, mcp_server=mcp)
 
-# %% ../nbs/30_cli.ipynb #a0a795d6
+# %% ../nbs/30_cli.ipynb #90ec71fe
 @app.command("push")
 def push_command(
     model:Annotated[Path, typer.Argument(metavar="MODEL_FOLDER", help="As `mfm train` leaves it in OUT/model.")],
     repo:Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub, made if it is not there; user/name@branch is a branch of it.")],
-    private:Annotated[bool, typer.Option(help="Make it a private one.")]=False,
+    private:Annotated[bool, typer.Option("--private", help="Make it a private one.")]=False,
     message:Annotated[str, typer.Option(help="Of the commit.")]="Upload model",
 ):
     "Put a model on the Hugging Face Hub; log in with `hf auth login` or set HF_TOKEN."
     typer.echo(push_to_hub(model, repo, private, message=message))
 
-# %% ../nbs/30_cli.ipynb #437be6c1
+# %% ../nbs/30_cli.ipynb #18564b54
 if __name__ == "__main__" and "__file__" in globals(): main()

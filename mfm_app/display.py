@@ -9,7 +9,7 @@ __all__ = ['static', 'verdict_words', 'finest', 'ladder', 'atlas', 'treatment_la
            'fitted', 'check_names', 'round_trip', 'shown_as', 'in_script', 'described', 'playing', 'Player', 'Gallery',
            'with_size', 'with_switch', 'plotly_output', 'strongest', 'Heatmaps', 'Editor']
 
-# %% ../nbs/22_display.ipynb #b779ac99
+# %% ../nbs/22_display.ipynb #3f8066c1
 import base64
 import gzip
 import io
@@ -36,10 +36,10 @@ from .molecules import draw, read_molecule
 from .takeaway import taken
 from .viz import answer_picture, data_uri, dyes, effect_maps, effect_picture, feature_name, profile_bars
 
-# %% ../nbs/22_display.ipynb #96fe130b
+# %% ../nbs/22_display.ipynb #7e1f7753
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
-# %% ../nbs/22_display.ipynb #fe0e2c21
+# %% ../nbs/22_display.ipynb #da33a65f
 def atlas(
     images,               # (G, B, C, H, W) uint8
     **kwargs,             # further arguments of `viz.data_uri`
@@ -54,7 +54,7 @@ def treatment_label(engine:Engine, request:Request)->str:
     if request.molecule: name = engine.look(request.molecule).name or (request.molecule if len(request.molecule) < 31 else request.molecule[:28] + "…")
     return name if request.dose_um is None else f"{name}, {request.dose_um:g} µM"
 
-# %% ../nbs/22_display.ipynb #eeafb171
+# %% ../nbs/22_display.ipynb #0019e7b3
 def run_of(
     engine:Engine,
     names:list,            # of the cells
@@ -74,7 +74,7 @@ def frame_of(moment:Moment)->dict:
     last = moment.step == moment.steps
     return dict(t=moment.t, step=moment.step, guess=atlas(moment.guess, lossless=last), state=atlas(moment.state, quality=40, lossless=last))
 
-# %% ../nbs/22_display.ipynb #39ff608c
+# %% ../nbs/22_display.ipynb #afecb296
 def run_for(
     engine:Engine,
     asked,            # a checked `Request`, or a list of them, one for each treatment of a counterfactual
@@ -99,7 +99,7 @@ def done_line(engine:Engine, answer)->str:
             f"{p['nfe']} network evaluations a {'picture' if both_ways else 'cell'}, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/22_display.ipynb #cbaa005a
+# %% ../nbs/22_display.ipynb #f57a71ca
 def note_of(comparison:Comparison)->str:
     "How many cells an effect is the mean of, and what of it may be chance."
     map, cells = comparison.map, comparison.map.cells
@@ -118,12 +118,13 @@ def effects_of(
     channels:list,              # {"name", "colour"} a channel
     title:str,
     than:str="untreated",       # red is more light than this
+    provenance:dict={},         # goes into what is saved of it
 )->str:
     "What the panel shows of a comparison."
     figures = {name: figure and json.loads(figure.to_json()) for name, figure in figures_of(comparison, channels).items()}
-    return json.dumps(dict(title=title, note=note_of(comparison), than=than, stale=False, **figures))
+    return json.dumps(dict(title=title, note=note_of(comparison), than=than, stale=False, provenance=provenance, **figures))
 
-# %% ../nbs/22_display.ipynb #c74ece30
+# %% ../nbs/22_display.ipynb #956f3446
 @lru_cache(maxsize=512)
 def drawing(smiles:str, width:int, height:int)->str:
     "A structure for light and for dark pages; the style sheet shows one of them."
@@ -138,7 +139,7 @@ def neighbour_row(p, tanimoto:float)->str:
     return (f'<li>{drawing(p.smiles, 96, 64)}<span><b>{escape(p.name)}</b><br>{escape(p.moa)}</span>'
             f'<span class="tanimoto">{tanimoto:.2f}<meter min="0" max="1" value="{tanimoto:.3f}" aria-label="Tanimoto similarity"></meter></span></li>')
 
-# %% ../nbs/22_display.ipynb #bb10db0e
+# %% ../nbs/22_display.ipynb #067d7d63
 def molecule_card(look:Look)->str:
     "Everything known of a molecule before a cell is drawn, as HTML."
     m = look.molecule
@@ -155,7 +156,7 @@ def about_molecule(engine:Engine, smiles:str)->str:
     try: return molecule_card(engine.look(smiles))
     except InputError as e: return f'<div class="molecule"><p class="refused" role="alert">{escape(str(e))}</p></div>'
 
-# %% ../nbs/22_display.ipynb #cdef88ec
+# %% ../nbs/22_display.ipynb #f1b7a039
 def framed(
     body:str,          # HTML
     styles:tuple,      # names of style sheets in `static`
@@ -174,7 +175,7 @@ def framed(
     return (f'<style>.mfm-plain {{ display: none; }}</style><div class="mfm-plain">{plain}</div>'
             f'<iframe srcdoc="{unpack}" title="{escape(title)}" width="100%" height="{height}" frameborder="0" style="border: 0; display: block; color: inherit;"></iframe>')
 
-# %% ../nbs/22_display.ipynb #9f6537db
+# %% ../nbs/22_display.ipynb #4fd27bec
 def still(
     picture:Image.Image,
     label:str,              # what it shows
@@ -197,7 +198,7 @@ def check_answer(answer):
     "An `Answer` or a `Counterfactual`, or `InputError`."
     if not isinstance(answer, (Answer, Counterfactual)): raise InputError(f"An answer of an engine or a counterfactual is shown, not {type(answer).__name__[:40]!r}.")
 
-# %% ../nbs/22_display.ipynb #4f7643a5
+# %% ../nbs/22_display.ipynb #5618d143
 class Card:
     "Everything known of a molecule before a cell is drawn, for a notebook."
     def __init__(self, engine:Engine, molecule:str):
@@ -208,7 +209,7 @@ class Card:
         plain = f"{name}: {verdict_words[look.verdict].lower()}. {look.reason}"
         return {"text/plain": plain, "text/html": framed(molecule_card(look), ("molecule.css",), (), f"<p>{escape(plain)}</p>", f"Molecule: {name}", 640)}
 
-# %% ../nbs/22_display.ipynb #8a93da31
+# %% ../nbs/22_display.ipynb #c7cdf640
 def progress():
     "What is told how far things are: a line in IPython, nothing elsewhere."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -232,7 +233,7 @@ def gathered(events)->tuple:
     if not moments: raise InputError("There is nothing to play: no step came before the answer.")
     return list(moments.values()), answer
 
-# %% ../nbs/22_display.ipynb #b90e2efb
+# %% ../nbs/22_display.ipynb #a0bcacd1
 finest = [(80, 1, 100), (40, 1, 100), (60, 1, 80), (40, 1, 75), (25, 1, 75), (12, 1, 75)]
 ladder = finest + [(quality, every, 75) for every in (2, 4, 8) for quality in (25, 12)] + [(12, every, 50) for every in (4, 8, 16, 32)]      # an end of 100 is lossless
 
@@ -254,7 +255,7 @@ def fitted(
         else: return frames[::-1], (quality, every, end)
     return [*frames, frame][:1], (end, len(moments), end)
 
-# %% ../nbs/22_display.ipynb #d81be23c
+# %% ../nbs/22_display.ipynb #504925ba
 def check_names(names, cells:int)->list:
     "A name for each cell, or `InputError`."
     if names is None: return [f"cell {i + 1}" for i in range(cells)]
@@ -262,7 +263,7 @@ def check_names(names, cells:int)->list:
         raise InputError(f"The names of the cells must be a list of {cells} strings, one a cell.")
     return list(names)
 
-# %% ../nbs/22_display.ipynb #7ad68cc4
+# %% ../nbs/22_display.ipynb #a1bd02e2
 def round_trip(answer)->str:
     "What the way there and back loses, of a `Counterfactual`."
     if not isinstance(answer, Counterfactual): return ""
@@ -276,7 +277,7 @@ def shown_as(quality:int, every:int, end:int)->str:
     if end == 100: return f"The finished cells are shown lossless, those{steps} on the way in WebP of quality {quality}."
     return f"To keep the notebook small, the finished cells are shown in WebP of quality {end}, those{steps} on the way of {quality}; the arrays in the answer are exact."
 
-# %% ../nbs/22_display.ipynb #0c3e17d7
+# %% ../nbs/22_display.ipynb #5aad46e7
 def in_script(value)->str: return json.dumps(value).replace("<", "\\u003c")
 
 
@@ -297,7 +298,7 @@ def playing(
     plain = still(cells_picture(answer, 4), f"Player, {described(answer)}")
     return plain | {"text/html": framed(read("html"), ("viewer.css",), scripts, plain["text/html"], plain["text/plain"], 760)}
 
-# %% ../nbs/22_display.ipynb #e5d672c8
+# %% ../nbs/22_display.ipynb #d08f71d5
 class Player:
     "A run to watch in a notebook, as on the page; what was drawn is in `.answer`."
     def __init__(
@@ -320,7 +321,7 @@ class Player:
 
     def _repr_mimebundle_(self, include=None, exclude=None): return playing(dict(run=self.run, frames=self.frames, done=self.done), self.answer)
 
-# %% ../nbs/22_display.ipynb #ebf65f60
+# %% ../nbs/22_display.ipynb #c2e9279f
 class Gallery:
     "The cells of an answer, treated above control, or original, regenerated and treated below one another."
     def __init__(
@@ -334,7 +335,7 @@ class Gallery:
 
     def _repr_mimebundle_(self, include=None, exclude=None): return still(self.picture, f"Gallery, {self.label}")
 
-# %% ../nbs/22_display.ipynb #15492da9
+# %% ../nbs/22_display.ipynb #97437791
 def with_size(figure, side:int=210):
     "Maps so large that each square is so many pixels wide."
     grid, margin, x, y = figure.layout.grid, figure.layout.margin, figure.layout.xaxis, figure.layout.yaxis
@@ -356,14 +357,14 @@ def plotly_output(figure)->dict:
     "What a notebook with a script of plotly draws."
     return {"application/vnd.plotly.v1+json": json.loads(figure.to_json()) | dict(config=dict(displaylogo=False, modeBarButtonsToRemove=["select2d", "lasso2d", "autoScale2d"]))}
 
-# %% ../nbs/22_display.ipynb #346d60c6
+# %% ../nbs/22_display.ipynb #6071ec15
 def strongest(table, most:int=8):
     "The features that changed most, as one reads them."
     shown = table[np.isfinite(table.effect)].sort_values("effect", key=abs, ascending=False)[:most]
     rows = [{"effect": f"{r.effect:.3g}", "95 % interval": "" if math.isnan(r.low) else f"{r.low:.3g} to {r.high:.3g}", "adjusted p": f"{r.p_adjusted:.2g}"} for r in shown.itertuples()]
     return pd.DataFrame(rows, index=[feature_name(name) for name in shown.index])
 
-# %% ../nbs/22_display.ipynb #7fea8c89
+# %% ../nbs/22_display.ipynb #4f4a360f
 class Heatmaps:
     "What a treatment changed: `.maps` where, `.bars` and `.table` which features."
     def __init__(
@@ -394,7 +395,7 @@ class Heatmaps:
         from IPython.display import display
         for bundle in self.bundles(): display(bundle, raw=True)
 
-# %% ../nbs/22_display.ipynb #e674693f
+# %% ../nbs/22_display.ipynb #251195c1
 class Editor:
     "The page's molecule editor in a notebook; what is drawn is in `.smiles`, the widget itself in `.widget`."
     def __init__(self, smiles:str=""):

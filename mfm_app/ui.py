@@ -6,9 +6,10 @@
 __all__ = ['about_text', 'in_python', 'limits', 'seen_text', 'weak_text', 'about', 'about_tab', 'theme', 'page', 'health',
            'launch']
 
-# %% ../nbs/28_ui.ipynb #472b33b4
+# %% ../nbs/28_ui.ipynb #089accb3
 import json
 import time
+from importlib.util import find_spec
 
 import gradio as gr
 from starlette.responses import JSONResponse
@@ -17,7 +18,7 @@ from starlette.routing import Route
 from .address import tabs
 from .core import InputError, check_int
 from .engine import Engine, load
-from .hub import limits_text, seen_table
+from .hub import seen_table
 from .ui_api import api, in_api
 from .ui_counterfactual import counterfactual_tab
 from .ui_explore import explore_tab
@@ -25,7 +26,7 @@ from .display import static
 from .ui_parts import best_known, leave, quiet
 from .ui_screen import screen_tab
 
-# %% ../nbs/28_ui.ipynb #6c4df793
+# %% ../nbs/28_ui.ipynb #c2c99922
 def seen_text(vocab)->str:
     "How many cells of what the model has seen, in plain words, from most to least."
     named = lambda ps: ", ".join(f"{p.name} {p.cells:,}" for p in sorted(ps, key=lambda p: -p.cells)[:8])
@@ -45,7 +46,7 @@ def weak_text(config:dict)->str:
     return "\n".join(f"- {line}" for line in [*said, "Which experiment a plate belongs to differs between compounds and is part of what tells them apart.",
                                               "Whether one single cell would change as a counterfactual shows is checked by nothing real."])
 
-# %% ../nbs/28_ui.ipynb #513b1d80
+# %% ../nbs/28_ui.ipynb #2fdc3b8d
 about_text = """## What this model is
 {what} It has seen {cells:,} cells of {compounds} and {control}, of {cell_types}, and nothing else.
 
@@ -55,7 +56,7 @@ about_text = """## What this model is
 ### Where it is weak
 {weak}
 
-{limits}
+A generated cell is a hypothesis, not a measurement. Nothing it draws says anything about safety, efficacy or people.
 
 ### Data and licence
 {data}
@@ -69,10 +70,10 @@ def about(engine:Engine)->str:
     config, vocab, data = engine.model.config, engine.vocab, engine.model.config["data"]
     size, names = config["backbone"]["image_size"], ", ".join(c["name"] for c in config["channels"])
     return about_text.format(what=f"It draws crops of {size} x {size} px in the channels {names}, by flow matching.", cells=sum(p.cells for p in vocab.perturbations), control=vocab.control,
-                             compounds=f"{len(vocab.perturbations) - 1} compounds", cell_types=", ".join(vocab.cell_types), seen=seen_text(vocab), weak=weak_text(config), limits=limits_text,
+                             compounds=f"{len(vocab.perturbations) - 1} compounds", cell_types=", ".join(vocab.cell_types), seen=seen_text(vocab), weak=weak_text(config),
                              data=f"{data.get('title', 'Unknown')}. Licence of the data: {data.get('licence', 'unknown')}; of the code: Apache-2.0.", attribution=data.get("attribution", "not stated."))
 
-# %% ../nbs/28_ui.ipynb #e3958617
+# %% ../nbs/28_ui.ipynb #b161b117
 in_python = """```python
 from mfm_app import display, engine
 
@@ -97,14 +98,14 @@ def about_tab(engine:Engine, blocks:gr.Blocks):
     with gr.Accordion("Call it from anywhere", open=False): anywhere = gr.Markdown(in_api)
     blocks.load(None, None, anywhere, js=f"() => {json.dumps(in_api)}.replaceAll('ADDRESS', window.gradio_config.root)", api_visibility="private")      # only the browser knows it
 
-# %% ../nbs/28_ui.ipynb #d27b044b
+# %% ../nbs/28_ui.ipynb #502ce821
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
     soft = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return soft.set(**plain, **{f"{k}_dark": v for k, v in plain.items() if k != "block_title_padding"})
 
-# %% ../nbs/28_ui.ipynb #706b33c2
+# %% ../nbs/28_ui.ipynb #333a806f
 def page(
     engine:Engine,
 )->gr.Blocks:
@@ -120,9 +121,9 @@ def page(
         blocks.load(front, None, opened, **quiet)
         api(engine)
         blocks.unload(leave)
-    return blocks.queue(max_size=32)
+    return blocks.queue(max_size=32, api_open=False)
 
-# %% ../nbs/28_ui.ipynb #fa8b42f1
+# %% ../nbs/28_ui.ipynb #470a1469
 def health(engine:Engine)->Route:
     "The answer to `/health`: what is served, since when, and whether it answers."
     began = time.monotonic()
@@ -131,10 +132,10 @@ def health(engine:Engine)->Route:
         return JSONResponse(said, 200 if engine.alive else 503, {"Cache-Control": "no-store"})
     return Route("/health", answer)
 
-# %% ../nbs/28_ui.ipynb #cf089724
-limits = dict(max_file_size="100mb", state_session_capacity=200, run_history=False, enable_monitoring=False, ssr_mode=False, share=False)
+# %% ../nbs/28_ui.ipynb #b19f848a
+limits = dict(max_file_size="100mb", state_session_capacity=200, run_history=False, enable_monitoring=False, ssr_mode=False, share=False, height=900)      # height: of the frame in a notebook
 
-# %% ../nbs/28_ui.ipynb #c5f87c5e
+# %% ../nbs/28_ui.ipynb #356f59d0
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on
@@ -142,6 +143,7 @@ def launch(
 ):
     "Serve the page; returns when it is stopped, or at once with `prevent_thread_lock=True`."
     if port is not None: check_int(port, "The port", 1, 65535)
+    if kwargs.get("mcp_server") and not find_spec("mcp"): raise InputError("Tools for language models need a package more: pip install -e '.[mcp]'.")
     engine = engine or load()
     engine.warm()
     blocks = page(engine)

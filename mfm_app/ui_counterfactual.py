@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['kinds', 'walk_defaults', 'welcome', 'hint', 'Bench', 'read_upload', 'channel_fields', 'light_table', 'field_news',
            'brought_anew', 'receive', 'forget', 'chosen_from', 'remap', 'resize', 'rechoose', 'settle', 'doses_of',
-           'whatif_from', 'cells_from', 'run_for', 'fidelity_line', 'done_line', 'again_of', 'answered',
-           'effects_shown', 'told', 'ask', 'other', 'verdicts', 'fields_of', 'asked_by', 'reopened', 'cell_side',
-           'treatment_side', 'join_image', 'join_sides', 'counterfactual_tab']
+           'whatif_from', 'cells_from', 'fidelity_line', 'again_of', 'answered', 'effects_shown', 'told', 'ask',
+           'other', 'verdicts', 'fields_of', 'asked_by', 'reopened', 'cell_side', 'treatment_side', 'join_image',
+           'join_sides', 'counterfactual_tab']
 
-# %% ../nbs/25_ui_counterfactual.ipynb #1b761034
+# %% ../nbs/25_ui_counterfactual.ipynb #54a2e740
 import json
 import math
 from dataclasses import replace
@@ -22,14 +22,14 @@ from .address import View, python_of_counterfactual, said_of, whatif_of
 from .core import InputError, check_int
 from .counterfactual import Counterfactual, Treatment, WhatIf, check_whatif, most_treatments, stream
 from .engine import Engine, Moment, most_seeds
-from .images import guess_channels, percentiles, read_micrograph
+from .images import guess_channels, percentiles
 from .specimen import Brought, Reading, bring, drawn_controls, most_brought
-from .display import effects_of, frame_of, run_of, treatment_label
-from .ui_parts import (Kept, about_perturbation, amount, asked_for, best_known, cell_fields, discard, dose_of, effect_panel, experiment_field, fine, join_molecule, judged, molecule_dose,
-                              molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, trouble, uploaded, uploads, viewer, walk_fields, when_left)
+from .display import done_line, effects_of, frame_of, run_for, treatment_label
+from .ui_parts import (Kept, about_perturbation, amount, asked_for, best_known, cell_fields, dose_of, effect_panel, experiment_field, fine, join_molecule, judged, molecule_dose,
+                              molecule_side, name_side, piece, quiet, read_uploaded, said_again, side_of, stale, takeaway_row, timely, trouble, uploads, viewer, walk_fields, when_left)
 from .viz import composite, data_uri, show
 
-# %% ../nbs/25_ui_counterfactual.ipynb #908680d2
+# %% ../nbs/25_ui_counterfactual.ipynb #5c72f8e2
 kinds = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz"]
 
 
@@ -46,16 +46,13 @@ class Bench(Kept):
         self.put_away()
         self.answer, self.um_per_px, self.alternative, self.alternatives = None, None, 0, 0      # of several treatments the one looked at
 
-# %% ../nbs/25_ui_counterfactual.ipynb #309ff72c
+# %% ../nbs/25_ui_counterfactual.ipynb #a01b9fa1
 def read_upload(bench:Bench, file:str):
-    "Take an upload in and delete its file, whatever comes of it."
-    path = Path(file).resolve()
+    "Take an upload in; its file is deleted, whatever comes of it."
     bench.put_away()
-    if not uploaded(path): raise InputError("Only a file that was uploaded here can be read.")
-    try: bench.micrograph, bench.name = read_micrograph(path), path.name
-    finally: discard(path)
+    bench.micrograph, bench.name = read_uploaded(file), Path(file).name
 
-# %% ../nbs/25_ui_counterfactual.ipynb #5431efb3
+# %% ../nbs/25_ui_counterfactual.ipynb #630f5ad9
 def channel_fields(engine:Engine, bench:Bench)->list:
     "For each of the model's channels, a choice among those of the file, as last brought or as guessed."
     names = [c["name"] for c in engine.model.channels]
@@ -82,7 +79,7 @@ def field_news(engine:Engine, bench:Bench)->str:
     return json.dumps(dict(title=title, picture=data_uri(composite(b.field, channels)), nuclei=b.nuclei.round(4).tolist() if many else [], chosen=[] if bench.none else b.chosen, most=most_brought,
                            nucleus=[b.nucleus_share * side for side in b.crop], before=sheet(b.before), after=sheet(b.cells), matched=b.reading.match, light=light_table(engine, b), notes=b.notes))
 
-# %% ../nbs/25_ui_counterfactual.ipynb #7e0e1f6e
+# %% ../nbs/25_ui_counterfactual.ipynb #0586b82f
 def brought_anew(engine:Engine, bench:Bench, reading:Reading, none:bool=False)->tuple:
     "Bring the image as read so; what the page then shows: what is said at the file, the piece, the fields."
     as_they_are = [gr.skip()] * len(engine.model.channels)
@@ -109,7 +106,7 @@ def forget(engine:Engine, bench:Bench)->tuple:
     bench.put_away()
     return welcome, "", None, *channel_fields(engine, bench)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #b509b94f
+# %% ../nbs/25_ui_counterfactual.ipynb #b3e2b889
 def chosen_from(said:str)->tuple|None:
     "The nuclei chosen in the piece; None for all."
     try: return tuple(json.loads(said)["chosen"])
@@ -140,7 +137,7 @@ def settle(engine:Engine, bench:Bench, said):
     if bench.brought is None or (chosen := chosen_from(said)) is None: return
     if chosen != (() if bench.none else tuple(bench.brought.chosen)): rechoose(engine, bench, said, bench.asked.match)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #2e9b9a3e
+# %% ../nbs/25_ui_counterfactual.ipynb #445f4bb2
 def doses_of(engine:Engine, by:str, name:str, dose:float, series:bool)->list:
     "The doses that are asked about: one, or every dose the model saw of the compound, of a molecule five across what may be asked."
     vocab = engine.vocab
@@ -165,13 +162,7 @@ def cells_from(engine:Engine, bench:Bench, source:str, n, first, experiment)->tu
     if bench.none: raise InputError("No nucleus is taken; choose at least one in your image.")
     return bench.brought.cells, bench.brought.source
 
-# %% ../nbs/25_ui_counterfactual.ipynb #081fa57e
-def run_for(engine:Engine, requests:list, names:list)->dict:
-    "What the viewer needs to know before the first picture."
-    labels = ["Original", f"Regenerated, still {engine.vocab.control}", *(treatment_label(engine, r) for r in requests)]
-    return run_of(engine, names, labels, 2 * requests[0].steps, "Every cell: original above, counterfactual below.", series=2)
-
-
+# %% ../nbs/25_ui_counterfactual.ipynb #b6eab45c
 def fidelity_line(answer:Counterfactual)->str:
     "How far to trust the way there and back, in Markdown."
     f = answer.fidelity
@@ -180,14 +171,7 @@ def fidelity_line(answer:Counterfactual)->str:
     lost = f"{f.psnr:.1f} dB" if math.isfinite(f.psnr) else "exact"
     return f"**Round trip {lost}.** Originals and regenerated cells differ by {each} grey levels of 255 on average. {trust}; whether the treatment's effect is right is another matter."
 
-
-def done_line(answer:Counterfactual)->str:
-    "In one line what was done and how."
-    p = answer.provenance
-    return (f"{p['cells']} cell{'s'[:p['cells'] > 1]}, experiment {p['experiment']}. {p['solver']} in {p['steps']} steps each way, {p['nfe']} network evaluations a picture, "
-            f"guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. Weights {p['model']} {p['weights_sha256'][:12]}.")
-
-# %% ../nbs/25_ui_counterfactual.ipynb #56116636
+# %% ../nbs/25_ui_counterfactual.ipynb #3f43b371
 def again_of(engine:Engine, requests:list, origin:dict, n:int)->str:
     "How to see it again; an image is not part of an address."
     series, drawn = len(requests) > 1, origin["kind"] == "drawn"
@@ -206,16 +190,16 @@ def answered(engine:Engine, bench:Bench, whatif:WhatIf, cells, origin:dict):
         if isinstance(event, Moment):
             yield json.dumps(dict(run=run, frame=frame_of(event))), "", *((none, none, none) if event.step else ("", stale, again_of(engine, requests, origin, len(cells))))
     bench.answer, bench.um_per_px = event, None if drawn else bench.brought and bench.brought.um_per_px
-    yield json.dumps(dict(run=run, done=done_line(event))), "", fidelity_line(event), none, none
+    yield json.dumps(dict(run=run, done=done_line(engine, event))), "", fidelity_line(event), none, none
     yield none, "", none, effects_shown(engine, event, bench.alternative), none
 
 
 def effects_shown(engine:Engine, answer:Counterfactual, i:int)->str:
     "What the effect panel shows of one treatment."
     title = f"Effect of {treatment_label(engine, answer.requests[i])}: counterfactual minus regenerated"
-    return effects_of(answer.comparisons[i], answer.channels, title, "regenerated")
+    return effects_of(answer.comparisons[i], answer.channels, title, "regenerated", answer.provenance)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #04e9b6f5
+# %% ../nbs/25_ui_counterfactual.ipynb #06c3a1da
 def told(engine:Engine, bench:Bench, ask):
     "The same of what `ask()` gives: a `WhatIf`, cells and their origin; what goes wrong is said in the status line."
     try: yield from answered(engine, bench, *ask())
@@ -237,7 +221,7 @@ def other(engine:Engine, bench:Bench, said:str):
     bench.alternative = i
     return effects_shown(engine, bench.answer, i) if bench.answer else gr.skip()
 
-# %% ../nbs/25_ui_counterfactual.ipynb #8f4e1b74
+# %% ../nbs/25_ui_counterfactual.ipynb #2805434d
 walk_defaults = 20, 1., "midpoint"      # steps each way, guidance, solver
 
 
@@ -253,7 +237,7 @@ def verdicts(engine:Engine, bench:Bench, source, n, first, *fields)->list:
     alone = lambda i: judged(lambda: check_whatif(whatif_from(engine, *good[:i], fields[i], *good[i + 1:]), many, engine))
     return [fine, *cells, *(alone(i) for i in range(len(fields)))]
 
-# %% ../nbs/25_ui_counterfactual.ipynb #e74cf852
+# %% ../nbs/25_ui_counterfactual.ipynb #c81b6b6d
 def fields_of(engine:Engine, view:View)->list:
     "What stands in the fields of a view: open source and its name, cells, first seed, see `side_of`, series, experiment, steps, guidance, solver."
     said = view.said
@@ -281,7 +265,7 @@ def reopened(engine:Engine, bench:Bench, params):
     if image: return
     for shown in told(engine, bench, lambda: asked_by(engine, view)): yield *blank, *shown
 
-# %% ../nbs/25_ui_counterfactual.ipynb #02c2046a
+# %% ../nbs/25_ui_counterfactual.ipynb #5451c976
 welcome = "One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. It is read in memory and its file is deleted at once."
 hint = "Bring cells, or take drawn ones, choose a treatment and press <b>Treat cells</b>. They walk back to noise and forth again, once untreated and once treated."
 
@@ -310,7 +294,7 @@ def treatment_side(engine:Engine):
     where = experiment_field(engine, engine.vocab.control, label="Experiment", info="Whose staining and light the cells have", elem_id="cf-experiment")
     return what, by_name, by_structure, (name, about, dose), molecule, series, where
 
-# %% ../nbs/25_ui_counterfactual.ipynb #c7f8cbed
+# %% ../nbs/25_ui_counterfactual.ipynb #99f66b0b
 def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     "What is said and shown of an image follows what is uploaded and how it is to be read."
     shown = [door, field, nucleus, *places]
@@ -320,7 +304,7 @@ def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     for event in (nucleus.submit, nucleus.blur): event(lambda *a: resize(engine, *a), [bench, nucleus, match, *places], shown, **quiet)
     for event in (match.input, field.input): event(lambda *a: rechoose(engine, *a), [bench, field, match], shown, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #892080e5
+# %% ../nbs/25_ui_counterfactual.ipynb #c1d89e9f
 def join_sides(engine:Engine, cells, source, sides, by, named, molecule):
     "Which source of cells and which side of the treatment is open is what counts; what is said of a compound follows its name."
     (drawn, image, field), (by_name, by_structure), (name, about, dose) = cells, sides, named
@@ -330,10 +314,10 @@ def join_sides(engine:Engine, cells, source, sides, by, named, molecule):
         tab.select(lambda value=value: value, None, state, **quiet)
     for tab, seen in ((drawn, "hidden"), (image, True)): tab.select(lambda seen=seen: gr.HTML(visible=seen), None, field, **quiet)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #94b96eba
+# %% ../nbs/25_ui_counterfactual.ipynb #0ae82f69
 def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     "The same cells, treated otherwise."
-    bench, source, by = gr.State(Bench), gr.State("drawn"), gr.State("perturbation")
+    bench, source, by = gr.State(Bench()), gr.State("drawn"), gr.State("perturbation")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             sources, drawn, image, n, first, file, door, places, nucleus, match = cell_side(engine)

@@ -7,9 +7,10 @@ __all__ = ['stale', 'quiet', 'fine', 'farewells', 'piece', 'served', 'molecule_e
            'trust', 'about_perturbation', 'experiments', 'best_known', 'dose_of', 'molecule_dose', 'examples', 'judged',
            'trouble', 'amount', 'timely', 'name_side', 'molecule_side', 'cell_fields', 'walk_fields',
            'experiment_field', 'join_name', 'join_molecule', 'join_editor', 'uploads', 'uploaded', 'discard',
-           'when_left', 'leave', 'close', 'Kept', 'handed_out', 'takeaway_row', 'said_again', 'asked_for', 'side_of']
+           'read_uploaded', 'when_left', 'leave', 'close', 'Kept', 'handed_out', 'takeaway_row', 'said_again',
+           'asked_for', 'side_of']
 
-# %% ../nbs/23_ui_parts.ipynb #1e5a9123
+# %% ../nbs/23_ui_parts.ipynb #1b29bd5e
 import atexit
 import base64
 import json
@@ -32,10 +33,11 @@ from .address import View, checked, read_query, tabs, write_query
 from .core import InputError, usual_dose
 from .display import about_molecule, static
 from .engine import Engine, solver_names
+from .images import Micrograph, read_micrograph
 from .molecules import read_molecule
 from .takeaway import kinds, taken, written
 
-# %% ../nbs/23_ui_parts.ipynb #072cd290
+# %% ../nbs/23_ui_parts.ipynb #e464530d
 def piece(
     name:str,             # of the files in `static`
     value=None,
@@ -47,7 +49,7 @@ def piece(
     js = "".join(f"const {k} = {json.dumps(v)};\n" for k, v in constants.items()) + js
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #3a6b02e4
+# %% ../nbs/23_ui_parts.ipynb #831bf3d9
 @cache
 def served()->Path:
     "The one folder of files the page may fetch; made once and gone with the process."
@@ -66,7 +68,7 @@ def molecule_editor(smiles:str="", **kwargs)->gr.HTML:
     "A molecule editor; its value is a SMILES."
     return piece("editor", smiles, constants=dict(ketcher=quote(served().as_posix(), safe="/:")), **kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #c0c6ba48
+# %% ../nbs/23_ui_parts.ipynb #8c366527
 def viewer(hint:str, **kwargs)->gr.HTML:
     "A player of runs, with a hint in HTML until there is one."
     return piece("viewer", constants=dict(HINT=hint), **kwargs)
@@ -79,7 +81,7 @@ def effect_panel(hint:str, **kwargs)->gr.HTML:
 
 stale = json.dumps(dict(stale=True))      # what is shown belongs to an answer that is being replaced
 
-# %% ../nbs/23_ui_parts.ipynb #0dc16f86
+# %% ../nbs/23_ui_parts.ipynb #87738a6f
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
@@ -97,7 +99,7 @@ def about_perturbation(engine:Engine, name:str)->str:
     p = engine.vocab.perturbation(name)
     return f"**{p.moa or 'Untreated control'}.** Learned from {p.cells:,} cells. {trust(p.cells)}"
 
-# %% ../nbs/23_ui_parts.ipynb #3cd22b43
+# %% ../nbs/23_ui_parts.ipynb #8639d536
 def experiments(engine:Engine, name:str)->list:
     "Label and name of each experiment, those with this perturbation first."
     seen = engine.vocab.perturbation(name).experiments
@@ -116,7 +118,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/23_ui_parts.ipynb #65c75f93
+# %% ../nbs/23_ui_parts.ipynb #aa3b93a7
 def molecule_dose(engine:Engine, smiles:str, dose:str|None=None)->str:
     "What the dose control is told of a molecule; a dose that is already there stays."
     low, high = engine.vocab.dose_range(engine.vocab.unlisted)
@@ -133,7 +135,7 @@ def examples(engine:Engine)->list:
     held = [(f"{h['name']} (held out)", h["smiles"]) for h in engine.taught.get("held_out", [])[:1]]
     return [(f"{known.name} (known)", known.smiles), *held, ("caffeine", "Cn1cnc2c1c(=O)n(C)c(=O)n2C")]
 
-# %% ../nbs/23_ui_parts.ipynb #8a6012b6
+# %% ../nbs/23_ui_parts.ipynb #e96f1547
 quiet = dict(show_progress="hidden", api_visibility="private")      # further arguments of every event
 fine = gr.validate(True, "")
 
@@ -162,7 +164,7 @@ def amount(dose:str)->float:
     except (ValueError, TypeError, KeyError): found = None
     return math.nan if found is None else found
 
-# %% ../nbs/23_ui_parts.ipynb #d0f551a9
+# %% ../nbs/23_ui_parts.ipynb #15a62cf5
 def timely(
     events,                  # a generator
     seconds:float=300.,      # it may take in all
@@ -174,7 +176,7 @@ def timely(
             if time.monotonic() > until: raise InputError(f"This took more than {seconds:g} seconds and was stopped; ask for fewer cells, treatments or steps.")
             yield event
 
-# %% ../nbs/23_ui_parts.ipynb #3b652cff
+# %% ../nbs/23_ui_parts.ipynb #d142f853
 def name_side(engine:Engine, prefix:str=""):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     start = best_known(engine)
@@ -191,7 +193,7 @@ def molecule_side(engine:Engine, prefix:str=""):
     card = gr.HTML(about_molecule(engine, shown[0][1]), css_template=(static / "molecule.css").read_text(encoding="utf-8"), elem_id=f"{prefix}molecule-card", container=True)
     return smiles, buttons, card, piece("dose", molecule_dose(engine, shown[0][1]), elem_id=f"{prefix}molecule-dose", container=True)
 
-# %% ../nbs/23_ui_parts.ipynb #17b3ecaf
+# %% ../nbs/23_ui_parts.ipynb #b0fe2007
 def cell_fields(prefix:str="", cells:int=16):
     "The first seed, and how many cells."
     with gr.Row():
@@ -214,7 +216,7 @@ def experiment_field(engine:Engine, name:str, **kwargs)->gr.Dropdown:
     found = experiments(engine, name)
     return gr.Dropdown(found, **dict(value=found[0][1], label="Experiment", info="Each has its own staining and light") | kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #fd8d89f6
+# %% ../nbs/23_ui_parts.ipynb #a174882c
 def join_name(engine:Engine, name, about, dose, experiment):
     "What is said of a compound, its doses and its experiments follow its name."
     told = lambda name: (about_perturbation(engine, name), dose_of(engine, name), experiment_field(engine, name))
@@ -234,7 +236,7 @@ def join_molecule(
     filled = [smiles] if editor is None else [smiles, editor]
     for button, value in buttons: button.click(lambda value=value: (*[value] * len(filled), molecule_dose(engine, value)), None, [*filled, dose], **quiet)
 
-# %% ../nbs/23_ui_parts.ipynb #97eaa2ca
+# %% ../nbs/23_ui_parts.ipynb #3b12652e
 def join_editor(smiles, editor):
     "What is typed is drawn, and what is drawn is typed."
     def plain(drawn):
@@ -250,13 +252,16 @@ def join_editor(smiles, editor):
     smiles.change(drawable, smiles, editor, trigger_mode="always_last", js=typed, **quiet)
     editor.input(plain, editor, smiles, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/23_ui_parts.ipynb #a324dc7d
+# %% ../nbs/23_ui_parts.ipynb #e6318836
 def uploads()->Path:
     "Where Gradio puts what is uploaded, each file in a folder of its own."
     return Path(gr.utils.get_upload_folder()).resolve()
 
 
-def uploaded(path)->bool: return Path(path).resolve().parent.parent == uploads()
+def uploaded(path)->bool:
+    "Whether it is such a file."
+    try: return Path(path).resolve().parent.parent == uploads()
+    except (OSError, ValueError, RuntimeError): return False
 
 
 def discard(path):
@@ -264,7 +269,14 @@ def discard(path):
     if not path or not uploaded(path): return
     with suppress(OSError): Path(path).unlink(), Path(path).parent.rmdir()
 
-# %% ../nbs/23_ui_parts.ipynb #fadeb18e
+# %% ../nbs/23_ui_parts.ipynb #640fab06
+def read_uploaded(path)->Micrograph:
+    "The image in an upload, which is deleted at once; `InputError` for any other file, and for what is no image."
+    if not uploaded(path): raise InputError("Only a file that was uploaded here can be read.")
+    try: return read_micrograph(Path(path))
+    finally: discard(path)
+
+# %% ../nbs/23_ui_parts.ipynb #71e1bf32
 farewells = {}      # session -> what is to be done when its visitor leaves
 
 
@@ -283,7 +295,7 @@ def close():
     "Everybody leaves when the process ends."
     for farewell in sum(farewells.values(), []): farewell()
 
-# %% ../nbs/23_ui_parts.ipynb #d6b270b2
+# %% ../nbs/23_ui_parts.ipynb #84f230ad
 class Kept:
     "What one visitor was answered last."
     answer, um_per_px = None, None
@@ -309,7 +321,7 @@ def takeaway_row(kept:gr.State, status:gr.Markdown, prefix:str=""):
     handout = piece("handout", elem_id=f"{prefix}handout")
     for kind, button in zip(kinds, buttons): button.click(lambda kept, kind=kind: handed_out(kept, kind), kept, [handout, status], **quiet)
 
-# %% ../nbs/23_ui_parts.ipynb #63823a5f
+# %% ../nbs/23_ui_parts.ipynb #946d18f7
 def said_again(
     view:View|None,     # None where an address cannot hold it
     python:str,
@@ -327,7 +339,7 @@ def asked_for(engine:Engine, tab:str, params)->View|None:
     full = view and checked(engine, view)
     return full if full and full.said else None
 
-# %% ../nbs/23_ui_parts.ipynb #12283368
+# %% ../nbs/23_ui_parts.ipynb #dd76d692
 def side_of(engine:Engine, said:dict)->list:
     "The fields of a treatment as an address says: open side, name of the side, what is known of the compound, name, dose, SMILES, dose of the molecule."
     by = "perturbation" if said["molecule"] is None else "molecule"

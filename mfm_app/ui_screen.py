@@ -8,7 +8,7 @@ __all__ = ['most_screened', 'desks', 'in_a_list', 'longest_screen', 'Desk', 'cle
            'example_list', 'screen_fields', 'buttons', 'again_of', 'run_screen', 'stopped', 'screen_list', 'go_on',
            'reopened', 'take_list', 'screen_piece', 'screen_tab']
 
-# %% ../nbs/26_ui_screen.ipynb #1cb1dd37
+# %% ../nbs/26_ui_screen.ipynb #c02702cf
 import atexit
 import io
 import json
@@ -31,12 +31,12 @@ from .address import View, longest, python_of_screen
 from .core import InputError, check_int, usual_dose
 from .engine import Engine
 from .molecules import most_rows
-from .screen import Folder, Settings, check_settings, rows_of, screen_into
+from .screen import Folder, Settings, check_settings, record_of, rows_of, screen_into
 from .display import drawing
 from .ui_parts import asked_for, discard, experiment_field, fine, judged, piece, quiet, said_again, served, trouble, when_left
 from .viz import data_uri, phenotype_map, show, treated_above
 
-# %% ../nbs/26_ui_screen.ipynb #f7bcc020
+# %% ../nbs/26_ui_screen.ipynb #94232ec6
 most_screened, desks = 2_000, {}      # desks: token -> Desk
 
 
@@ -73,7 +73,7 @@ def clear_desks():
     "Throw every screen away when the process ends."
     for desk in list(desks.values()): desk.close()
 
-# %% ../nbs/26_ui_screen.ipynb #e5fba85b
+# %% ../nbs/26_ui_screen.ipynb #8b88841f
 def news(desk:Desk, state:str, total=None, found:int=0, refused:int=0, rows=(), bad=(), **more)->str:
     "One message for the piece; `rows` and `bad` are the last of those found and refused."
     return json.dumps(dict(run=desk.token, state=state, total=total, found=found, refused=refused, rows=[asdict(r) for r in rows],
@@ -90,12 +90,12 @@ def gathered(events, every:float=0.4):
         told, fresh, bad = time.monotonic(), [], []
     yield replace(last, fresh=fresh, bad=bad)
 
-# %% ../nbs/26_ui_screen.ipynb #01ed7586
+# %% ../nbs/26_ui_screen.ipynb #ceffd790
 def screened(engine:Engine, desk:Desk, source, settings:Settings):
     "Yield messages for the piece, None where nothing is new; goes on where the same list was left."
     if (source, settings) != desk.asked: desk.fresh(source, settings)
     figure = json.loads(phenotype_map([], engine.space.landmarks).to_json())
-    yield news(desk, "running", figure=figure)
+    yield news(desk, "running", figure=figure, provenance=record_of(engine, source, settings))
     with closing(screen_into(desk.path, engine, source, settings, most_screened)) as events, closing(gathered(events)) as told:
         for now in told:
             if now: yield news(desk, "running", now.total, now.found, now.refused, now.fresh, now.bad)
@@ -109,7 +109,7 @@ def screen_line(desk:Desk)->str:
     return (f"{said['cells']} cell{'s'[:said['cells'] > 1]} a molecule, experiment {said['experiment']}, {said['dose_um']:g} µM where the list said none. "
             f"{said['solver'].capitalize()} in {said['steps']} steps, {said['nfe']} network evaluations a cell. Weights {said['model']} {said['weights_sha256'][:12]}.")
 
-# %% ../nbs/26_ui_screen.ipynb #17562f71
+# %% ../nbs/26_ui_screen.ipynb #dea56469
 def cells_of_one(engine:Engine, asked:dict)->str:
     "Cells, control and structure of one molecule of a screen, for the piece."
     try:
@@ -127,7 +127,7 @@ def told_after(asked:dict)->str:
         return json.dumps(dict(rows=[asdict(r) for r in folder.found(int(asked["found"]))], bad=list(islice(folder.refused, skip, None))))
     except (LookupError, TypeError, ValueError, OSError, AttributeError): return json.dumps(dict(rows=[], bad=[]))
 
-# %% ../nbs/26_ui_screen.ipynb #c2f7ad29
+# %% ../nbs/26_ui_screen.ipynb #3da8a1eb
 def pack(engine:Engine, desk:Desk)->str:
     "The path of a .zip with everything of a screen."
     folder, at = Folder(desk.path), desk.path / "screen.zip"
@@ -153,7 +153,7 @@ def packed(engine:Engine, desk:Desk):
         yield pack(engine, desk), ""
     except Exception as e: yield gr.skip(), trouble(e, "The download could not be packed, but the screen is kept; try again.")
 
-# %% ../nbs/26_ui_screen.ipynb #3f4218e1
+# %% ../nbs/26_ui_screen.ipynb #375d1e97
 def list_from(text:str, file:str|None):
     "The list that is asked for: text, or the `Path` of a file; may raise `InputError`."
     if file and (text or "").strip(): raise InputError("There are a pasted list and a file; empty one of them.")
@@ -174,7 +174,7 @@ def list_verdicts(engine:Engine, text, file, dose, cells, experiment)->list:
     given = settings_from(dose, cells, experiment)
     return [text_said, file_said, *(judged(lambda: check_settings(engine, replace(usual, **{name: getattr(given, name)}))) for name in ("dose_um", "cells", "experiment"))]
 
-# %% ../nbs/26_ui_screen.ipynb #bd3440e6
+# %% ../nbs/26_ui_screen.ipynb #718c12a0
 def example_list(engine:Engine)->str:
     "A few compounds the model was taught and those that were held out, a line each."
     few = sorted(engine.structured, key=lambda p: -p.cells)[:12]
@@ -198,7 +198,7 @@ def screen_fields(engine:Engine)->tuple:
     example.click(lambda: (example_list(engine), None), None, [text, file], show_progress="hidden", api_visibility="private")
     return text, file, dose, cells, where
 
-# %% ../nbs/26_ui_screen.ipynb #f646460f
+# %% ../nbs/26_ui_screen.ipynb #ed524d81
 def buttons(state:str)->tuple:
     "Screen, Stop and Go on: which can be pressed while a screen is running, stopped or done."
     return tuple(gr.Button(interactive=on) for on in (state != "running", state == "running", state == "stopped"))
@@ -237,7 +237,7 @@ def stopped(desk:Desk)->str:
     folder = Folder(desk.path)
     return news(desk, "stopped", None, len(folder.results), len(folder.refused))
 
-# %% ../nbs/26_ui_screen.ipynb #42d907cf
+# %% ../nbs/26_ui_screen.ipynb #271b9a64
 def screen_list(engine:Engine, desk:Desk, text, file, dose, cells, experiment):
     "What Screen does."
     try: source, settings = list_from(text, file), check_settings(engine, settings_from(dose, cells, experiment))
@@ -261,7 +261,7 @@ def reopened(engine:Engine, desk:Desk, params):
     if not view.said["list"]: return
     for shown in screen_list(engine, desk, view.said["list"], None, *(view.said[k] for k in ("dose", "cells", "experiment"))): yield *blank, *shown
 
-# %% ../nbs/26_ui_screen.ipynb #b94586bb
+# %% ../nbs/26_ui_screen.ipynb #01eb31d0
 def take_list(engine:Engine, desk:Desk, file:str|None)->str:
     "What the status line says of a file that was just chosen; the one before it is deleted."
     desk.put_away()
@@ -269,7 +269,7 @@ def take_list(engine:Engine, desk:Desk, file:str|None)->str:
     try: return "" if not file else rows_of(engine, Path(file)) and ""
     except InputError as e: return trouble(e)
 
-# %% ../nbs/26_ui_screen.ipynb #54304576
+# %% ../nbs/26_ui_screen.ipynb #2a690b00
 def screen_piece(engine:Engine)->gr.HTML:
     "Progress, map, ranked table, and the cells of the molecule that is chosen."
     def cells_asked(asked): return cells_of_one(engine, asked)
@@ -280,7 +280,7 @@ def screen_piece(engine:Engine)->gr.HTML:
 def screen_tab(engine:Engine, blocks:gr.Blocks):
     "A list of molecules in; a ranked table, a map and their cells out."
     if engine.model.encode is None or engine.space is None: return gr.Markdown("This model knows compounds by name alone; `mfm finetune` teaches it molecules.", elem_id="screen-status")
-    desk = gr.State(Desk)
+    desk = gr.State(Desk())
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             fields = screen_fields(engine)

@@ -4,6 +4,7 @@ import json
 import os
 from contextlib import chdir
 from urllib.parse import parse_qsl, quote, urlsplit
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -166,6 +167,9 @@ def test_the_address_follows_what_is_shown_and_opens_the_same_picture(page, addr
     assert "3 cells: sweller, 1 µM" in said and "utm_source" not in there and "dose=1.0" in there and "experiment=" in there
     assert [page.input_value(f"#{field} input") for field in ("cells", "seed")] == ["3", "5"] and page.input_value("#dose .number") == "1"
     made = npz(page)
+    page.wait_for_selector("#effects .maps .main-svg")
+    with page.expect_download() as drawing: page.locator("#effects .maps [data-attr=save], #effects .maps [data-title^='Save as SVG']").first.click()
+    assert json.loads(ElementTree.parse(drawing.value.path()).find("{*}metadata").text)["weights_sha256"] == engine.model.sha256
     page.reload()
     shown(page, "viewer")
     assert page.url == there and pixels(page, "viewer") == first

@@ -203,19 +203,20 @@ def test_a_gpu_is_asked_for_longer_the_more_there_is_to_do_and_never_for_more_th
     assert host.asked == [6]
 
 
-# The real machinery of ZeroGPU, but for the GPU: a server that lends, and a process that finds no card
+# The real machinery of ZeroGPU, but for the GPU: a server that lends, and processes that find no card
 
-zero = '''
+lender = '''
 import json, multiprocessing, os, sys, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-said = []
+said, spent = [], False
 class Api(BaseHTTPRequestHandler):
     def do_POST(self):
         verb = self.path.split("?")[0].strip("/")
         said.append(verb)
-        body = json.dumps(dict(idle=False, nvidiaIndex=0, nvidiaUUID="GPU-0", allowToken=str(len(said)))).encode() if verb == "schedule" else b""
-        self.send_response(200)
+        lent = dict(left=0, wait="PT1H") if spent else dict(idle=False, nvidiaIndex=0, nvidiaUUID="GPU-0", allowToken=str(len(said)))
+        body = json.dumps(lent).encode() if verb == "schedule" else b""
+        self.send_response(429 if spent else 200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -226,22 +227,29 @@ server = HTTPServer(("127.0.0.1", 0), Api)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ.update(SPACES_ZERO_GPU="true", SPACES_ZERO_DEVICE_API_URL=f"http://127.0.0.1:{server.server_port}")
 import spaces
-from spaces.zero import torch as gpu, wrappers
+from spaces.zero import torch as gpu
 gpu.init = gpu.move = lambda *args, **kwargs: None
 
 import torch
 from mfm_app.engine import Engine, Request
 from mfm_app.finetune import drawn_model
 from mfm_app.simulator import synthetic_cells
+from mfm_app.space import lent_engine
 model = drawn_model(synthetic_cells(8, 32))
-assert Engine(model, gpu=spaces.GPU).device.type == "cuda"      # as far as the machine knows before it has one
-model = drawn_model(synthetic_cells(8, 32))
-lent, together = Engine(model, "cpu", torch.float32, gpu=spaces.GPU), Engine(model, "cpu", torch.float32)
+lent = Engine(model, "cpu", torch.float32, gpu=spaces.GPU)
+
+def end():
+    for worker in multiprocessing.active_children(): worker.kill()
+    os._exit(0)
+'''
+
+walks = '''
+assert lent_engine().device.type == "cuda"      # as far as the machine knows before it has one
+together = Engine(model, "cpu", torch.float32)
 asked = dict(perturbation="sweller", dose_um=3., seeds=[3, 1, 4], steps=3)
-answers, told = [], {}
+told = {}
 def visit():
-    a = lent.generate(**asked)
-    answers.append(bool((a.images == together.generate(**asked).images).all()))
+    told["equal"] = bool((lent.generate(**asked).images == together.generate(**asked).images).all())
     moments = lent.stream(Request(**asked | dict(steps=200)))
     for _ in range(4): next(moments)
     moments.close()
@@ -251,20 +259,64 @@ def visit():
     except Exception as e: told["broken"] = [type(e).__module__.split(".")[0], str(e)]
 visitor = threading.Thread(target=visit)      # as Gradio does
 visitor.start(); visitor.join()
-print(json.dumps(dict(equal=answers, said=said, **told)))
+print(json.dumps(dict(said=said, **told)))
 sys.stdout.flush()
-for worker in multiprocessing.active_children(): worker.kill()
-os._exit(0)
+end()
 '''
 
+page_of_it = '''
+from mfm_app import ui
+_, url, _ = ui.launch(lent, prevent_thread_lock=True, quiet=True)
+print(json.dumps(url)); sys.stdout.flush()
+for line in sys.stdin:
+    if "spent" in line: spent = True
+    print(json.dumps(said)); sys.stdout.flush()
+end()
+'''
 
-@pytest.mark.skipif(not importlib.util.find_spec("spaces"), reason="needs the library `spaces`")
-def test_the_real_wrapper_lends_streams_stops_and_reports(tmp_path):
+needs_spaces = pytest.mark.skipif(not importlib.util.find_spec("spaces"), reason="needs the library `spaces`")
+
+
+@pytest.fixture
+def zero(tmp_path):
+    "Where a script runs as on ZeroGPU."
     (tmp_path / "cgroup").write_text("0::/here\n")
-    env = os.environ | dict(ZEROGPU_PROC_SELF_CGROUP_PATH=str(tmp_path / "cgroup"), HOME=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", zero], env=env, capture_output=True, text=True, timeout=120)
+    return dict(env=os.environ | dict(ZEROGPU_PROC_SELF_CGROUP_PATH=str(tmp_path / "cgroup"), HOME=str(tmp_path)), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@needs_spaces
+def test_the_real_wrapper_lends_streams_stops_and_reports(zero):
+    done = subprocess.run([sys.executable, "-c", lender + walks], timeout=120, **zero)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["equal"] == [True]
+    assert told["equal"] is True
     assert told["after leaving"] == ["schedule", "allow", "release"] * 2      # the second one was left after a few steps
     assert told["said"][6:] == ["schedule", "allow", "release"] and told["broken"][0] == "gradio"
+
+
+@needs_spaces
+def test_the_page_borrows_for_each_request_and_says_when_the_quota_is_spent(zero, page):
+    with subprocess.Popen([sys.executable, "-c", lender + page_of_it], stdin=subprocess.PIPE, **zero) as process:
+        def heard():
+            while not (line := process.stdout.readline()).startswith(("[", '"')): assert line, process.stderr.read()[-3000:]
+            return json.loads(line)
+        def tell(line):
+            process.stdin.write(line + "\n"), process.stdin.flush()
+            return heard()
+        try:
+            page.goto(heard())
+            page.wait_for_selector("#dose .ticks button")
+            assert tell("so far") == ["startup-report"]      # the first walk was not taken
+            page.click("#generate")
+            page.wait_for_function("document.querySelector('#viewer .provenance').textContent.startsWith('16 cells')", timeout=60_000)
+            assert tell("so far")[1:] == ["schedule", "allow", "release"]
+            page.get_by_role("tab", name="Counterfactual").click()
+            page.wait_for_selector("#cf-dose .ticks button:visible")
+            page.click("#cf-go")
+            page.wait_for_function("document.querySelector('#cf-viewer .provenance').textContent.includes('cells, experiment')", timeout=60_000)
+            assert tell("so far")[4:] == ["schedule", "allow", "release"] * 2      # for the controls that are drawn, and there and back
+            tell("spent")
+            page.get_by_role("tab", name="Explore").click()
+            page.click("#generate")
+            page.wait_for_function("document.querySelector('#status').innerText.includes('quota')", timeout=20_000)
+        finally: process.kill()

@@ -230,11 +230,14 @@ def test_what_fails_inside_stays_inside(explore, engine):
     assert "Something went wrong" not in explore.inner_text("body")
 
 
-def test_about_says_what_the_model_has_seen(explore):
+def test_about_says_what_the_model_has_seen_and_how_to_cite_and_call_it(explore, address):
     explore.get_by_role("tab", name="About").click()
-    explore.locator("#card", has_text="What it has seen").wait_for()
-    card = explore.inner_text("#card")
-    assert "sweller" in card and "2603.26790" in card
+    explore.locator("#about", has_text="What it has seen").wait_for()
+    said = explore.inner_text("#about")
+    assert "2603.26790" in said and "Few cells" in said and "Licence of the data" in said and "hypothesis" in said
+    for title, text in {"Cells of each compound": "sweller", "The whole model card": "How good it is", "Call it from Python": "engine.load(", "Call it from anywhere": f'Client("{address.rstrip("/")}'}.items():
+        explore.locator("button", has_text=title).click()
+        explore.locator("[data-testid=markdown]:visible", has_text=text).first.wait_for()
 
 
 def test_two_visitors_share_network_calls(engine):
@@ -380,8 +383,3 @@ def test_the_editor_starts_where_storage_is_blocked(page, address):
     page.goto(address)
     page.wait_for_selector("#generate")
     open_editor(page)
-
-
-def test_in_jupyter_the_same_editor_is_a_widget():
-    widget = ui.sketch("CCO")
-    assert widget.smiles == "CCO" and widget.initial_molecule == "CCO"

@@ -1,4 +1,4 @@
-// props.value is JSON from Python: {title, note, maps, bars, significant, than, stale}; maps and bars are plotly figures, bars may be null.
+// props.value is JSON from Python: {title, note, maps, bars, significant, than, stale, provenance}; maps and bars are plotly figures, bars may be null.
 // Where significance is known a map comes in two layers, and the switch makes the one of pixels that may be chance invisible; they still tell their numbers.
 const find = selector => element.querySelector(selector);
 const sure = find('.switch input'), maps = find('.maps .plot'), bars = find('.profile .plot');
@@ -28,7 +28,8 @@ function size() {
 function config(Plotly, filename, canZoom) {
   const zoom = { name: 'enlarge', title: 'Enlarge a part: drag a box', icon: Plotly.Icons.zoombox, attr: 'dragmode', val: 'zoom',
     click: plot => Plotly.relayout(plot, { dragmode: plot.layout.dragmode ? false : 'zoom' }) };
-  return { displaylogo: false, displayModeBar: true, scrollZoom: false, showAxisDragHandles: false, toImageButtonOptions: { filename, scale: 2 }, modeBarButtons: [[...canZoom ? [zoom, 'resetScale2d'] : [], 'toImage']] };
+  const save = window.mfmSaveButton?.(Plotly, filename, () => told.provenance);
+  return { displaylogo: false, displayModeBar: true, scrollZoom: false, showAxisDragHandles: false, modeBarButtons: [[...canZoom ? [zoom, 'resetScale2d'] : [], ...save ? [save] : []]] };
 }
 
 // What a screen reader says of a drawing; the buttons on it stay within reach.

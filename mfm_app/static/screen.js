@@ -1,11 +1,12 @@
-// props.value is JSON from Python, a little more of the screen each time: {run, state, total, found, refused, from, rows, badFrom, bad, figure}.
+// props.value is JSON from Python, a little more of the screen each time: {run, state, total, found, refused, from, rows, badFrom, bad, figure, provenance}.
 // A message that got lost on the way shows as a gap, and what is missing is asked for. Rows are only ever added.
 const find = selector => element.querySelector(selector);
 const plot = find('.plot'), body = find('.table tbody'), head = find('.table thead tr'), chosenBox = find('.chosen');
 const signs = { known: 'circle', close: 'diamond', far: 'circle-open' };
 const words = { known: 'taught', close: 'close', far: 'far' };
-let run = null, rows = [], bad = [], lines = new Map(), figure = null, colours = {}, chosen = null, asked = 0;
+let run = null, rows = [], bad = [], lines = new Map(), figure = null, provenance = null, colours = {}, chosen = null, asked = 0;
 let total = null, began = null, arriving = Promise.resolve(), drawing = null, dirty = false, drawn = 0, pace = 1000, seen = false;
+let buttons = null;
 let order = { key: 'strength', down: true };
 
 const who = row => row.name || row.smiles;
@@ -131,7 +132,8 @@ async function draw() {
   try { Plotly = await loadPlotly(); } catch { plot.classList.add('failed'); plot.textContent = 'The map could not be loaded; the table holds everything.'; return; }
   dirty = false;
   const first = !plot.data;
-  await Plotly.react(plot, [...figure.data, ring()], { ...figure.layout, uirevision: run }, { responsive: true, displaylogo: false, modeBarButtons: [['zoom2d', 'pan2d', 'resetScale2d', 'toImage']] });
+  buttons ??= [window.mfmSaveButton?.(Plotly, 'phenotype-map', () => provenance)].filter(Boolean);
+  await Plotly.react(plot, [...figure.data, ring()], { ...figure.layout, uirevision: run }, { responsive: true, displaylogo: false, modeBarButtons: [['zoom2d', 'pan2d', 'resetScale2d', ...buttons]] });
   if (first) plot.on('plotly_click', event => { const number = event.points.map(p => p.customdata?.[0]).find(Boolean); if (number) choose(number); });
 }
 
@@ -267,6 +269,7 @@ async function take(news) {
   if (news.run !== run) begin(news);
   if (news.figure) {
     figure = news.figure;
+    provenance = news.provenance;
     colours = {};
     for (const trace of figure.data) if (trace.customdata) colours[trace.name] = trace.marker.color;
     for (const trace of figure.data) if (trace.customdata) Object.assign(trace, { x: [], y: [], customdata: [] }), trace.marker.symbol = [];
