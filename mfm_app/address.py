@@ -7,7 +7,7 @@ __all__ = ['treatment', 'tabs', 'longest', 'View', 'number_of', 'value_of', 'rea
            'whatif_of', 'settings_of', 'said_of', 'checked', 'Name', 'call', 'opening', 'python_of_cells',
            'python_of_counterfactual', 'python_of_screen']
 
-# %% ../nbs/21_address.ipynb #f3064c6c
+# %% ../nbs/21_address.ipynb #40c5bdd1
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
@@ -16,7 +16,7 @@ from .counterfactual import Treatment, WhatIf, check_whatif
 from .engine import Engine, Request, check, most_seeds
 from .screen import Settings, check_settings
 
-# %% ../nbs/21_address.ipynb #03015b86
+# %% ../nbs/21_address.ipynb #dd9d278b
 @dataclass(frozen=True)
 class View:
     "A tab and what stands in its fields, with the names they have in an address."
@@ -28,7 +28,7 @@ treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, see
 tabs = dict(explore=treatment, counterfactual=treatment | {"series": bool, "from": str}, screen=dict(list=str, dose=float, cells=int, experiment=str), about={})
 longest = 4_000      # characters of one value
 
-# %% ../nbs/21_address.ipynb #c55d4b81
+# %% ../nbs/21_address.ipynb #556be569
 def number_of(said:str, name:str, kind):
     "A number that was written in an address, or `InputError`."
     try: number = float(said)
@@ -45,7 +45,7 @@ def value_of(said:str, name:str, kind):
     if said not in ("0", "1"): raise InputError(f"In the address, {name} must be 0 or 1, not '{said[:40]}'.")
     return said == "1"
 
-
+# %% ../nbs/21_address.ipynb #363f0b97
 def read_query(
     params,         # name -> text, as a web server gives it
 )->View|None:       # None if the address asks for nothing
@@ -62,7 +62,7 @@ def write_query(view:View)->str:
     said = {name: plain(view.said[name]) for name in tabs[view.tab] if (v := view.said.get(name)) is not None and v is not False and v != ""}
     return "?" + urlencode(({} if view.tab == "explore" and said else {"tab": view.tab}) | {k: v for k, v in said.items() if len(v) <= longest})
 
-# %% ../nbs/21_address.ipynb #574465ba
+# %% ../nbs/21_address.ipynb #cda8c522
 def seeds_of(said:dict, cells:int)->tuple:
     "The seeds an address names: a first one and how many."
     n, first = check_int(said.get("cells", cells), "Cells", 1, most_seeds), check_int(said.get("seed", 0), "The first seed", 0, 2**31 - 1 - most_seeds)
@@ -85,7 +85,7 @@ def settings_of(said:dict)->Settings:
     "What the Screen tab is asked for; `screen.check_settings` judges it."
     return Settings(said.get("dose", 10.), said.get("cells", 4), said.get("experiment"))
 
-# %% ../nbs/21_address.ipynb #42359073
+# %% ../nbs/21_address.ipynb #cde70b22
 def said_of(request:Request, **more)->dict:
     "A checked request in the words of an address."
     return dict(perturbation=request.perturbation, molecule=request.molecule, dose=request.dose_um, experiment=request.experiment, seed=request.seeds[0],
@@ -106,7 +106,7 @@ def checked(engine:Engine, view:View)->View:
     request, = check_whatif(whatif_of(said), len(seeds), engine)
     return View("counterfactual", said_of(request, seed=seeds[0], cells=len(seeds), series=said.get("series", False)) | {"from": source})
 
-# %% ../nbs/21_address.ipynb #e23fadc1
+# %% ../nbs/21_address.ipynb #764215f3
 class Name(str): "The name of a variable, written as it is."
 
 
@@ -131,7 +131,7 @@ def opening(engine:Engine, *rooms)->str:
     loaded = call("engine.load", *([] if name is None else [name]), revision=model.revision or None, dtype=str(engine.dtype).removeprefix("torch."))
     return f"from mfm_app import {', '.join(sorted({'display', 'engine', *rooms}))}\n\nmodel = {loaded}      # weights {model.sha256[:12]}\n"
 
-# %% ../nbs/21_address.ipynb #32541d92
+# %% ../nbs/21_address.ipynb #42e0bc35
 def python_of_cells(engine:Engine, request:Request)->str:
     "Code that draws what a checked request of the Explore tab drew."
     said = dict(dose_um=request.dose_um, experiment=request.experiment, cell_type=request.cell_type, seeds=request.seeds, solver=request.solver, steps=request.steps, cfg_scale=request.cfg_scale)
@@ -156,7 +156,7 @@ def python_of_counterfactual(
     said = dict(experiment=r.experiment, cell_type=r.cell_type, solver=r.solver, steps=r.steps, cfg_scale=r.cfg_scale)
     return opening(engine, *rooms) + cells + f"answer = {call('counterfactual.counterfactual', Name('model'), Name('cells'), **what, **said)}\ndisplay.Gallery(answer)      # answer.original, answer.factual and answer.treated are the pixels\n"
 
-
+# %% ../nbs/21_address.ipynb #01502761
 def python_of_screen(
     engine:Engine,
     text:str,              # the list, or the name of its file

@@ -9,7 +9,7 @@ __all__ = ['static', 'verdict_words', 'finest', 'ladder', 'atlas', 'treatment_la
            'fitted', 'check_names', 'round_trip', 'shown_as', 'in_script', 'described', 'playing', 'Player', 'Gallery',
            'with_size', 'with_switch', 'plotly_output', 'strongest', 'Heatmaps', 'Editor']
 
-# %% ../nbs/22_display.ipynb #3f8066c1
+# %% ../nbs/22_display.ipynb #e3b97201
 import base64
 import gzip
 import io
@@ -36,10 +36,10 @@ from .molecules import draw, read_molecule
 from .takeaway import taken
 from .viz import answer_picture, data_uri, dyes, effect_maps, effect_picture, feature_name, profile_bars
 
-# %% ../nbs/22_display.ipynb #7e1f7753
+# %% ../nbs/22_display.ipynb #c657adea
 static = Path(__file__).parent / "static" if "__file__" in globals() else Path("../mfm_app/static")
 
-# %% ../nbs/22_display.ipynb #da33a65f
+# %% ../nbs/22_display.ipynb #ae3dc680
 def atlas(
     images,               # (G, B, C, H, W) uint8
     **kwargs,             # further arguments of `viz.data_uri`
@@ -54,7 +54,7 @@ def treatment_label(engine:Engine, request:Request)->str:
     if request.molecule: name = engine.look(request.molecule).name or (request.molecule if len(request.molecule) < 31 else request.molecule[:28] + "…")
     return name if request.dose_um is None else f"{name}, {request.dose_um:g} µM"
 
-# %% ../nbs/22_display.ipynb #0019e7b3
+# %% ../nbs/22_display.ipynb #fa91a5b5
 def run_of(
     engine:Engine,
     names:list,            # of the cells
@@ -74,7 +74,7 @@ def frame_of(moment:Moment)->dict:
     last = moment.step == moment.steps
     return dict(t=moment.t, step=moment.step, guess=atlas(moment.guess, lossless=last), state=atlas(moment.state, quality=40, lossless=last))
 
-# %% ../nbs/22_display.ipynb #afecb296
+# %% ../nbs/22_display.ipynb #2a340148
 def run_for(
     engine:Engine,
     asked,            # a checked `Request`, or a list of them, one for each treatment of a counterfactual
@@ -99,7 +99,7 @@ def done_line(engine:Engine, answer)->str:
             f"{p['nfe']} network evaluations a {'picture' if both_ways else 'cell'}, guidance {p['cfg_scale']:g}; {p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.")
 
-# %% ../nbs/22_display.ipynb #f57a71ca
+# %% ../nbs/22_display.ipynb #ad63a24b
 def note_of(comparison:Comparison)->str:
     "How many cells an effect is the mean of, and what of it may be chance."
     map, cells = comparison.map, comparison.map.cells
@@ -124,7 +124,7 @@ def effects_of(
     figures = {name: figure and json.loads(figure.to_json()) for name, figure in figures_of(comparison, channels).items()}
     return json.dumps(dict(title=title, note=note_of(comparison), than=than, stale=False, provenance=provenance, **figures))
 
-# %% ../nbs/22_display.ipynb #956f3446
+# %% ../nbs/22_display.ipynb #56dde61e
 @lru_cache(maxsize=512)
 def drawing(smiles:str, width:int, height:int)->str:
     "A structure for light and for dark pages; the style sheet shows one of them."
@@ -139,7 +139,7 @@ def neighbour_row(p, tanimoto:float)->str:
     return (f'<li>{drawing(p.smiles, 96, 64)}<span><b>{escape(p.name)}</b><br>{escape(p.moa)}</span>'
             f'<span class="tanimoto">{tanimoto:.2f}<meter min="0" max="1" value="{tanimoto:.3f}" aria-label="Tanimoto similarity"></meter></span></li>')
 
-# %% ../nbs/22_display.ipynb #067d7d63
+# %% ../nbs/22_display.ipynb #3101f9ee
 def molecule_card(look:Look)->str:
     "Everything known of a molecule before a cell is drawn, as HTML."
     m = look.molecule
@@ -156,7 +156,7 @@ def about_molecule(engine:Engine, smiles:str)->str:
     try: return molecule_card(engine.look(smiles))
     except InputError as e: return f'<div class="molecule"><p class="refused" role="alert">{escape(str(e))}</p></div>'
 
-# %% ../nbs/22_display.ipynb #f1b7a039
+# %% ../nbs/22_display.ipynb #e876c02d
 def framed(
     body:str,          # HTML
     styles:tuple,      # names of style sheets in `static`
@@ -175,7 +175,7 @@ def framed(
     return (f'<style>.mfm-plain {{ display: none; }}</style><div class="mfm-plain">{plain}</div>'
             f'<iframe srcdoc="{unpack}" title="{escape(title)}" width="100%" height="{height}" frameborder="0" style="border: 0; display: block; color: inherit;"></iframe>')
 
-# %% ../nbs/22_display.ipynb #4fd27bec
+# %% ../nbs/22_display.ipynb #109c6fb3
 def still(
     picture:Image.Image,
     label:str,              # what it shows
@@ -184,7 +184,7 @@ def still(
     "A picture as the output of a cell."
     buffer = io.BytesIO()
     picture.convert("RGB").quantize(colours).save(buffer, "png", optimize=True)
-    image = f'<img src="{data_uri(np.asarray(picture), quality=75)}" alt="{escape(label)}" width="{picture.width}" style="max-width: 100%">'
+    image = f'<img src="{data_uri(np.asarray(picture), quality=75, effort=4)}" alt="{escape(label)}" width="{picture.width}" style="max-width: 100%">'
     return {"text/plain": label, "text/html": image, "image/png": base64.b64encode(buffer.getvalue()).decode()}
 
 
@@ -198,7 +198,7 @@ def check_answer(answer):
     "An `Answer` or a `Counterfactual`, or `InputError`."
     if not isinstance(answer, (Answer, Counterfactual)): raise InputError(f"An answer of an engine or a counterfactual is shown, not {type(answer).__name__[:40]!r}.")
 
-# %% ../nbs/22_display.ipynb #5618d143
+# %% ../nbs/22_display.ipynb #fdd5a746
 class Card:
     "Everything known of a molecule before a cell is drawn, for a notebook."
     def __init__(self, engine:Engine, molecule:str):
@@ -209,7 +209,7 @@ class Card:
         plain = f"{name}: {verdict_words[look.verdict].lower()}. {look.reason}"
         return {"text/plain": plain, "text/html": framed(molecule_card(look), ("molecule.css",), (), f"<p>{escape(plain)}</p>", f"Molecule: {name}", 640)}
 
-# %% ../nbs/22_display.ipynb #c7cdf640
+# %% ../nbs/22_display.ipynb #b03e1c33
 def progress():
     "What is told how far things are: a line in IPython, nothing elsewhere."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -233,7 +233,7 @@ def gathered(events)->tuple:
     if not moments: raise InputError("There is nothing to play: no step came before the answer.")
     return list(moments.values()), answer
 
-# %% ../nbs/22_display.ipynb #a0bcacd1
+# %% ../nbs/22_display.ipynb #b7846a7b
 finest = [(80, 1, 100), (40, 1, 100), (60, 1, 80), (40, 1, 75), (25, 1, 75), (12, 1, 75)]
 ladder = finest + [(quality, every, 75) for every in (2, 4, 8) for quality in (25, 12)] + [(12, every, 50) for every in (4, 8, 16, 32)]      # an end of 100 is lossless
 
@@ -247,7 +247,7 @@ def fitted(
     for quality, every, end in ladder:
         frames, weight = [], 0
         for moment in moments[::-1][::every]:
-            pack = lambda images, quality: atlas(images, quality=quality if frames else end, lossless=end == 100 and not frames)
+            pack = lambda images, quality: atlas(images, quality=quality if frames else end, lossless=end == 100 and not frames, effort=4)
             frame = dict(t=moment.t, step=moment.step, guess=pack(moment.guess, quality)) | (dict(state=pack(moment.state, quality // 2)) if states else {})
             weight += sum(len(v) for v in frame.values() if isinstance(v, str))
             if weight > 1000 * kilobytes: break
@@ -255,7 +255,7 @@ def fitted(
         else: return frames[::-1], (quality, every, end)
     return [*frames, frame][:1], (end, len(moments), end)
 
-# %% ../nbs/22_display.ipynb #504925ba
+# %% ../nbs/22_display.ipynb #43c8f080
 def check_names(names, cells:int)->list:
     "A name for each cell, or `InputError`."
     if names is None: return [f"cell {i + 1}" for i in range(cells)]
@@ -263,7 +263,7 @@ def check_names(names, cells:int)->list:
         raise InputError(f"The names of the cells must be a list of {cells} strings, one a cell.")
     return list(names)
 
-# %% ../nbs/22_display.ipynb #a1bd02e2
+# %% ../nbs/22_display.ipynb #fc812422
 def round_trip(answer)->str:
     "What the way there and back loses, of a `Counterfactual`."
     if not isinstance(answer, Counterfactual): return ""
@@ -277,7 +277,7 @@ def shown_as(quality:int, every:int, end:int)->str:
     if end == 100: return f"The finished cells are shown lossless, those{steps} on the way in WebP of quality {quality}."
     return f"To keep the notebook small, the finished cells are shown in WebP of quality {end}, those{steps} on the way of {quality}; the arrays in the answer are exact."
 
-# %% ../nbs/22_display.ipynb #5aad46e7
+# %% ../nbs/22_display.ipynb #e06123fa
 def in_script(value)->str: return json.dumps(value).replace("<", "\\u003c")
 
 
@@ -298,7 +298,7 @@ def playing(
     plain = still(cells_picture(answer, 4), f"Player, {described(answer)}")
     return plain | {"text/html": framed(read("html"), ("viewer.css",), scripts, plain["text/html"], plain["text/plain"], 760)}
 
-# %% ../nbs/22_display.ipynb #d08f71d5
+# %% ../nbs/22_display.ipynb #ab11484c
 class Player:
     "A run to watch in a notebook, as on the page; what was drawn is in `.answer`."
     def __init__(
@@ -321,7 +321,7 @@ class Player:
 
     def _repr_mimebundle_(self, include=None, exclude=None): return playing(dict(run=self.run, frames=self.frames, done=self.done), self.answer)
 
-# %% ../nbs/22_display.ipynb #c2e9279f
+# %% ../nbs/22_display.ipynb #f969fadd
 class Gallery:
     "The cells of an answer, treated above control, or original, regenerated and treated below one another."
     def __init__(
@@ -335,7 +335,7 @@ class Gallery:
 
     def _repr_mimebundle_(self, include=None, exclude=None): return still(self.picture, f"Gallery, {self.label}")
 
-# %% ../nbs/22_display.ipynb #97437791
+# %% ../nbs/22_display.ipynb #b3e58389
 def with_size(figure, side:int=210):
     "Maps so large that each square is so many pixels wide."
     grid, margin, x, y = figure.layout.grid, figure.layout.margin, figure.layout.xaxis, figure.layout.yaxis
@@ -357,14 +357,14 @@ def plotly_output(figure)->dict:
     "What a notebook with a script of plotly draws."
     return {"application/vnd.plotly.v1+json": json.loads(figure.to_json()) | dict(config=dict(displaylogo=False, modeBarButtonsToRemove=["select2d", "lasso2d", "autoScale2d"]))}
 
-# %% ../nbs/22_display.ipynb #6071ec15
+# %% ../nbs/22_display.ipynb #c68b9ff1
 def strongest(table, most:int=8):
     "The features that changed most, as one reads them."
     shown = table[np.isfinite(table.effect)].sort_values("effect", key=abs, ascending=False)[:most]
     rows = [{"effect": f"{r.effect:.3g}", "95 % interval": "" if math.isnan(r.low) else f"{r.low:.3g} to {r.high:.3g}", "adjusted p": f"{r.p_adjusted:.2g}"} for r in shown.itertuples()]
     return pd.DataFrame(rows, index=[feature_name(name) for name in shown.index])
 
-# %% ../nbs/22_display.ipynb #4f4a360f
+# %% ../nbs/22_display.ipynb #f0b4fb06
 class Heatmaps:
     "What a treatment changed: `.maps` where, `.bars` and `.table` which features."
     def __init__(
@@ -395,7 +395,7 @@ class Heatmaps:
         from IPython.display import display
         for bundle in self.bundles(): display(bundle, raw=True)
 
-# %% ../nbs/22_display.ipynb #251195c1
+# %% ../nbs/22_display.ipynb #9960b1af
 class Editor:
     "The page's molecule editor in a notebook; what is drawn is in `.smiles`, the widget itself in `.widget`."
     def __init__(self, smiles:str=""):

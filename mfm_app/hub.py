@@ -9,9 +9,9 @@ __all__ = ['hub_licences', 'anywhere', 'card_head', 'limits_text', 'bundled', 'o
            'write_file', 'save_model', 'Model', 'check_config', 'read_config', 'read_weights', 'about', 'needs_table',
            'read_encoder', 'load_model', 'save_pretrained', 'read_repository', 'hub_trouble', 'hub_refusal',
            'in_one_sentence', 'hub', 'check_offered', 'fetch', 'from_pretrained', 'push_files', 'make_room',
-           'push_to_hub', 'rename', 'load_reference']
+           'push_to_hub', 'check_changeable', 'push_space', 'rename', 'load_reference']
 
-# %% ../nbs/11_hub.ipynb #3d31c82f
+# %% ../nbs/11_hub.ipynb #5595b7c2
 import hashlib
 import json
 import os
@@ -30,7 +30,7 @@ from .core import InputError, Vocabulary, check_int
 from .model import MiT, mit, sizes
 from .molecules import EmbeddingTable, encoder, read_embeddings, write_embeddings
 
-# %% ../nbs/11_hub.ipynb #e178cdd8
+# %% ../nbs/11_hub.ipynb #5bf7b6ab
 def new_config(
     vocab:Vocabulary,
     channels:list,                    # {"name", "colour"} a channel
@@ -46,7 +46,7 @@ def new_config(
         predicts="image" if laptop else "velocity",
         channels=channels, vocabulary=vocab.to_dict(), data={}, training={}, quality={})
 
-# %% ../nbs/11_hub.ipynb #bbdcaa2b
+# %% ../nbs/11_hub.ipynb #1825ffb9
 def build(config:dict)->Conditioned:
     "The network a config describes, untrained."
     vocab = Vocabulary.from_dict(config["vocabulary"])
@@ -54,7 +54,7 @@ def build(config:dict)->Conditioned:
     counts = len(vocab.perturbations), len(vocab.experiments), len(vocab.cell_types)
     return Conditioned(backbone, Adaptor(backbone.width, *counts, **config["adaptor"], molecules=molecules), config["predicts"])
 
-# %% ../nbs/11_hub.ipynb #f2cde1f1
+# %% ../nbs/11_hub.ipynb #c7a40863
 def loss_table(
     history:list,      # [step, loss, images per second] an entry
     rows:int=10,
@@ -64,14 +64,14 @@ def loss_table(
     lines = [f"| {history[i][0]:,} | {history[i][1]:.4f} |" for i in sorted(places)]
     return "\n".join(["", "| step | loss |", "|---|---|", *lines]) if lines else ""
 
-# %% ../nbs/11_hub.ipynb #9e2d7637
+# %% ../nbs/11_hub.ipynb #c945b222
 def seen_table(vocab:Vocabulary)->str:
     "How many cells of each compound were trained on, as Markdown."
     doses = lambda p: ", ".join(f"{d:g}" for d in sorted(p.doses)) or "-"
     rows = [f"| {p.moa or 'untreated control'} | {p.name} | {doses(p)} | {p.cells} |" for p in vocab.perturbations]
     return "\n".join(["Cells for each compound in training; believe the rare ones less.", "", "| mechanism | perturbation | doses, µM | cells |", "|---|---|---|---|", *rows])
 
-# %% ../nbs/11_hub.ipynb #9eff450c
+# %% ../nbs/11_hub.ipynb #6c08b6cc
 def molecules_text(taught:dict)->str:
     "What a card says of how a model reads molecules, from `config['molecules']`."
     if not taught: return "It knows compounds by name alone; `mfm finetune` teaches it molecules."
@@ -84,7 +84,7 @@ def molecules_text(taught:dict)->str:
                     f"of the others {c['far'][0]} of {c['far'][1]}. This threshold was chosen on the same compounds.")
     return " ".join(said) + "\n\n" + taught.get("table", "Nothing was held out, so nothing is known of how well.")
 
-# %% ../nbs/11_hub.ipynb #eb029f94
+# %% ../nbs/11_hub.ipynb #fbc4cf22
 def counterfactuals_text(quality:dict)->str:
     "What a card says of cells walked back to noise and forth again, from `config['quality']`."
     if "counterfactual" not in quality: return "Round trips and mean shifts were not measured; `mfm evaluate` does it."
@@ -99,7 +99,7 @@ def counterfactuals_text(quality:dict)->str:
             "`from equal noise` starts from noise instead of a real cell, `keep their rank` is the median rank correlation of a feature before and after, and `recognised` the share of treated cells most like their own untreated picture.\n\n"
             + "\n".join(f"| {' | '.join(map(str, row))} |" for row in table))
 
-# %% ../nbs/11_hub.ipynb #2bc6b535
+# %% ../nbs/11_hub.ipynb #aa46dc99
 hub_licences = set("""apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-4.0
 cc-by-nc-sa-4.0 cc-by-nc-nd-4.0 cc-by-nd-4.0 gpl-3.0 lgpl-3.0 agpl-3.0 unknown""".split())
 
@@ -112,7 +112,7 @@ def front_matter(config:dict)->str:
 
 assert "license: cc-by-4.0" in front_matter(dict(data=dict(licence="CC BY 4.0"))) and 'license_name: "in-house"' in front_matter(dict(data=dict(licence="In-house")))
 
-# %% ../nbs/11_hub.ipynb #052188e0
+# %% ../nbs/11_hub.ipynb #3a38b703
 anywhere = "user/name"
 
 
@@ -136,7 +136,7 @@ def cite_text(data:dict)->str:
     method = "Jones, Noutahi, Hartford, Eastwood. *Elucidating the Design Space of Flow Matching for Cellular Microscopy.* [arXiv 2603.26790](https://arxiv.org/abs/2603.26790), 2026."
     return "\n".join(["- Method: " + method] + [f"- Data: {data[key]}" for key in ("attribution",) if isinstance(data.get(key), str)])
 
-# %% ../nbs/11_hub.ipynb #548a2f52
+# %% ../nbs/11_hub.ipynb #3d404fbf
 card_head = """---
 {front}
 ---
@@ -161,10 +161,10 @@ def model_card(
         "What it has seen": seen_table(vocab), "Limits": limits_text, "How to cite": cite_text(config["data"])}
     return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items())
 
-# %% ../nbs/11_hub.ipynb #05a37a9d
+# %% ../nbs/11_hub.ipynb #cff533c8
 limits_text = """A generated cell is a hypothesis, not a measurement. The model knows these compounds, doses, experiments and this cell line alone; a molecule it was not taught is a guess, and the table above says how good a one. Nothing it draws says anything about safety, efficacy or people."""
 
-# %% ../nbs/11_hub.ipynb #a1557a0b
+# %% ../nbs/11_hub.ipynb #4fb8dd8b
 def write_file(path:Path, write):
     "Call `write(beside)` and move what it wrote to `path` in one stroke."
     beside = path.with_name(path.name + ".part")
@@ -191,7 +191,7 @@ def save_model(
     if table: write_file(folder / "embeddings.npz", lambda p: write_embeddings(table, p))
     write_file(folder / "model.safetensors", lambda p: save_file(weights, p))
 
-# %% ../nbs/11_hub.ipynb #a936131b
+# %% ../nbs/11_hub.ipynb #d326f607
 @dataclass
 class Model:
     "A network and everything that is known of it."
@@ -214,7 +214,7 @@ class Model:
     def save_pretrained(self, folder)->Path: return save_pretrained(self, folder)
     def push_to_hub(self, repo:str, **kwargs)->str: return push_to_hub(self, repo, **kwargs)
 
-# %% ../nbs/11_hub.ipynb #45b727e6
+# %% ../nbs/11_hub.ipynb #80b073fb
 bundled = Path(__file__).parent / "weights" / "bbbc021" if "__file__" in globals() else None      # the model that comes with the package
 objects = ("backbone", "adaptor", "vocabulary", "data", "training", "quality", "molecules", "phenotypes")      # of a config
 
@@ -235,7 +235,7 @@ def check_config(config, called:str)->dict:
         raise InputError(f"'channels' in config.json of '{called}' must give a name and a colour for each channel of the backbone.")
     return config
 
-# %% ../nbs/11_hub.ipynb #2dcf91b3
+# %% ../nbs/11_hub.ipynb #70bd7709
 def read_config(folder:Path, called:str)->dict:
     "The config of a model folder, or `InputError`."
     if not (folder / "config.json").is_file(): raise InputError(f"'{called}' is not a model folder: it has no config.json.")
@@ -258,7 +258,7 @@ def read_weights(path:Path, config:dict, called:str)->tuple:
     net.load_state_dict(state)
     return net, next(iter(state.values())).dtype
 
-# %% ../nbs/11_hub.ipynb #77de59db
+# %% ../nbs/11_hub.ipynb #f78d9065
 @contextmanager
 def about(called:str):
     "A refusal says what it is about."
@@ -282,7 +282,7 @@ def read_encoder(folder:Path, config:dict):
         return encoder(said, table)
     except (KeyError, TypeError): raise InputError("config.json does not say how molecules are read.") from None
 
-# %% ../nbs/11_hub.ipynb #cf2eae60
+# %% ../nbs/11_hub.ipynb #c9ea3d48
 def load_model(
     folder=None,            # path of a model folder; None loads the bundled one
     device="cpu",
@@ -302,7 +302,7 @@ def load_model(
         except Exception: raise InputError(f"config.json in '{called}' says things of the model that its card cannot show.") from None
     return Model(net.to(device).eval(), config, hashlib.sha256(path.read_bytes()).hexdigest(), name, encode, source, dtype=dtype)
 
-# %% ../nbs/11_hub.ipynb #f7946d4b
+# %% ../nbs/11_hub.ipynb #4fc57025
 def save_pretrained(
     model:Model,
     folder,            # where to; made if it is not there
@@ -314,7 +314,7 @@ def save_pretrained(
         raise InputError(f"'{folder.name}' cannot be written: {getattr(e, 'strerror', None) or 'the disk may be full'}.") from None
     return folder
 
-# %% ../nbs/11_hub.ipynb #28ce4f57
+# %% ../nbs/11_hub.ipynb #d87ab7f3
 part = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 repository_name = re.compile(rf"(?!.*(?:--|\.\.|\.git/|\.git$)){part}/{part}")
 revision_name = re.compile(r"(?!.*(?:\.\.|//|/\.|\.lock$|[./]$))[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
@@ -335,7 +335,7 @@ def read_repository(
         raise InputError(f"{str(revision)[:60]!r} is no revision of {repo}; a branch, a tag or a commit is written after the @, as in {repo}@main.")
     return repo, revision
 
-# %% ../nbs/11_hub.ipynb #61f04936
+# %% ../nbs/11_hub.ipynb #121021d0
 def hub_trouble(error:Exception, repo:str, revision:str|None)->str:
     "What an error of `huggingface_hub` means to somebody who wanted `repo`."
     from huggingface_hub import errors
@@ -356,12 +356,12 @@ def hub_trouble(error:Exception, repo:str, revision:str|None)->str:
     if isinstance(error, OSError): return f"A file of {repo} did not arrive whole; try again."
     return f"What came back about {repo} makes no sense ({type(error).__name__}); try again, and if HF_ENDPOINT is set, let it be the address of a Hub."
 
-# %% ../nbs/11_hub.ipynb #de4857ca
+# %% ../nbs/11_hub.ipynb #19d35524
 def hub_refusal(error, repo:str, log_in:str)->str:
     "What a status means that the Hub answered with."
     status = error.response.status_code
     if status == 400: return f"The Hub refuses this for {repo}: {error.server_message or 'no reason given'}"
-    said = {401: f"the token is not valid; {log_in}", 403: f"the token may not do this; {log_in} with a token that may", 413: "it is too large", 429: "too many requests; wait a little"}
+    said = {401: f"the token is not valid; {log_in}", 402: "the account's plan does not include this", 403: f"the token may not do this; {log_in} with a token that may", 413: "it is too large", 429: "too many requests; wait a little"}
     return f"The Hub answers {status} about {repo}: {said.get(status, 'it is out of order; try again later')}."
 
 
@@ -378,7 +378,7 @@ def hub(token:str|None=None):
     from huggingface_hub import HfApi
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
 
-# %% ../nbs/11_hub.ipynb #f61a0ca0
+# %% ../nbs/11_hub.ipynb #d88dc927
 patience = 10      # seconds to wait for the Hub to say that it is there
 largest = {"config.json": 32 << 20, "README.md": 4 << 20, "model.safetensors": 8 << 30, "embeddings.npz": 1 << 30}      # bytes
 
@@ -390,7 +390,7 @@ def check_offered(repo:str, sizes:dict):
     huge = next((n for n, most in largest.items() if (sizes.get(n) or 0) > most), None)
     if huge: raise InputError(f"{huge} of {repo} is too large: {largest[huge] >> 20:,} MB is allowed.")
 
-# %% ../nbs/11_hub.ipynb #465cabb4
+# %% ../nbs/11_hub.ipynb #9f8543df
 def fetch(repo:str, revision:str|None, cache=None, offline:bool=False)->Path:
     "The folder of the Hub's cache that has a repository's model, fetched if need be, or `InputError`."
     from huggingface_hub import constants, errors
@@ -411,7 +411,7 @@ def fetch(repo:str, revision:str|None, cache=None, offline:bool=False)->Path:
             why = "while offline the Hub is not asked" if offline or constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
             raise InputError(f"{repo}{f' at {revision}' if revision else ''} is not in the Hub's cache, and {why}; fetch it once with a network, or give the path of a model folder.") from None
 
-# %% ../nbs/11_hub.ipynb #43208359
+# %% ../nbs/11_hub.ipynb #b7cf1eac
 def from_pretrained(
     name=None,                   # None is the bundled model; else a model folder, "user/name" or "user/name@revision"
     revision:str|None=None,      # branch, tag or commit of a repository
@@ -428,7 +428,7 @@ def from_pretrained(
     folder = fetch(repo, revision, cache, offline)
     return replace(load_model(folder, device, repo), name=repo.split("/")[1], revision=folder.name)
 
-# %% ../nbs/11_hub.ipynb #8f58ed40
+# %% ../nbs/11_hub.ipynb #a2462298
 def push_files(folder:Path, config:dict, repo:str)->dict:
     "What a push uploads: name to path or bytes."
     card = folder / "README.md"
@@ -446,7 +446,7 @@ def make_room(api, repo:str, branch:str|None, private:bool):
         if private and not there.private: raise InputError(f"{repo} is on the Hub already and is public; choose another name, or make it private in its settings.")
     if branch not in (None, "main"): api.create_branch(repo, branch=branch, exist_ok=True)
 
-# %% ../nbs/11_hub.ipynb #aad21a80
+# %% ../nbs/11_hub.ipynb #2b7f42f9
 def push_to_hub(
     model,                         # a `Model`, or the path of a model folder
     repo:str,                      # "user/name", or "user/name@branch"; made if it is not there
@@ -469,7 +469,37 @@ def push_to_hub(
         commit = api.create_commit(repo, [Add(n, f) for n, f in files.items()] + [Delete(n) for n in old], commit_message=message or "Upload model", revision=branch)
     return commit.commit_url
 
-# %% ../nbs/11_hub.ipynb #7c3fc274
+# %% ../nbs/11_hub.ipynb #b76a1343
+def check_changeable(api, repo:str, there, private:bool, update:bool, begins:str):
+    "That a Space on the Hub may be changed, or `InputError`."
+    if not update: raise InputError(f"The Space {repo} is on the Hub already; change it with `--update`, or choose another name.")
+    if private and not there.private: raise InputError(f"The Space {repo} is on the Hub already and is public; choose another name, or make it private in its settings.")
+    if not any(f.rfilename == "app.py" for f in there.siblings): return
+    with tempfile.TemporaryDirectory() as tmp: app = Path(api.hf_hub_download(repo, "app.py", repo_type="space", local_dir=tmp)).read_text(encoding="utf-8", errors="replace")
+    if not app.startswith(begins): raise InputError(f"The Space {repo} was made by other means and is left as it is; choose another name.")
+
+
+def push_space(
+    folder,                # a complete Space
+    repo:str,              # "user/name"
+    hardware:str,          # of a new one, as the Hub calls it
+    private:bool=False,    # if it is made
+    update:bool=False,     # change the one that is there
+    begins:str="",         # how the app.py begins of one that may be changed
+    token:str|None=None,   # one that may write; None takes the one `hf auth login` or HF_TOKEN left
+)->str:                    # its address
+    "Put a Space on the Hub, or `InputError`."
+    with in_one_sentence(repo):
+        from huggingface_hub import errors, get_token
+        if not (token or get_token()): raise InputError(f"A push to {repo} needs a token that may write: log in with `hf auth login` or set HF_TOKEN.")
+        api = hub(token)
+        try: there = api.space_info(repo, timeout=patience)
+        except errors.RepositoryNotFoundError: api.create_repo(repo, repo_type="space", space_sdk="gradio", space_hardware=hardware, private=private or None)
+        else: check_changeable(api, repo, there, private, update, begins)
+        api.upload_folder(repo_id=repo, folder_path=folder, repo_type="space", delete_patterns="*", commit_message="Upload Space")
+    return f"{api.endpoint}/spaces/{repo}"
+
+# %% ../nbs/11_hub.ipynb #fcf72612
 renames = [                                     # of the reference's keys, in order
     (r"^(module\.|_orig_mod\.)+", ""),
     (r"^dit\.x_embedder\.", "backbone.into."),
@@ -488,7 +518,7 @@ def rename(key:str, half:int)->str:
     for pattern, ours in renames: key = re.sub(pattern, ours, key)
     return key
 
-# %% ../nbs/11_hub.ipynb #d158d98f
+# %% ../nbs/11_hub.ipynb #71fe6f30
 def load_reference(
     state:dict,               # a state dict of the reference code, keys `dit.*` and `adaptor.*`
     heads:int|None=None,      # attention heads; None looks them up in the paper's family by width

@@ -7,7 +7,7 @@ __all__ = ['made_here', 'hardware', 'pythons', 'system_packages', 'computed', 's
            'place_of', 'app_text', 'front_matter', 'readme_text', 'check_space', 'check_free', 'fill', 'write_space',
            'upload_space']
 
-# %% ../nbs/29_space.ipynb #9c3afd4e
+# %% ../nbs/29_space.ipynb #702dfc33
 import json
 import os
 import platform
@@ -19,15 +19,15 @@ from pathlib import Path
 
 from .core import InputError
 from .engine import Engine
-from .hub import Model, bundled, from_pretrained, largest, read_repository
+from .hub import Model, bundled, from_pretrained, largest, push_space, read_repository
 
-# %% ../nbs/29_space.ipynb #1d291b0a
+# %% ../nbs/29_space.ipynb #480d8fa0
 def lent_engine(*args, **kwargs)->Engine:     # as in `hub.from_pretrained`
     "An engine whose walks are each lent a GPU; `spaces` must be imported before anything looks for one."
     import spaces
     return Engine(from_pretrained(*args, **kwargs), gpu=spaces.GPU)
 
-# %% ../nbs/29_space.ipynb #4738e95e
+# %% ../nbs/29_space.ipynb #ade6e2a7
 made_here = '"The page of mfm_app as a Space; written by `mfm space`."'      # the first line of its app.py
 hardware = dict(cpu="cpu-basic", zero="zero-a10g")                           # what the Hub calls it
 pythons = dict(cpu="{}.{}".format(*platform.python_version_tuple()), zero="3.12.12")     # ZeroGPU has few, this is one
@@ -41,7 +41,7 @@ def requirements(kind:str)->list:     # a key of `hardware`
     plain = [r for r in needed if not re.search(r"\bextra\s*==", r) and not re.match(r"gradio(?![\w-])", r)]
     return plain + ["spaces<1,>=0.50"] * (kind == "zero")
 
-# %% ../nbs/29_space.ipynb #62affe30
+# %% ../nbs/29_space.ipynb #47357758
 def place_of(model:Model)->str:
     "Where the app will find a model: bundled, hub or folder."
     return "bundled" if model.source == "bundled" else "hub" if model.revision else "folder"
@@ -56,7 +56,7 @@ def app_text(model:Model, kind:str, name:str|None=None)->str:     # name: as it 
     else: lines += ["from mfm_app.engine import load"]
     return "\n".join([*lines, "from mfm_app.ui import launch", "", f"launch(load({argument}))", ""])
 
-# %% ../nbs/29_space.ipynb #d4805965
+# %% ../nbs/29_space.ipynb #517037c0
 def front_matter(title:str, kind:str, model:Model)->str:
     "What the Hub reads of a Space."
     said = dict(title=title, emoji="🔬", colorFrom="indigo", colorTo="pink", sdk="gradio", sdk_version=version("gradio"), python_version=pythons[kind], app_file="app.py",
@@ -69,7 +69,7 @@ def front_matter(title:str, kind:str, model:Model)->str:
 computed = dict(cpu="The cells are drawn on the Space's own processor, everybody's in the same calls of the network, so it is slower when many are there.",
                 zero="The cells are drawn on a GPU that is lent for each request and counted against the visitor's own quota of ZeroGPU; when that is used up, the page says so. On a Space without ZeroGPU the same app draws on what there is.")
 
-# %% ../nbs/29_space.ipynb #e0d157dc
+# %% ../nbs/29_space.ipynb #6535fac1
 def readme_text(title:str, kind:str, model:Model)->str:
     "The README.md of a Space."
     data, private = model.config["data"], " If it is private, the Space needs a secret HF_TOKEN that may read it." if place_of(model) == "hub" else ""
@@ -96,7 +96,7 @@ A generated cell is a hypothesis, not a measurement. The model knows the compoun
 The model was trained on: {data}. Licence: {licence}. Attribution: {attribution}. The code is under Apache-2.0.
 """
 
-# %% ../nbs/29_space.ipynb #96afbde3
+# %% ../nbs/29_space.ipynb #f62822a0
 def check_space(repo:str, kind:str, title:str)->str:
     "The name of a Space, after a look at what else was asked, or `InputError`."
     try: name, revision = read_repository(repo)
@@ -114,7 +114,7 @@ def check_free(folder:Path):
     if folder.exists() and not former and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"'{folder.name}' is there and is no Space that `mfm space` wrote; choose another folder.")
 
-# %% ../nbs/29_space.ipynb #cfe5d2f9
+# %% ../nbs/29_space.ipynb #1dbc0c14
 def fill(folder:Path, model:Model, kind:str, title:str, name=None):
     "Write the files of a Space into an empty folder."
     place = place_of(model)
@@ -129,7 +129,7 @@ def fill(folder:Path, model:Model, kind:str, title:str, name=None):
         for at in largest:
             if (Path(name) / at).is_file(): shutil.copyfile(Path(name) / at, folder / "model" / at)
 
-# %% ../nbs/29_space.ipynb #f3391461
+# %% ../nbs/29_space.ipynb #3c449fbb
 def write_space(
     folder,                             # made, or written anew if it is an earlier Space
     repo:str,                           # "user/name"
@@ -151,7 +151,7 @@ def write_space(
     except OSError as e: raise InputError(f"'{folder.name}' cannot be written: {e.strerror or 'the disk may be full'}.") from None
     return folder
 
-# %% ../nbs/29_space.ipynb #7c150468
+# %% ../nbs/29_space.ipynb #c3242a77
 def upload_space(
     repo:str,                           # "user/name"
     model=None, kind:str="cpu", title:str="Watch cells respond",     # as in `write_space`
@@ -162,5 +162,4 @@ def upload_space(
     "Write a complete Space and put it on the Hub, or `InputError`."
     with tempfile.TemporaryDirectory() as tmp:
         folder = write_space(Path(tmp) / "space", repo, model, kind, title)
-        from mfm_app.hub import push_space
         return push_space(folder, repo, hardware[kind], private, update, made_here, token)

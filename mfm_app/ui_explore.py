@@ -6,7 +6,7 @@
 __all__ = ['sampling_defaults', 'hint', 'steadiness_line', 'request_from', 'verdicts', 'answers', 'told', 'generate', 'fields_of',
            'reopened', 'explore_tab', 'switch_sides']
 
-# %% ../nbs/24_ui_explore.ipynb #c2f0c48c
+# %% ../nbs/24_ui_explore.ipynb #c91b798f
 import json
 
 import gradio as gr
@@ -16,9 +16,9 @@ from .core import InputError, check_int
 from .engine import Answer, Engine, Moment, Request, Steadiness, check, most_seeds, weigh
 from .display import done_line, effects_of, frame_of, run_for, treatment_label
 from .ui_parts import (Kept, amount, asked_for, best_known, cell_fields, dose_of, effect_panel, experiment_field, experiments, fine, join_molecule, join_name, judged, molecule_dose,
-                              molecule_editor, molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, trouble, viewer, walk_fields, when_left)
+                              molecule_editor, molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields, when_opened)
 
-# %% ../nbs/24_ui_explore.ipynb #b4275e45
+# %% ../nbs/24_ui_explore.ipynb #968a5902
 def steadiness_line(steady:Steadiness)->str:
     "What the cells of a molecule show, in Markdown."
     effect, n = steady.effect, steady.of
@@ -27,14 +27,14 @@ def steadiness_line(steady:Steadiness)->str:
             f"**{first}** most (cosine {cosine:.2f}), then {second} ({next_cosine:.2f}). {effect.agreement:.0%} of the seeds and {steady.thinned} of {n} fingerprints "
             f"with some bits dropped point to {first} as well.")
 
-# %% ../nbs/24_ui_explore.ipynb #ef679ccc
+# %% ../nbs/24_ui_explore.ipynb #5d71a367
 def request_from(by, name, dose, smiles, molecule_dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     n, first = check_int(cells, "Cells", 1, most_seeds), check_int(first, "The first seed", 0, 2**31 - 1 - most_seeds)
     what = dict(perturbation=name, dose_um=amount(dose)) if by == "perturbation" else dict(molecule=smiles or "", dose_um=amount(molecule_dose))
     return Request(**what, experiment=experiment, seeds=tuple(range(first, first + n)), solver=solver, steps=steps, cfg_scale=cfg_scale)
 
-# %% ../nbs/24_ui_explore.ipynb #02506b3f
+# %% ../nbs/24_ui_explore.ipynb #7b48d258
 sampling_defaults = 0, 16, 10, 1., "midpoint"      # first seed, cells, steps, guidance, solver
 
 
@@ -47,7 +47,7 @@ def verdicts(engine:Engine, *fields)->list:
     good = [by, name, dose_of(engine, name), smiles, by != "perturbation" and molecule_dose(engine, smiles), experiments(engine, first)[0][1], *sampling_defaults]
     return [judged(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine)) for i, value in enumerate(fields)]
 
-# %% ../nbs/24_ui_explore.ipynb #976ed31a
+# %% ../nbs/24_ui_explore.ipynb #a0b1e2df
 def answers(engine:Engine, kept:Kept, request:Request):
     "Yield what the viewer shows, what the status line says, what the cells say, what the effect panel shows, and how to see it again."
     run, what, none = run_for(engine, request), treatment_label(engine, request), gr.skip()
@@ -72,7 +72,7 @@ def generate(engine:Engine, kept:Kept, *fields):
     "The same from the fields of the page."
     yield from told(engine, kept, lambda: check(request_from(*fields), engine))
 
-# %% ../nbs/24_ui_explore.ipynb #fc3ff815
+# %% ../nbs/24_ui_explore.ipynb #c9b9bfdb
 def fields_of(engine:Engine, view:View)->list:
     "What stands in the fields of a view: see `side_of`, then experiment, first seed, cells, steps, guidance, solver."
     said, first = view.said, view.said["perturbation"] or engine.vocab.unlisted
@@ -88,10 +88,10 @@ def reopened(engine:Engine, kept:Kept, params):
     yield *fields_of(engine, view), *rest
     for shown in told(engine, kept, lambda: check(request_of(view.said), engine)): yield *blank, *shown
 
-# %% ../nbs/24_ui_explore.ipynb #b45b9bc6
+# %% ../nbs/24_ui_explore.ipynb #2601126a
 hint = "Choose what to do to the cells and press <b>Generate</b>. They form here, treated and untreated side by side, from the same noise."
 
-# %% ../nbs/24_ui_explore.ipynb #ca45b835
+# %% ../nbs/24_ui_explore.ipynb #839650f1
 def explore_tab(engine:Engine, blocks:gr.Blocks):
     "Pick a perturbation or draw a molecule, watch cells form."
     reads, by, kept = engine.model.encode is not None, gr.State("perturbation"), gr.State(Kept())
@@ -113,20 +113,16 @@ def explore_tab(engine:Engine, blocks:gr.Blocks):
                 takeaway_row(kept, status)
             if reads:
                 with gr.Tab("Draw", id="draw") as drawing_tab: editor = molecule_editor(elem_id="editor")
-    fields = [by, name, dose, smiles, molecule_amount, where, *sampling]
+    fields, shows = [by, name, dose, smiles, molecule_amount, where, *sampling], [player, status, steady, effects, again]
     join_name(engine, name, about, dose, where)
     by_name.select(lambda name, where: ("perturbation", experiment_field(engine, name, value=where)), [name, where], [by, where], **quiet)
     if reads: switch_sides(engine, by, where, what, by_structure, drawing_tab, (smiles, buttons, card, molecule_amount, editor))
     go.click(lambda: gr.Tabs(selected="cells"), None, shown, **quiet)
-    running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], shows := [player, status, steady, effects, again], concurrency_limit=4, concurrency_id="walks",
-                       validator=lambda kept, *f: [fine, *verdicts(engine, *f)], **quiet)
-    def visited(kept, request:gr.Request):
-        when_left(request, kept.clear)
-        yield from reopened(engine, kept, request.query_params)
-    opened = blocks.load(visited, kept, [what, by, about, *fields[1:], *shows], concurrency_limit=4, concurrency_id="walks", **quiet)
+    running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], shows, validator=lambda kept, *f: [fine, *verdicts(engine, *f)], **together)
+    opened = when_opened(engine, blocks, kept, reopened, [what, by, about, *fields[1:], *shows], **together)
     stop.click(None, cancels=[running, opened], api_visibility="private")
 
-# %% ../nbs/24_ui_explore.ipynb #fad476df
+# %% ../nbs/24_ui_explore.ipynb #e5a54473
 def switch_sides(engine:Engine, by, where, what, by_structure, drawing_tab, parts):
     "Opening the molecule side or the editor makes the molecule what Generate uses."
     join_molecule(engine, *parts)

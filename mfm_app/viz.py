@@ -9,7 +9,7 @@ __all__ = ['dyes', 'hues', 'signs', 'hint', 'red', 'blue', 'pale', 'transparent'
            'effect_picture', 'feature_name', 'told_of', 'profile_bars', 'answer_picture', 'round_trip_curve',
            'shift_figure']
 
-# %% ../nbs/01_viz.ipynb #b0db4966
+# %% ../nbs/01_viz.ipynb #d6fde84c
 import base64
 import io
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from .core import InputError
 
-# %% ../nbs/01_viz.ipynb #8d05686d
+# %% ../nbs/01_viz.ipynb #d8c547a1
 dyes = dict(blue=(.25, .35, 1), green=(.1, 1, .25), red=(1, .2, .1), yellow=(1, .85, 0), magenta=(1, .1, .9), cyan=(0, .9, 1), white=(1, 1, 1))
 
 
@@ -40,7 +40,7 @@ def composite(
         total += level[..., None] * np.float32(dyes[channel["colour"]])
     return (total.clip(0, 1) * 255).round().astype(np.uint8)
 
-# %% ../nbs/01_viz.ipynb #63bf18f5
+# %% ../nbs/01_viz.ipynb #796cf22f
 def contact_sheet(
     rgb:np.ndarray,         # (B, H, W, 3) uint8
     columns:int=8,
@@ -57,12 +57,12 @@ def contact_sheet(
         sheet[y:y + h, x:x + w] = picture
     return sheet[:-gap or None, :-gap or None]
 
-# %% ../nbs/01_viz.ipynb #1fb61864
+# %% ../nbs/01_viz.ipynb #61f0c180
 def enlarge(rgb:np.ndarray, factor:int)->np.ndarray:
     "Repeat every pixel of (..., H, W, 3) `factor` times each way."
     return rgb.repeat(factor, -3).repeat(factor, -2)
 
-# %% ../nbs/01_viz.ipynb #61504421
+# %% ../nbs/01_viz.ipynb #d43c9073
 def show(
     images:np.ndarray,      # (B, C, H, W) uint8
     channels:list,          # {"name", "colour"} a channel
@@ -75,18 +75,19 @@ def show(
         raise InputError(f"Images of shape {images.shape} do not fit {len(channels)} channels; (B, {len(channels)}, H, W) is shown.")
     return Image.fromarray(enlarge(contact_sheet(composite(images, channels, **kwargs), columns), zoom))
 
-# %% ../nbs/01_viz.ipynb #8a94db00
+# %% ../nbs/01_viz.ipynb #853b5588
 def data_uri(
     rgb:np.ndarray,         # (H, W, 3) uint8
     quality:int=88,         # 1 to 100
     lossless:bool=False,    # True for what is looked at closely; quality is then of no matter
+    effort:int=0,           # 0 is fastest, 6 smallest
 )->str:
     "A picture as a `data:` address, in WebP."
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "webp", quality=quality, method=0, lossless=lossless)
+    Image.fromarray(rgb).save(buffer, "webp", quality=quality, method=effort, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/01_viz.ipynb #9579efd0
+# %% ../nbs/01_viz.ipynb #b10a8666
 def loss_curve(
     history:list,      # [step, loss, images per second] an entry
 ):                     # a matplotlib figure
@@ -98,7 +99,7 @@ def loss_curve(
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../nbs/01_viz.ipynb #4b8f7703
+# %% ../nbs/01_viz.ipynb #52627b11
 def statistics_figure(
     pictures:dict,        # condition -> (n, C, H, W) uint8 generated cells to show
     channels:list,        # {"name", "colour"} a channel
@@ -121,7 +122,7 @@ def statistics_figure(
     fig.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     return fig
 
-# %% ../nbs/01_viz.ipynb #8124d214
+# %% ../nbs/01_viz.ipynb #777cf0a8
 def two_histograms(ax, real, generated):
     "Two distributions on one axis, each of area 1."
     low, high = np.percentile(np.concatenate([real, generated]), [1, 99])
@@ -132,7 +133,7 @@ def two_histograms(ax, real, generated):
     ax.tick_params(labelsize=6)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
-# %% ../nbs/01_viz.ipynb #eeb52fc3
+# %% ../nbs/01_viz.ipynb #0f6c64a4
 hues = ["#3b7dd8", "#e8743b", "#66788a", "#c0428a", "#8a6bd1", "#b59a1a", "#4aa3c9", "#d64550", "#6fa832", "#9c7a5b", "#e38fb6", "#2ca58d"]
 signs = dict(known="circle", close="diamond", far="circle-open")
 hint = "<b>%{customdata[1]}</b><br>%{customdata[2]:g} µM, strength %{customdata[3]:.1f}<br>resembles %{fullData.name}<extra></extra>"
@@ -145,7 +146,7 @@ def points_of(mechanism:str, colour:str, points:list)->go.Scatter:
                       marker=dict(color=colour, size=9, symbol=[signs[p["verdict"]] for p in own], line_width=1.5, line_color=colour),
                       customdata=[[p["number"], p["name"] or p["smiles"][:60], p["dose_um"], p["strength"]] for p in own])
 
-# %% ../nbs/01_viz.ipynb #f9593936
+# %% ../nbs/01_viz.ipynb #5a2c687d
 def beside(
     places:list,          # (x, y) of each mark
     labels:list,
@@ -167,7 +168,7 @@ def beside(
         taken.append(options[chosen[-1]][0])
     return chosen
 
-# %% ../nbs/01_viz.ipynb #1de7827a
+# %% ../nbs/01_viz.ipynb #210d9fd2
 def phenotype_map(
     points:list,          # dicts with number, name, smiles, dose_um, strength, mechanism, verdict, x and y
     landmarks:dict,       # mechanism -> (x, y) of its real cells
@@ -185,7 +186,7 @@ def phenotype_map(
                          margin=dict(l=46, r=14, t=14, b=46), xaxis=dict(axis, title_text="first direction"), yaxis=dict(axis, title_text="second direction"))
     return figure
 
-# %% ../nbs/01_viz.ipynb #9166f489
+# %% ../nbs/01_viz.ipynb #27cc459d
 def treated_above(
     images:np.ndarray,      # (B, C, H, W) uint8
     control:np.ndarray,     # (B, C, H, W) uint8, from the same noise
@@ -195,7 +196,7 @@ def treated_above(
     "Treated cells in one row, the control's below."
     return show(np.concatenate([images, control]), channels, columns=len(images), zoom=zoom)
 
-# %% ../nbs/01_viz.ipynb #6326976a
+# %% ../nbs/01_viz.ipynb #c6596178
 import re
 
 from matplotlib.figure import Figure
@@ -223,7 +224,7 @@ def check_effects(
         raise InputError(f"Effects of shape {mean.shape} need as many marks of significance, not {np.shape(significant)}.")
     return mean
 
-# %% ../nbs/01_viz.ipynb #0d0b2f8b
+# %% ../nbs/01_viz.ipynb #45e50c86
 def pixel_layer(
     z:np.ndarray,         # (H, W) float32, NaN where the layer has no pixel
     name:str,             # of the channel
@@ -253,7 +254,7 @@ def effect_maps(
             figure.add_traces([pixel_layer(part, channel["name"], number, True, real) for real, part in kinds.items()])
     return figure.update_layout(effect_layout(*mean.shape[1:], [c["name"] for c in channels], effect_limit(mean)))
 
-# %% ../nbs/01_viz.ipynb #74b317d3
+# %% ../nbs/01_viz.ipynb #4152ffc9
 transparent = dict(template="none", paper_bgcolor="rgba(0,0,0,0)", font=dict(color="#888", family="system-ui, sans-serif"), dragmode=False,
                    hoverlabel=dict(align="left", font_family="system-ui, sans-serif"), modebar=dict(bgcolor="rgba(0,0,0,0)", color="#888", activecolor=blue))
 
@@ -279,7 +280,7 @@ def effect_layout(
                 grid=dict(rows=rows, columns=-(-len(names) // rows), pattern="independent", xgap=.05, ygap=.14),
                 coloraxis=dict(colorscale="RdBu_r", cmin=-limit, cmax=limit, cmid=0, colorbar=bar))
 
-# %% ../nbs/01_viz.ipynb #bfa20c7c
+# %% ../nbs/01_viz.ipynb #b4de4f46
 def effect_picture(
     mean:np.ndarray,      # (C, H, W) treated minus untreated, grey levels
     channels:list,        # {"name", "colour"} a channel
@@ -297,7 +298,7 @@ def effect_picture(
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
     return Image.fromarray(np.asarray(Image.open(buffer).convert("RGB")))
 
-# %% ../nbs/01_viz.ipynb #6c7f2cc9
+# %% ../nbs/01_viz.ipynb #847cc9bd
 def feature_name(name:str)->str:
     "A column of a morphology profile as one would say it, channel first."
     return re.sub(r"glcm_(\w+)_(\d+)$", r"texture \1 at \2 px", name).replace("_", " ")
@@ -313,7 +314,7 @@ def told_of(row:dict)->str:
     others = {named.get(k, k.replace("_", " ")): v for k, v in row.items() if k not in ("feature", "effect", "low", "high", "p_adjusted") and type(v) in (int, float) and np.isfinite(v)}
     return "<br>".join([*lines, *(f"{name} {v:.4g}" for name, v in others.items())])
 
-# %% ../nbs/01_viz.ipynb #7f05424d
+# %% ../nbs/01_viz.ipynb #23aef073
 def profile_bars(
     table,            # DataFrame, a row a feature: effect, low, high, p_adjusted, and more numbers for the hover
     most:int=20,      # features shown, those with the largest effects
@@ -335,7 +336,7 @@ def profile_bars(
     y = dict(autorange="reversed", automargin=True, ticks="", ticklabelstandoff=6, tickfont_size=12, showgrid=False, zeroline=False, fixedrange=True)
     return go.Figure(bars, dict(transparent, xaxis=x, yaxis=y, plot_bgcolor="rgba(0,0,0,0)", bargap=.35, height=22 * len(rows) + 60, margin=dict(l=8, r=34, t=8, b=48)))
 
-# %% ../nbs/01_viz.ipynb #c121deb7
+# %% ../nbs/01_viz.ipynb #85783bd2
 def answer_picture(
     pictures:dict,          # label -> (B, C, H, W) uint8
     effects:dict,           # label -> (C, H, W) grey levels
@@ -356,7 +357,7 @@ def answer_picture(
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
     return np.asarray(Image.open(buffer).convert("RGB"))
 
-# %% ../nbs/01_viz.ipynb #7e6c42a6
+# %% ../nbs/01_viz.ipynb #a2d9bb04
 def round_trip_curve(
     found:list,              # dicts with solver, steps, nfe and psnr
     default:tuple,           # solver and steps of the one that is used
@@ -374,7 +375,7 @@ def round_trip_curve(
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../nbs/01_viz.ipynb #a00fa580
+# %% ../nbs/01_viz.ipynb #0501a460
 def shift_figure(shifts:list):      # dicts of `counterfactual.shift`; a matplotlib figure
     "Predicted against real shift of every feature, a panel a treatment."
     fig, axes = plt.subplots(1, len(shifts), figsize=(2.8 * len(shifts), 3.3), layout="constrained", squeeze=False)

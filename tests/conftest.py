@@ -13,6 +13,9 @@ in_ci = bool(os.environ.get("CI"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"                   # tests, and the notebooks they run, stay on this machine
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):      # several share this machine: a thread and a range of ports each
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["GRADIO_SERVER_PORT"] = str(7860 + 100 * int(worker.removeprefix("gw")))
 
 settings.register_profile("house", deadline=None, derandomize=in_ci)
 settings.load_profile("house")
@@ -21,6 +24,14 @@ local = {"127.0.0.1", "localhost"}
 chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
                  "--disable-background-networking", "--disable-component-update", "--disable-sync",
                  "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "A file stays with one worker, for its server and its browser; notebooks go one by one to whoever is free, at the end."
+    items.sort(key=lambda item: item.path.stem == "test_notebooks")
+    for item in items:
+        if item.path.stem != "test_notebooks": item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -221,6 +223,12 @@ class Api(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_GET(self):
+        global spent
+        spent = "spent" in self.path
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(said).encode())
     def log_message(self, *args): pass
 
 server = HTTPServer(("127.0.0.1", 0), Api)
@@ -267,11 +275,8 @@ end()
 page_of_it = '''
 from mfm_app import ui
 _, url, _ = ui.launch(lent, prevent_thread_lock=True, quiet=True)
-print(json.dumps(url)); sys.stdout.flush()
-for line in sys.stdin:
-    if "spent" in line: spent = True
-    print(json.dumps(said)); sys.stdout.flush()
-end()
+print(json.dumps([url, os.environ["SPACES_ZERO_DEVICE_API_URL"]])); sys.stdout.flush()
+threading.Event().wait()
 '''
 
 needs_spaces = pytest.mark.skipif(not importlib.util.find_spec("spaces"), reason="needs the library `spaces`")
@@ -296,27 +301,24 @@ def test_the_real_wrapper_lends_streams_stops_and_reports(zero):
 
 @needs_spaces
 def test_the_page_borrows_for_each_request_and_says_when_the_quota_is_spent(zero, page):
-    with subprocess.Popen([sys.executable, "-c", lender + page_of_it], stdin=subprocess.PIPE, **zero) as process:
-        def heard():
-            while not (line := process.stdout.readline()).startswith(("[", '"')): assert line, process.stderr.read()[-3000:]
-            return json.loads(line)
-        def tell(line):
-            process.stdin.write(line + "\n"), process.stdin.flush()
-            return heard()
+    with subprocess.Popen([sys.executable, "-c", lender + page_of_it], start_new_session=True, **zero) as process:
         try:
-            page.goto(heard())
+            while not (line := process.stdout.readline()).startswith('["http'): assert line, process.stderr.read()[-3000:]
+            url, api = json.loads(line)
+            said = lambda about="": json.load(urllib.request.urlopen(f"{api}/{about}"))
+            page.goto(url)
             page.wait_for_selector("#dose .ticks button")
-            assert tell("so far") == ["startup-report"]      # the first walk was not taken
+            assert said() == ["startup-report"]      # the first walk was not taken
             page.click("#generate")
             page.wait_for_function("document.querySelector('#viewer .provenance').textContent.startsWith('16 cells')", timeout=60_000)
-            assert tell("so far")[1:] == ["schedule", "allow", "release"]
+            assert said()[1:] == ["schedule", "allow", "release"]
             page.get_by_role("tab", name="Counterfactual").click()
             page.wait_for_selector("#cf-dose .ticks button:visible")
             page.click("#cf-go")
             page.wait_for_function("document.querySelector('#cf-viewer .provenance').textContent.includes('cells, experiment')", timeout=60_000)
-            assert tell("so far")[4:] == ["schedule", "allow", "release"] * 2      # for the controls that are drawn, and there and back
-            tell("spent")
+            assert said()[4:] == ["schedule", "allow", "release"] * 2      # for the controls that are drawn, and there and back
+            said("spent")
             page.get_by_role("tab", name="Explore").click()
             page.click("#generate")
-            page.wait_for_function("document.querySelector('#status').innerText.includes('quota')", timeout=20_000)
-        finally: process.kill()
+            page.wait_for_function("document.querySelector('#status').innerText.includes('reached its GPU limit')", timeout=20_000)
+        finally: os.killpg(process.pid, signal.SIGKILL)

@@ -23,13 +23,12 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hub_standin import owner, reader, standin, writer
+from hub_standin import reader, standin, writer
 from mfm_app.cli import main
 from mfm_app.core import InputError
 from mfm_app.finetune import drawn_model
 from mfm_app.hub import bundled, save_model
-from mfm_app.molecules import EmbeddingTable
-from mfm_app.space import made_here, requirements, upload_space, write_space
+from mfm_app.space import made_here, upload_space, write_space
 
 seconds = 1000     # Playwright counts in milliseconds
 root = Path(__file__).resolve().parent.parent
@@ -149,6 +148,90 @@ def test_a_disk_that_is_full_leaves_the_former_space(ask, tmp_path, monkeypatch)
     def full(*args): raise OSError(28, "No space left on device")
     monkeypatch.setattr(shutil, "copyfile", full)
     assert "disk may be full" in str(ask(write_space, tmp_path / "page", "lab/page", kind="zero")) and files(tmp_path) == before
+
+
+# On the Hub
+
+@pytest.fixture
+def hub():
+    with standin(token=writer) as hub: yield hub
+
+
+def on_hub(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_new_space_has_every_file_the_sdk_and_the_hardware(hub, space):
+    assert upload_space("lab/page", kind="zero", private=True) == f"{hub.endpoint}/spaces/lab/page"
+    about, there = hub.about("spaces/lab/page"), hub.repos["spaces/lab/page"]
+    assert about.private and about.sdk == "gradio" and about.settings["hardware"] == "zero-a10g"
+    assert set(there) - {".gitattributes"} == set(files(space)) and there["app.py"].startswith(made_here.encode()) and b"import spaces" in there["app.py"]
+    assert there["mfm_app/weights/bbbc021/model.safetensors"] == (bundled / "model.safetensors").read_bytes()
+
+
+def test_an_update_replaces_everything_and_must_be_asked_for(hub, own, ask):
+    upload_space("lab/page")
+    first = dict(hub.repos["spaces/lab/page"])
+    assert "already" in str(ask(upload_space, "lab/page", own)) and hub.repos["spaces/lab/page"] == first
+    upload_space("lab/page", own, update=True)
+    there = hub.repos["spaces/lab/page"]
+    assert "model/model.safetensors" in there and not [n for n in there if n.startswith("mfm_app/weights")] and b'with_name("model")' in there["app.py"]
+
+
+def test_a_model_on_the_hub_is_named_not_copied(hub, own, tmp_path):
+    commit = hub.add("lab/cells", {n: own / n for n in ("config.json", "model.safetensors", "README.md")}, tag="v1")
+    for name, said in (("lab/cells", '"lab/cells"'), ("lab/cells@v1", '"lab/cells@v1"'), (f"lab/cells@{commit}", f'"lab/cells@{commit}"')):
+        folder = write_space(tmp_path / "page", "lab/page", name)
+        assert f"launch(load({said}))" in (folder / "app.py").read_text() and front(folder)[0]["models"] == ["lab/cells"] and "HF_TOKEN" in front(folder)[1]
+        assert not [n for n in files(folder) if n.endswith(".safetensors")]
+
+
+def test_what_is_somebody_elses_or_made_by_other_means_stays(hub, ask):
+    hub.add("spaces/lab/thesis", {"app.py": b"mine = 1"})
+    hub.add("spaces/taken/page", {"app.py": b"theirs = 1"})
+    hub.add("spaces/lab/open", {"app.py": made_here.encode()})
+    for repo, how, said in (("lab/thesis", dict(update=True), "other means"), ("lab/thesis", {}, "already"), ("taken/page", dict(update=True), "other means"), ("taken/new", {}, "may not"), ("lab/open", dict(update=True, private=True), "is public")):
+        before = {k: dict(v) for k, v in hub.repos.items()}
+        assert said in str(ask(upload_space, repo, **how)) and hub.repos == before, repo
+
+
+@pytest.mark.parametrize("token, said", [(None, "needs a token"), (reader, "may not"), ("wrong", "not valid")])
+def test_without_a_token_that_may_write_nothing_happens(ask, token, said):
+    with standin(token=token) as hub: assert said in str(ask(upload_space, "lab/page")) and not hub.repos
+
+
+@pytest.mark.parametrize("part, status, words", [("/api/", 500, "out of order"), ("/api/repos/create", 402, "plan"), ("commit", 503, "out of order")])
+def test_what_goes_wrong_on_the_hub_is_said(hub, ask, part, status, words):
+    hub.fail(part, status)
+    assert words in str(ask(upload_space, "lab/page")) and set(hub.repos.get("spaces/lab/page", {})) <= {".gitattributes"}
+
+
+def test_a_space_that_was_left_empty_is_filled_by_an_update(hub, ask):
+    hub.fail("commit", 503)
+    ask(upload_space, "lab/page")
+    hub.failures.clear()
+    upload_space("lab/page", update=True)
+    assert "app.py" in hub.repos["spaces/lab/page"]
+
+
+def test_without_a_network_or_while_offline_it_says_so(hub, ask, monkeypatch):
+    hub.close()
+    assert "cannot be reached" in str(ask(upload_space, "lab/page"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "ffline" in str(ask(upload_space, "lab/page"))
+
+
+def exit_code(*args):
+    try: main([str(a) for a in args])
+    except SystemExit as stop: return stop.code
+
+
+def test_the_command_writes_or_uploads_and_refuses_in_one_line(hub, tmp_path, capsys):
+    assert not exit_code("space", "--to", "lab/page", "--dry-run", tmp_path / "page", "--hardware", "zero", "--title", "Cells: 1") and not hub.requests
+    assert front(tmp_path / "page")[0]["title"] == "Cells: 1" and "nothing was uploaded" in capsys.readouterr().out
+    assert not exit_code("space", "--to", "lab/page") and capsys.readouterr().out.strip().endswith("/spaces/lab/page")
+    assert exit_code("space", "--to", "lab/page") == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if line] == ["mfm: The Space lab/page is on the Hub already; change it with `--update`, or choose another name."]
+    assert not exit_code("space", "--to", "lab/page", "--update")
 
 
 # Where nothing but its requirements is installed
@@ -371,4 +454,5 @@ def test_what_pip_installs_is_enough(page, space, tmp_path):
     with running(space, python, tmp_path) as port:
         page.goto(f"http://127.0.0.1:{port}/")
         clicked_through(page)
+        page.goto("about:blank")
     shutil.rmtree(tmp_path / "environment")
