@@ -321,4 +321,5 @@ def test_the_page_borrows_for_each_request_and_says_when_the_quota_is_spent(zero
             page.get_by_role("tab", name="Explore").click()
             page.click("#generate")
             page.wait_for_function("document.querySelector('#status').innerText.includes('reached its GPU limit')", timeout=20_000)
+            page.goto("about:blank")
         finally: os.killpg(process.pid, signal.SIGKILL)

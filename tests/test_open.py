@@ -145,6 +145,18 @@ def test_a_full_queue_says_so_and_the_page_stands(address, engine, monkeypatch):
 
 # What goes out
 
+def test_an_address_in_place_of_an_upload_is_not_fetched(address, monkeypatch):
+    from gradio import processing_utils
+    asked = []
+    async def fetch(url, *args): asked.append(url)
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)
+    client = Client(address, verbose=False)
+    for url in ("https://example.org/cells.tif", "http://169.254.169.254/latest"):
+        with pytest.raises(Exception, match="Upload the file itself; an address is not fetched"):
+            client.predict(perturbation="sweller", image=dict(path=url, meta={"_type": "gradio.FileData"}), api_name="/counterfactual")
+    assert not asked
+
+
 alone = """
 import json, sys
 asked = []

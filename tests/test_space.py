@@ -1,5 +1,6 @@
 "A Space in a folder and on the Hub: what it holds, what it refuses, and whether it runs where nothing but its requirements is installed."
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -251,10 +252,8 @@ def installed_with(requirements:list)->set:
     return {name for name, _ in seen}
 
 
-@pytest.fixture(scope="module")
-def environment(space, tmp_path_factory):
-    "The Python of an environment that has what the Space asks for, and nothing else, not even pip; the files are borrowed from this one."
-    at = tmp_path_factory.mktemp("environment")
+def clean_environment(space, at):
+    "The Python of an environment that has what a Space asks for, and nothing else, not even pip; the files are borrowed from this one."
     venv.create(at, with_pip=False, symlinks=True)
     packages = next(at.glob("lib/python*/site-packages"))
     names = installed_with([*(space / "requirements.txt").read_text().splitlines(), f"gradio=={front(space)[0]['sdk_version']}"])
@@ -263,6 +262,10 @@ def environment(space, tmp_path_factory):
         for top in {p.parts[0] for p in distribution.files or [] if p.parts[0] not in ("..", "__pycache__")}:
             if not (packages / top).exists(): (packages / top).symlink_to(distribution.locate_file(top))
     return at / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def environment(space, tmp_path_factory): return clean_environment(space, tmp_path_factory.mktemp("environment"))
 
 
 def alone(folder, **more):
@@ -442,6 +445,15 @@ def test_behind_a_path_prefix_every_tab_works(page, space, environment, tmp_path
         clicked_through(page)
         page.goto("about:blank")
     assert not astray
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("spaces"), reason="needs the library `spaces`")
+def test_the_app_for_lent_gpus_runs_where_none_is_lent(page, tmp_path):
+    folder = write_space(tmp_path / "page", "lab/page", kind="zero")
+    with running(folder, clean_environment(folder, tmp_path / "environment"), tmp_path) as port:
+        page.goto(f"http://127.0.0.1:{port}/")
+        explored(page)
+        page.goto("about:blank")
 
 
 @pytest.mark.slow
