@@ -8,7 +8,7 @@ __all__ = ['most_seeds', 'solver_names', 'dtypes', 'Job', 'velocities', 'one_rou
            'look', 'provenance', 'Knowledge', 'stream', 'Engine', 'Steadiness', 'thin', 'weigh', 'check_place', 'load',
            'loaded']
 
-# %% ../nbs/15_engine.ipynb #c75e05e3
+# %% ../nbs/15_engine.ipynb #588b3de9
 import atexit
 import math
 import os
@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from inspect import signature
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from .hub import Model, bundled, from_pretrained, model_card
 from .molecules import Molecule, Morgan, nearest, read_molecule
 from .sampling import Query, check_walk, grid_text, nfe, solvers, walk
 
-# %% ../nbs/15_engine.ipynb #63103716
+# %% ../nbs/15_engine.ipynb #3955b289
 class Job:
     "A walk in flight, and where what it shows is put."
     def __init__(self, walk):
@@ -54,7 +53,7 @@ class Job:
         except Exception as e: self.shown.put(e)
         return False
 
-# %% ../nbs/15_engine.ipynb #f57401e7
+# %% ../nbs/15_engine.ipynb #317111f6
 @torch.inference_mode()
 def velocities(
     velocity,                 # callable (x, t, condition) -> v
@@ -69,7 +68,7 @@ def velocities(
     parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
     with autocast(device, dtype): return torch.cat([velocity(x[p], t[p], condition[p]) for p in parts]).split(lengths)
 
-# %% ../nbs/15_engine.ipynb #5ddcffb7
+# %% ../nbs/15_engine.ipynb #e2b8f312
 def one_round(velocities, jobs:list)->list:
     "Answer one question of every walk; returns those that have another."
     try: answers = velocities([j.query for j in jobs])
@@ -78,7 +77,7 @@ def one_round(velocities, jobs:list)->list:
         return []
     return [job for job, v in zip(jobs, answers) if job.advance(v)]
 
-# %% ../nbs/15_engine.ipynb #9580e6f1
+# %% ../nbs/15_engine.ipynb #8d6cf82b
 def converted(f, value):
     "The same tuples, lists and dataclasses, with `f` applied to every tensor or array inside."
     if isinstance(value, (torch.Tensor, np.ndarray)): return f(value)
@@ -89,7 +88,7 @@ def converted(f, value):
 
 def on(device, given): return converted(lambda x: x.to(device), given)
 
-# %% ../nbs/15_engine.ipynb #53f3ab15
+# %% ../nbs/15_engine.ipynb #caa35d5e
 class Together:
     "Walks walked together: one thread, one network call a round."
     def __init__(self, velocity, rows:int=64, device="cpu", dtype=torch.float32):     # as in `velocities`
@@ -118,7 +117,7 @@ class Together:
 
     def frames(self, walk, *given, **how): return follow(self, walk(*on(self.device, given), **how))
 
-# %% ../nbs/15_engine.ipynb #e2996547
+# %% ../nbs/15_engine.ipynb #37e19afd
 def follow(
     together:Together,
     walk,                 # a coroutine, see `sampling.walk`
@@ -134,7 +133,7 @@ def follow(
             yield event
     finally: job.left = True
 
-# %% ../nbs/15_engine.ipynb #74d667bb
+# %% ../nbs/15_engine.ipynb #b581909f
 def alone(walk, velocities):
     "Yield the frames of one walk."
     answer = None
@@ -153,7 +152,7 @@ def seconds_lent(walk, given, how, rows:int=64)->int:
     rounds = nfe(of["solver"], of["steps"], of["cfg_scale"]) * math.ceil(len(given[0]) * (1 + len(now or ())) / rows)
     return min(120, math.ceil(5 + 0.05 * rounds * (1 if now is None else 2)))
 
-# %% ../nbs/15_engine.ipynb #706dab78
+# %% ../nbs/15_engine.ipynb #f1d41f8d
 class Lent:
     "Each walk alone, in one call of a generator to which a GPU is lent."
     handful = 256      # cells that are worth a call
@@ -171,7 +170,7 @@ class Lent:
         with closing(self.walked(walk, converted(lambda x: x.numpy(force=True), given), how)) as frames:
             for frame in frames: yield converted(torch.from_numpy, frame)
 
-# %% ../nbs/15_engine.ipynb #5b126317
+# %% ../nbs/15_engine.ipynb #56f14542
 most_seeds, solver_names = 64, list(solvers)
 
 
@@ -189,7 +188,7 @@ class Request:
     compare:bool = True                # also draw the control from the same noise
     molecule:str|None = None           # SMILES or mol block, in place of the perturbation
 
-# %% ../nbs/15_engine.ipynb #296b134e
+# %% ../nbs/15_engine.ipynb #6c152e86
 def check_seeds(seeds)->tuple:
     "Seeds as a tuple of ints, or `InputError`."
     try: seeds = tuple(seeds)
@@ -212,7 +211,7 @@ def check(request:Request, engine)->Request:
     return replace(request, **said, molecule=molecule, compare=compare, seeds=check_seeds(request.seeds), solver=request.solver.lower(),
                    steps=int(request.steps), cfg_scale=float(request.cfg_scale))
 
-# %% ../nbs/15_engine.ipynb #8d694154
+# %% ../nbs/15_engine.ipynb #b8d46c18
 @dataclass
 class Moment:
     "Cells on their way."
@@ -238,7 +237,7 @@ class Answer:
         if self.control is None: raise InputError("An effect is what differs from the control, which was not drawn.")
         return Comparison(self.images, self.control, [c["name"] for c in self.channels])
 
-# %% ../nbs/15_engine.ipynb #7c51d10c
+# %% ../nbs/15_engine.ipynb #229166d7
 @dataclass
 class Look:
     "What is known of a molecule before a cell is drawn."
@@ -250,7 +249,7 @@ class Look:
     reason:str                # in plain words
     dose_um:float             # micromolar, the usual dose of the nearest compound
 
-# %% ../nbs/15_engine.ipynb #c362667e
+# %% ../nbs/15_engine.ipynb #cdb643d2
 def verdict(
     calibration:dict|None,     # see `evaluation.calibrate`
     taught:Perturbation|None,  # the compound itself, if it was taught
@@ -267,7 +266,7 @@ def verdict(
     counted = f"Of {of} held-out compounds with a similarity of {side}, {right} came out with the right mechanism."
     return ("close" if near else "far"), f"{like} {counted}" + (" Take the picture as a guess." if 2 * right < of else "")
 
-# %% ../nbs/15_engine.ipynb #1f90918e
+# %% ../nbs/15_engine.ipynb #35951cbe
 def look(engine, molecule:Molecule)->Look:
     "Neighbours, verdict and usual dose of a molecule in standard form."
     if engine.model.encode is None or not engine.structured: raise InputError("This model knows compounds by name alone; `mfm finetune` teaches it molecules.")
@@ -277,7 +276,7 @@ def look(engine, molecule:Molecule)->Look:
     name, moa = (same.name, same.moa) if same else (f"{aside['name']} (held out in training)", aside["moa"]) if aside else ("", "")
     return Look(molecule, name, moa, found, *verdict(engine.taught.get("calibration"), same, *found[0]), usual_dose(found[0][0]))
 
-# %% ../nbs/15_engine.ipynb #5843ad6e
+# %% ../nbs/15_engine.ipynb #83b1c1e0
 def provenance(
     engine,
     request:Request,           # whose solver, steps and guidance were used
@@ -292,7 +291,7 @@ def provenance(
                 solver=request.solver, steps=request.steps, grid=grid_text, cfg_scale=request.cfg_scale, nfe=nfe(*walk) + (nfe(*walk, to_image=False) if back else 0),
                 device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."), versions=versions) | more
 
-# %% ../nbs/15_engine.ipynb #140e4790
+# %% ../nbs/15_engine.ipynb #5f322caa
 class Knowledge:
     "What a loaded model can say before anything is drawn."
     def __init__(self, model:Model):
@@ -321,7 +320,7 @@ class Knowledge:
         if request.molecule is None: return condition(self.vocab, request.perturbation, request.dose_um, *where, n=n)
         return condition(self.vocab, self.vocab.unlisted, request.dose_um, *where, n=n, fp=self.fingerprint([request.molecule])[0])
 
-# %% ../nbs/15_engine.ipynb #92635421
+# %% ../nbs/15_engine.ipynb #65726ee4
 def stream(engine, request:Request):
     "What `Engine.stream` yields."
     request, began = check(request, engine), time.time()
@@ -334,7 +333,7 @@ def stream(engine, request:Request):
     told = provenance(engine, request, dict(seconds=round(time.time() - began, 2), **asdict(request)), molecule=request.molecule is not None)
     yield Answer(cells[0], cells[1] if request.compare else None, engine.model.channels, request, told)
 
-# %% ../nbs/15_engine.ipynb #7b2d2817
+# %% ../nbs/15_engine.ipynb #5cbddd6a
 class Engine(Knowledge):
     "A loaded model that answers requests."
     def __init__(self, model:Model, device=None, dtype=None, gpu=None):     # gpu: called `gpu(generator_function, duration=...)` where a GPU is lent, such as `spaces.GPU`
@@ -365,7 +364,7 @@ class Engine(Knowledge):
         for event in self.stream(Request(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
-# %% ../nbs/15_engine.ipynb #2a50fd32
+# %% ../nbs/15_engine.ipynb #f86d7dc2
 @dataclass
 class Steadiness:
     "What a finished answer shows, and how much it hangs on chance."
@@ -383,7 +382,7 @@ def thin(
     keep = torch.rand((n, len(fp)), generator=torch.Generator().manual_seed(0)) >= share
     return fp * keep / (1 - share)
 
-# %% ../nbs/15_engine.ipynb #7ad45afb
+# %% ../nbs/15_engine.ipynb #13f28962
 def weigh(
     engine:Engine,
     answer:Answer,         # with its control
@@ -404,7 +403,7 @@ def weigh(
     each = [effect_of(engine.space, made[i:i + cells], control[:cells]).resembles[0][0] for i in range(0, len(made), cells)]
     return Steadiness(effect, each.count(effect.resembles[0][0]), ways)
 
-# %% ../nbs/15_engine.ipynb #540bc71a
+# %% ../nbs/15_engine.ipynb #eaa1d211
 dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 

@@ -6,7 +6,7 @@
 __all__ = ['kinds', 'Takeaway', 'told_apart', 'label_of', 'taken', 'profile_table', 'statistics_table', 'pixel_table', 'zipped',
            'ome_tiff', 'png', 'member', 'npz', 'csv', 'written']
 
-# %% ../nbs/18_takeaway.ipynb #81f3f38a
+# %% ../nbs/18_takeaway.ipynb #052abb29
 import io
 import json
 import re
@@ -19,12 +19,10 @@ import pandas as pd
 
 from .core import InputError
 from .counterfactual import Counterfactual
-from .effects import Comparison
-from .engine import Answer
 from .images import write_npz, write_ome_tiff, write_png
 from .viz import answer_picture
 
-# %% ../nbs/18_takeaway.ipynb #aa969123
+# %% ../nbs/18_takeaway.ipynb #e74c4560
 @dataclass
 class Takeaway:
     "What is written."
@@ -35,7 +33,7 @@ class Takeaway:
     provenance:dict
     um_per_px:float|None = None
 
-# %% ../nbs/18_takeaway.ipynb #75777243
+# %% ../nbs/18_takeaway.ipynb #d6e38e04
 def told_apart(labels, taken=())->list:
     "The same labels, one that is there already with a number behind it."
     found = list(taken)
@@ -62,7 +60,7 @@ def taken(
     pictures = {label: answer.images} | ({} if answer.control is None else {control: answer.control})
     return Takeaway("cells", pictures, {} if answer.control is None else {label: answer.comparison}, answer.channels, answer.provenance, um_per_px)
 
-# %% ../nbs/18_takeaway.ipynb #494fdd67
+# %% ../nbs/18_takeaway.ipynb #199e69bd
 def profile_table(t:Takeaway)->pd.DataFrame:
     "Every morphology feature of every cell of every comparison."
     def rows(label, untreated, table): return table.assign(treatment=label, untreated=untreated, cell=range(1, len(table) + 1))
@@ -84,7 +82,7 @@ def pixel_table(t:Takeaway)->pd.DataFrame:
                     significant_share=np.nan if significant is None else significant[i].mean())
     return pd.DataFrame([row(label, c, i) for label, c in t.comparisons.items() for i in range(len(t.channels))])
 
-# %% ../nbs/18_takeaway.ipynb #78554de4
+# %% ../nbs/18_takeaway.ipynb #326c7af1
 def zipped(files:dict)->bytes:      # name -> text or bytes
     "A .zip of several files."
     with ZipFile(out := io.BytesIO(), "w", ZIP_DEFLATED) as archive:
@@ -100,7 +98,7 @@ def ome_tiff(t:Takeaway)->bytes:
     sets = t.pictures | {f"mean effect of {label}": c.map.mean[None] for label, c in t.comparisons.items()}
     return zipped({f"{i:02d} {re.sub(r'[^0-9A-Za-zµ.]+', ' ', label).strip()[:60]}.ome.tif": one(images) for i, (label, images) in enumerate(sets.items())})
 
-# %% ../nbs/18_takeaway.ipynb #41591fe7
+# %% ../nbs/18_takeaway.ipynb #55fb690a
 def png(t:Takeaway)->bytes:
     "A row for each set of pictures, and one for each mean effect."
     rows = answer_picture(t.pictures, {label: c.map.mean for label, c in t.comparisons.items()}, t.channels)
@@ -128,7 +126,7 @@ def csv(t:Takeaway)->bytes:
     tables = {"profiles.csv": profile_table(t), "statistics.csv": statistics_table(t), "pixels.csv": pixel_table(t)}
     return zipped({name: table.to_csv(index=False) for name, table in tables.items()} | {"provenance.json": json.dumps(t.provenance, indent=1)})
 
-# %% ../nbs/18_takeaway.ipynb #a8c17da9
+# %% ../nbs/18_takeaway.ipynb #cf99f3ef
 kinds = {"OME-TIFF": ("ome-tiff.zip", "application/zip", ome_tiff), "PNG": ("png", "image/png", png), "NPZ": ("npz", "application/octet-stream", npz), "CSV": ("csv.zip", "application/zip", csv)}     # ending, media type, writer
 
 

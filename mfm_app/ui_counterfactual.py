@@ -6,10 +6,10 @@
 __all__ = ['kinds', 'walk_defaults', 'welcome', 'hint', 'Bench', 'read_upload', 'channel_fields', 'light_table', 'field_news',
            'brought_anew', 'receive', 'forget', 'chosen_from', 'remap', 'resize', 'rechoose', 'settle', 'doses_of',
            'whatif_from', 'cells_from', 'fidelity_line', 'again_of', 'answered', 'effects_shown', 'told', 'ask',
-           'other', 'verdicts', 'fields_of', 'asked_by', 'reopened', 'cell_side', 'treatment_side', 'join_image',
+           'other', 'verdicts', 'fields_of', 'asked_by', 'reask', 'cell_side', 'treatment_side', 'join_image',
            'join_sides', 'counterfactual_tab']
 
-# %% ../nbs/25_ui_counterfactual.ipynb #45320e50
+# %% ../nbs/25_ui_counterfactual.ipynb #2a20b174
 import json
 import math
 from dataclasses import replace
@@ -25,11 +25,11 @@ from .engine import Engine, Moment, most_seeds
 from .images import guess_channels, percentiles
 from .specimen import Brought, Reading, bring, drawn_controls, most_brought
 from .display import done_line, effects_of, frame_of, run_for, treatment_label
-from .ui_parts import (Kept, about_perturbation, amount, asked_for, best_known, cell_fields, dose_of, effect_panel, experiment_field, fine, join_molecule, judged, molecule_dose,
-                              molecule_side, name_side, piece, quiet, read_uploaded, said_again, side_of, stale, takeaway_row, timely, together, trouble, uploads, viewer, walk_fields, when_opened)
+from .ui_parts import (Kept, about_perturbation, amount, cell_fields, dose_of, effect_panel, experiment_field, fine, join_molecule, judged, molecule_dose, molecule_side,
+                              name_side, piece, quiet, read_uploaded, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields, when_opened)
 from .viz import composite, data_uri, show
 
-# %% ../nbs/25_ui_counterfactual.ipynb #b8e6ab43
+# %% ../nbs/25_ui_counterfactual.ipynb #b75cedde
 kinds = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz"]
 
 
@@ -46,13 +46,13 @@ class Bench(Kept):
         self.put_away()
         self.answer, self.um_per_px, self.alternative, self.alternatives = None, None, 0, 0      # of several treatments the one looked at
 
-# %% ../nbs/25_ui_counterfactual.ipynb #370566d9
+# %% ../nbs/25_ui_counterfactual.ipynb #6af1dd9f
 def read_upload(bench:Bench, file:str):
     "Take an upload in; its file is deleted, whatever comes of it."
     bench.put_away()
     bench.micrograph, bench.name = read_uploaded(file), Path(file).name
 
-# %% ../nbs/25_ui_counterfactual.ipynb #54d7a578
+# %% ../nbs/25_ui_counterfactual.ipynb #8db1945d
 def channel_fields(engine:Engine, bench:Bench)->list:
     "For each of the model's channels, a choice among those of the file, as last brought or as guessed."
     names = [c["name"] for c in engine.model.channels]
@@ -79,7 +79,7 @@ def field_news(engine:Engine, bench:Bench)->str:
     return json.dumps(dict(title=title, picture=data_uri(composite(b.field, channels)), nuclei=b.nuclei.round(4).tolist() if many else [], chosen=[] if bench.none else b.chosen, most=most_brought,
                            nucleus=[b.nucleus_share * side for side in b.crop], before=sheet(b.before), after=sheet(b.cells), matched=b.reading.match, light=light_table(engine, b), notes=b.notes))
 
-# %% ../nbs/25_ui_counterfactual.ipynb #e35699b1
+# %% ../nbs/25_ui_counterfactual.ipynb #e6af133d
 def brought_anew(engine:Engine, bench:Bench, reading:Reading, none:bool=False)->tuple:
     "Bring the image as read so; what the page then shows: what is said at the file, the piece, the fields."
     as_they_are = [gr.skip()] * len(engine.model.channels)
@@ -106,7 +106,7 @@ def forget(engine:Engine, bench:Bench)->tuple:
     bench.put_away()
     return welcome, "", None, *channel_fields(engine, bench)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #6b003718
+# %% ../nbs/25_ui_counterfactual.ipynb #ffac0d6b
 def chosen_from(said:str)->tuple|None:
     "The nuclei chosen in the piece; None for all."
     try: return tuple(json.loads(said)["chosen"])
@@ -137,7 +137,7 @@ def settle(engine:Engine, bench:Bench, said):
     if bench.brought is None or (chosen := chosen_from(said)) is None: return
     if chosen != (() if bench.none else tuple(bench.brought.chosen)): rechoose(engine, bench, said, bench.asked.match)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #a0221937
+# %% ../nbs/25_ui_counterfactual.ipynb #1672f173
 def doses_of(engine:Engine, by:str, name:str, dose:float, series:bool)->list:
     "The doses that are asked about: one, or every dose the model saw of the compound, of a molecule five across what may be asked."
     vocab = engine.vocab
@@ -162,7 +162,7 @@ def cells_from(engine:Engine, bench:Bench, source:str, n, first, experiment)->tu
     if bench.none: raise InputError("No nucleus is taken; choose at least one in your image.")
     return bench.brought.cells, bench.brought.source
 
-# %% ../nbs/25_ui_counterfactual.ipynb #edf5c7ed
+# %% ../nbs/25_ui_counterfactual.ipynb #114cc7c4
 def fidelity_line(answer:Counterfactual)->str:
     "How far to trust the way there and back, in Markdown."
     f = answer.fidelity
@@ -171,7 +171,7 @@ def fidelity_line(answer:Counterfactual)->str:
     lost = f"{f.psnr:.1f} dB" if math.isfinite(f.psnr) else "exact"
     return f"**Round trip {lost}.** Originals and regenerated cells differ by {each} grey levels of 255 on average. {trust}; whether the treatment's effect is right is another matter."
 
-# %% ../nbs/25_ui_counterfactual.ipynb #6dbb45e2
+# %% ../nbs/25_ui_counterfactual.ipynb #6d9c87eb
 def again_of(engine:Engine, requests:list, origin:dict, n:int)->str:
     "How to see it again; an image is not part of an address."
     series, drawn = len(requests) > 1, origin["kind"] == "drawn"
@@ -199,7 +199,7 @@ def effects_shown(engine:Engine, answer:Counterfactual, i:int)->str:
     title = f"Effect of {treatment_label(engine, answer.requests[i])}: counterfactual minus regenerated"
     return effects_of(answer.comparisons[i], answer.channels, title, "regenerated", answer.provenance)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #12bbaea6
+# %% ../nbs/25_ui_counterfactual.ipynb #909ececd
 def told(engine:Engine, bench:Bench, ask):
     "The same of what `ask()` gives: a `WhatIf`, cells and their origin; what goes wrong is said in the status line."
     try: yield from answered(engine, bench, *ask())
@@ -221,7 +221,7 @@ def other(engine:Engine, bench:Bench, said:str):
     bench.alternative = i
     return effects_shown(engine, bench.answer, i) if bench.answer else gr.skip()
 
-# %% ../nbs/25_ui_counterfactual.ipynb #936b6b95
+# %% ../nbs/25_ui_counterfactual.ipynb #e51e54eb
 walk_defaults = 20, 1., "midpoint"      # steps each way, guidance, solver
 
 
@@ -237,7 +237,7 @@ def verdicts(engine:Engine, bench:Bench, source, n, first, *fields)->list:
     alone = lambda i: judged(lambda: check_whatif(whatif_from(engine, *good[:i], fields[i], *good[i + 1:]), many, engine))
     return [fine, *cells, *(alone(i) for i in range(len(fields)))]
 
-# %% ../nbs/25_ui_counterfactual.ipynb #c0bc7936
+# %% ../nbs/25_ui_counterfactual.ipynb #f6bcd99b
 def fields_of(engine:Engine, view:View)->list:
     "What stands in the fields of a view: open source and its name, cells, first seed, see `side_of`, series, experiment, steps, guidance, solver."
     said = view.said
@@ -254,18 +254,13 @@ def asked_by(engine:Engine, view:View)->tuple:
     return whatif, *drawn_controls(engine, range(said["seed"], said["seed"] + said["cells"]), whatif.experiment)
 
 
-def reopened(engine:Engine, bench:Bench, params):
-    "Yield the fields an address asks for and what `ask` then yields."
-    blank, rest = [gr.skip()] * 16, [gr.skip()] * 5
-    try: view = asked_for(engine, "counterfactual", params)
-    except InputError as e: return (yield *blank, gr.skip(), trouble(e), *rest[2:])
-    if view is None: return (yield *blank, *rest)
-    image = view.said["from"] == "image"
-    yield *fields_of(engine, view), gr.skip(), "Bring your image again; everything else is as in the link." if image else gr.skip(), *rest[2:]
-    if image: return
-    for shown in told(engine, bench, lambda: asked_by(engine, view)): yield *blank, *shown
+def reask(engine:Engine, bench:Bench, view:View):
+    "Yield the fields of a view, then what `ask` yields; an image has to be brought again."
+    yield fields_of(engine, view)
+    if view.said["from"] == "image": yield gr.skip(), "Bring your image again; everything else is as in the link.", *[gr.skip()] * 3
+    else: yield from told(engine, bench, lambda: asked_by(engine, view))
 
-# %% ../nbs/25_ui_counterfactual.ipynb #8881c48f
+# %% ../nbs/25_ui_counterfactual.ipynb #5e8574a7
 welcome = "One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. It is read in memory and its file is deleted at once."
 hint = "Bring cells, or take drawn ones, choose a treatment and press <b>Treat cells</b>. They walk back to noise and forth again, once untreated and once treated."
 
@@ -294,7 +289,7 @@ def treatment_side(engine:Engine):
     where = experiment_field(engine, engine.vocab.control, label="Experiment", info="Whose staining and light the cells have", elem_id="cf-experiment")
     return what, by_name, by_structure, (name, about, dose), molecule, series, where
 
-# %% ../nbs/25_ui_counterfactual.ipynb #e4dbec9f
+# %% ../nbs/25_ui_counterfactual.ipynb #a12a8206
 def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     "What is said and shown of an image follows what is uploaded and how it is to be read."
     shown = [door, field, nucleus, *places]
@@ -304,7 +299,7 @@ def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     for event in (nucleus.submit, nucleus.blur): event(lambda *a: resize(engine, *a), [bench, nucleus, match, *places], shown, **quiet)
     for event in (match.input, field.input): event(lambda *a: rechoose(engine, *a), [bench, field, match], shown, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #f712d3a8
+# %% ../nbs/25_ui_counterfactual.ipynb #91e91c1e
 def join_sides(engine:Engine, cells, source, sides, by, named, molecule):
     "Which source of cells and which side of the treatment is open is what counts; what is said of a compound follows its name."
     (drawn, image, field), (by_name, by_structure), (name, about, dose) = cells, sides, named
@@ -314,7 +309,7 @@ def join_sides(engine:Engine, cells, source, sides, by, named, molecule):
         tab.select(lambda value=value: value, None, state, **quiet)
     for tab, seen in ((drawn, "hidden"), (image, True)): tab.select(lambda seen=seen: gr.HTML(visible=seen), None, field, **quiet)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #701a06b2
+# %% ../nbs/25_ui_counterfactual.ipynb #0483f138
 def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     "The same cells, treated otherwise."
     bench, source, by = gr.State(Bench()), gr.State("drawn"), gr.State("perturbation")
@@ -339,6 +334,6 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
         settle(engine, bench, said)
         yield from ask(engine, bench, *fields)
     running = go.click(treat, [field, *fields], shows, validator=lambda _, *f: [fine, *verdicts(engine, *f)], **together)
-    opened = when_opened(engine, blocks, bench, reopened, [sources, source, n, first, what, by, about, *fields[5:], *shows], **together)
+    opened = when_opened(engine, blocks, "counterfactual", bench, reask, [sources, source, n, first, what, by, about, *fields[5:]], shows, **together)
     stop.click(None, cancels=[running, opened], api_visibility="private")
     player.input(lambda *a: other(engine, *a), [bench, player], effects, trigger_mode="always_last", **quiet)

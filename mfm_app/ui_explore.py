@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['sampling_defaults', 'hint', 'steadiness_line', 'request_from', 'verdicts', 'answers', 'told', 'generate', 'fields_of',
-           'reopened', 'explore_tab', 'switch_sides']
+           'ask', 'explore_tab', 'switch_sides']
 
-# %% ../nbs/24_ui_explore.ipynb #c91b798f
+# %% ../nbs/24_ui_explore.ipynb #94cbc5ce
 import json
 
 import gradio as gr
 
 from .address import View, python_of_cells, request_of, said_of
-from .core import InputError, check_int
-from .engine import Answer, Engine, Moment, Request, Steadiness, check, most_seeds, weigh
+from .core import check_int
+from .engine import Engine, Moment, Request, Steadiness, check, most_seeds, weigh
 from .display import done_line, effects_of, frame_of, run_for, treatment_label
-from .ui_parts import (Kept, amount, asked_for, best_known, cell_fields, dose_of, effect_panel, experiment_field, experiments, fine, join_molecule, join_name, judged, molecule_dose,
-                              molecule_editor, molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields, when_opened)
+from .ui_parts import (Kept, amount, best_known, cell_fields, dose_of, effect_panel, experiment_field, experiments, fine, join_molecule, join_name, judged, molecule_dose,
+                              molecule_editor, molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields,
+                              when_opened)
 
-# %% ../nbs/24_ui_explore.ipynb #968a5902
+# %% ../nbs/24_ui_explore.ipynb #150f5df5
 def steadiness_line(steady:Steadiness)->str:
     "What the cells of a molecule show, in Markdown."
     effect, n = steady.effect, steady.of
@@ -27,14 +28,14 @@ def steadiness_line(steady:Steadiness)->str:
             f"**{first}** most (cosine {cosine:.2f}), then {second} ({next_cosine:.2f}). {effect.agreement:.0%} of the seeds and {steady.thinned} of {n} fingerprints "
             f"with some bits dropped point to {first} as well.")
 
-# %% ../nbs/24_ui_explore.ipynb #5d71a367
+# %% ../nbs/24_ui_explore.ipynb #55f22277
 def request_from(by, name, dose, smiles, molecule_dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     n, first = check_int(cells, "Cells", 1, most_seeds), check_int(first, "The first seed", 0, 2**31 - 1 - most_seeds)
     what = dict(perturbation=name, dose_um=amount(dose)) if by == "perturbation" else dict(molecule=smiles or "", dose_um=amount(molecule_dose))
     return Request(**what, experiment=experiment, seeds=tuple(range(first, first + n)), solver=solver, steps=steps, cfg_scale=cfg_scale)
 
-# %% ../nbs/24_ui_explore.ipynb #7b48d258
+# %% ../nbs/24_ui_explore.ipynb #d0202564
 sampling_defaults = 0, 16, 10, 1., "midpoint"      # first seed, cells, steps, guidance, solver
 
 
@@ -47,7 +48,7 @@ def verdicts(engine:Engine, *fields)->list:
     good = [by, name, dose_of(engine, name), smiles, by != "perturbation" and molecule_dose(engine, smiles), experiments(engine, first)[0][1], *sampling_defaults]
     return [judged(lambda: check(request_from(*good[:i], value, *good[i + 1:]), engine)) for i, value in enumerate(fields)]
 
-# %% ../nbs/24_ui_explore.ipynb #a0b1e2df
+# %% ../nbs/24_ui_explore.ipynb #5ca522e3
 def answers(engine:Engine, kept:Kept, request:Request):
     "Yield what the viewer shows, what the status line says, what the cells say, what the effect panel shows, and how to see it again."
     run, what, none = run_for(engine, request), treatment_label(engine, request), gr.skip()
@@ -72,26 +73,22 @@ def generate(engine:Engine, kept:Kept, *fields):
     "The same from the fields of the page."
     yield from told(engine, kept, lambda: check(request_from(*fields), engine))
 
-# %% ../nbs/24_ui_explore.ipynb #c9b9bfdb
+# %% ../nbs/24_ui_explore.ipynb #96782257
 def fields_of(engine:Engine, view:View)->list:
     "What stands in the fields of a view: see `side_of`, then experiment, first seed, cells, steps, guidance, solver."
     said, first = view.said, view.said["perturbation"] or engine.vocab.unlisted
     return [*side_of(engine, said), experiment_field(engine, first, value=said["experiment"]), *(said[k] for k in ("seed", "cells", "steps", "guidance", "solver"))]
 
 
-def reopened(engine:Engine, kept:Kept, params):
-    "Yield the fields an address asks for and what `generate` then yields."
-    blank, rest = [gr.skip()] * 13, [gr.skip()] * 5
-    try: view = asked_for(engine, "explore", params)
-    except InputError as e: return (yield *blank, gr.skip(), trouble(e), *rest[2:])
-    if view is None: return (yield *blank, *rest)
-    yield *fields_of(engine, view), *rest
-    for shown in told(engine, kept, lambda: check(request_of(view.said), engine)): yield *blank, *shown
+def ask(engine:Engine, kept:Kept, view:View):
+    "Yield the fields of a view, then what `generate` yields."
+    yield fields_of(engine, view)
+    yield from told(engine, kept, lambda: check(request_of(view.said), engine))
 
-# %% ../nbs/24_ui_explore.ipynb #2601126a
+# %% ../nbs/24_ui_explore.ipynb #eae684a1
 hint = "Choose what to do to the cells and press <b>Generate</b>. They form here, treated and untreated side by side, from the same noise."
 
-# %% ../nbs/24_ui_explore.ipynb #839650f1
+# %% ../nbs/24_ui_explore.ipynb #3cbe6c0f
 def explore_tab(engine:Engine, blocks:gr.Blocks):
     "Pick a perturbation or draw a molecule, watch cells form."
     reads, by, kept = engine.model.encode is not None, gr.State("perturbation"), gr.State(Kept())
@@ -119,10 +116,10 @@ def explore_tab(engine:Engine, blocks:gr.Blocks):
     if reads: switch_sides(engine, by, where, what, by_structure, drawing_tab, (smiles, buttons, card, molecule_amount, editor))
     go.click(lambda: gr.Tabs(selected="cells"), None, shown, **quiet)
     running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], shows, validator=lambda kept, *f: [fine, *verdicts(engine, *f)], **together)
-    opened = when_opened(engine, blocks, kept, reopened, [what, by, about, *fields[1:], *shows], **together)
+    opened = when_opened(engine, blocks, "explore", kept, ask, [what, by, about, *fields[1:]], shows, **together)
     stop.click(None, cancels=[running, opened], api_visibility="private")
 
-# %% ../nbs/24_ui_explore.ipynb #e5a54473
+# %% ../nbs/24_ui_explore.ipynb #c07c1ca7
 def switch_sides(engine:Engine, by, where, what, by_structure, drawing_tab, parts):
     "Opening the molecule side or the editor makes the molecule what Generate uses."
     join_molecule(engine, *parts)

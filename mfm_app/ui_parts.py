@@ -8,9 +8,9 @@ __all__ = ['stale', 'quiet', 'fine', 'farewells', 'together', 'piece', 'served',
            'examples', 'judged', 'trouble', 'amount', 'timely', 'name_side', 'molecule_side', 'cell_fields',
            'walk_fields', 'experiment_field', 'join_name', 'join_molecule', 'join_editor', 'uploads', 'uploaded',
            'discard', 'read_uploaded', 'when_left', 'leave', 'close', 'Kept', 'handed_out', 'takeaway_row',
-           'said_again', 'asked_for', 'side_of', 'when_opened']
+           'said_again', 'asked_for', 'side_of', 'reopened', 'when_opened']
 
-# %% ../nbs/23_ui_parts.ipynb #f55e1663
+# %% ../nbs/23_ui_parts.ipynb #bed2a26c
 import atexit
 import base64
 import json
@@ -37,7 +37,7 @@ from .images import Micrograph, read_micrograph
 from .molecules import read_molecule
 from .takeaway import kinds, taken, written
 
-# %% ../nbs/23_ui_parts.ipynb #6b500646
+# %% ../nbs/23_ui_parts.ipynb #803495f8
 def piece(
     name:str,             # of the files in `static`
     value=None,
@@ -49,7 +49,7 @@ def piece(
     js = "".join(f"const {k} = {json.dumps(v)};\n" for k, v in constants.items()) + js
     return gr.HTML(value=value, html_template=html, css_template=css, js_on_load=js, **kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #c0fd6cd9
+# %% ../nbs/23_ui_parts.ipynb #a0286618
 @cache
 def served()->Path:
     "The one folder of files the page may fetch; made once and gone with the process."
@@ -68,7 +68,7 @@ def molecule_editor(smiles:str="", **kwargs)->gr.HTML:
     "A molecule editor; its value is a SMILES."
     return piece("editor", smiles, constants=dict(ketcher=quote(served().as_posix(), safe="/:")), **kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #0c7972f0
+# %% ../nbs/23_ui_parts.ipynb #18e7869c
 def viewer(hint:str, **kwargs)->gr.HTML:
     "A player of runs, with a hint in HTML until there is one."
     return piece("viewer", constants=dict(HINT=hint), **kwargs)
@@ -81,7 +81,7 @@ def effect_panel(hint:str, **kwargs)->gr.HTML:
 
 stale = json.dumps(dict(stale=True))      # what is shown belongs to an answer that is being replaced
 
-# %% ../nbs/23_ui_parts.ipynb #9bf0ba98
+# %% ../nbs/23_ui_parts.ipynb #988d0ee7
 def choices(engine:Engine)->list:
     "Label and name of each perturbation; the label holds the mechanism, so that one can search by it."
     return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
@@ -99,7 +99,7 @@ def about_perturbation(engine:Engine, name:str)->str:
     p = engine.vocab.perturbation(name)
     return f"**{p.moa or 'Untreated control'}.** Learned from {p.cells:,} cells. {trust(p.cells)}"
 
-# %% ../nbs/23_ui_parts.ipynb #20ddc1a4
+# %% ../nbs/23_ui_parts.ipynb #b06d9c30
 def experiments(engine:Engine, name:str)->list:
     "Label and name of each experiment, those with this perturbation first."
     seen = engine.vocab.perturbation(name).experiments
@@ -118,7 +118,7 @@ def dose_of(engine:Engine, name:str)->str:
     low, high = allowed or (None, None)
     return json.dumps(dict(low=low, high=high, seen=p.doses, dose=usual_dose(p)))
 
-# %% ../nbs/23_ui_parts.ipynb #6269e8b8
+# %% ../nbs/23_ui_parts.ipynb #a95225fb
 def molecule_dose(engine:Engine, smiles:str, dose:str|None=None)->str:
     "What the dose control is told of a molecule; a dose that is already there stays."
     low, high = engine.vocab.dose_range(engine.vocab.unlisted)
@@ -135,7 +135,7 @@ def examples(engine:Engine)->list:
     held = [(f"{h['name']} (held out)", h["smiles"]) for h in engine.taught.get("held_out", [])[:1]]
     return [(f"{known.name} (known)", known.smiles), *held, ("caffeine", "Cn1cnc2c1c(=O)n(C)c(=O)n2C")]
 
-# %% ../nbs/23_ui_parts.ipynb #d978293a
+# %% ../nbs/23_ui_parts.ipynb #5abf4ddf
 quiet = dict(show_progress="hidden", api_visibility="private")      # further arguments of every event
 fine = gr.validate(True, "")
 
@@ -164,7 +164,7 @@ def amount(dose:str)->float:
     except (ValueError, TypeError, KeyError): found = None
     return math.nan if found is None else found
 
-# %% ../nbs/23_ui_parts.ipynb #00c6f4fd
+# %% ../nbs/23_ui_parts.ipynb #09767b23
 def timely(
     events,                  # a generator
     seconds:float=300.,      # it may take in all
@@ -176,7 +176,7 @@ def timely(
             if time.monotonic() > until: raise InputError(f"This took more than {seconds:g} seconds and was stopped; ask for fewer cells, treatments or steps.")
             yield event
 
-# %% ../nbs/23_ui_parts.ipynb #7c51c8c6
+# %% ../nbs/23_ui_parts.ipynb #1606c169
 def name_side(engine:Engine, prefix:str=""):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     start = best_known(engine)
@@ -193,7 +193,7 @@ def molecule_side(engine:Engine, prefix:str=""):
     card = gr.HTML(about_molecule(engine, shown[0][1]), css_template=(static / "molecule.css").read_text(encoding="utf-8"), elem_id=f"{prefix}molecule-card", container=True)
     return smiles, buttons, card, piece("dose", molecule_dose(engine, shown[0][1]), elem_id=f"{prefix}molecule-dose", container=True)
 
-# %% ../nbs/23_ui_parts.ipynb #784e0915
+# %% ../nbs/23_ui_parts.ipynb #8514bb18
 def cell_fields(prefix:str="", cells:int=16):
     "The first seed, and how many cells."
     with gr.Row():
@@ -216,7 +216,7 @@ def experiment_field(engine:Engine, name:str, **kwargs)->gr.Dropdown:
     found = experiments(engine, name)
     return gr.Dropdown(found, **dict(value=found[0][1], label="Experiment", info="Each has its own staining and light") | kwargs)
 
-# %% ../nbs/23_ui_parts.ipynb #b9e2aa55
+# %% ../nbs/23_ui_parts.ipynb #2ce44166
 def join_name(engine:Engine, name, about, dose, experiment):
     "What is said of a compound, its doses and its experiments follow its name."
     told = lambda name: (about_perturbation(engine, name), dose_of(engine, name), experiment_field(engine, name))
@@ -236,7 +236,7 @@ def join_molecule(
     filled = [smiles] if editor is None else [smiles, editor]
     for button, value in buttons: button.click(lambda value=value: (*[value] * len(filled), molecule_dose(engine, value)), None, [*filled, dose], **quiet)
 
-# %% ../nbs/23_ui_parts.ipynb #b1bd5ba2
+# %% ../nbs/23_ui_parts.ipynb #ad45de73
 def join_editor(smiles, editor):
     "What is typed is drawn, and what is drawn is typed."
     def plain(drawn):
@@ -252,7 +252,7 @@ def join_editor(smiles, editor):
     smiles.change(drawable, smiles, editor, trigger_mode="always_last", js=typed, **quiet)
     editor.input(plain, editor, smiles, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/23_ui_parts.ipynb #7311f22d
+# %% ../nbs/23_ui_parts.ipynb #46297bc6
 def uploads()->Path:
     "Where Gradio puts what is uploaded, each file in a folder of its own."
     return Path(gr.utils.get_upload_folder()).resolve()
@@ -269,14 +269,14 @@ def discard(path):
     if not path or not uploaded(path): return
     with suppress(OSError): Path(path).unlink(), Path(path).parent.rmdir()
 
-# %% ../nbs/23_ui_parts.ipynb #7386152b
+# %% ../nbs/23_ui_parts.ipynb #abc001ca
 def read_uploaded(path)->Micrograph:
     "The image in an upload, which is deleted at once; `InputError` for any other file, and for what is no image."
     if not uploaded(path): raise InputError("Only a file that was uploaded here can be read.")
     try: return read_micrograph(Path(path))
     finally: discard(path)
 
-# %% ../nbs/23_ui_parts.ipynb #7e25b2f9
+# %% ../nbs/23_ui_parts.ipynb #d0925dcb
 farewells = {}      # session -> what is to be done when its visitor leaves
 
 
@@ -295,7 +295,7 @@ def close():
     "Everybody leaves when the process ends."
     for farewell in sum(farewells.values(), []): farewell()
 
-# %% ../nbs/23_ui_parts.ipynb #c9c75c58
+# %% ../nbs/23_ui_parts.ipynb #61cd2ea4
 class Kept:
     "What one visitor was answered last."
     answer, um_per_px = None, None
@@ -321,7 +321,7 @@ def takeaway_row(kept:gr.State, status:gr.Markdown, prefix:str=""):
     handout = piece("handout", elem_id=f"{prefix}handout")
     for kind, button in zip(kinds, buttons): button.click(lambda kept, kind=kind: handed_out(kept, kind), kept, [handout, status], **quiet)
 
-# %% ../nbs/23_ui_parts.ipynb #f58f2846
+# %% ../nbs/23_ui_parts.ipynb #d54d9fc0
 def said_again(
     view:View|None,     # None where an address cannot hold it
     python:str,
@@ -339,7 +339,7 @@ def asked_for(engine:Engine, tab:str, params)->View|None:
     full = view and checked(engine, view)
     return full if full and full.said else None
 
-# %% ../nbs/23_ui_parts.ipynb #bb3abbda
+# %% ../nbs/23_ui_parts.ipynb #89183da2
 def side_of(engine:Engine, said:dict)->list:
     "The fields of a treatment as an address says: open side, name of the side, what is known of the compound, name, dose, SMILES, dose of the molecule."
     by = "perturbation" if said["molecule"] is None else "molecule"
@@ -348,19 +348,35 @@ def side_of(engine:Engine, said:dict)->list:
     drawn = [gr.skip(), gr.skip()] if by == "perturbation" else [said["molecule"], dosed(molecule_dose(engine, said["molecule"]))]
     return [gr.Tabs(selected=by), by, about_perturbation(engine, name), name, dosed(dose_of(engine, name)) if by == "perturbation" else dose_of(engine, name), *drawn]
 
-# %% ../nbs/23_ui_parts.ipynb #974a5449
+# %% ../nbs/23_ui_parts.ipynb #2987a439
 together = dict(concurrency_limit=4, concurrency_id="walks", **quiet)      # further arguments of an event that walks
+
+# %% ../nbs/23_ui_parts.ipynb #2ec9ac61
+def reopened(
+    engine:Engine, tab:str,
+    params,             # of the address
+    widths:tuple,       # how many fields, and how many things are shown, the second of them the status
+    ask,                # callable (view) that yields the fields, and then whatever is shown
+):
+    "Yield the fields an address asks for, and what is then shown; if it asks for something impossible, the sentence alone."
+    blank, nothing = ([gr.skip()] * n for n in widths)
+    try: view = asked_for(engine, tab, params)
+    except InputError as e: return (yield *blank, gr.skip(), trouble(e), *nothing[2:])
+    if view is None: return (yield *blank, *nothing)
+    answer = ask(view)
+    yield *next(answer), *nothing
+    for shown in answer: yield *blank, *shown
 
 
 def when_opened(
-    engine:Engine, blocks:gr.Blocks,
+    engine:Engine, blocks:gr.Blocks, tab:str,
     state:gr.State,      # what is kept of a visitor; cleared when they leave
-    reopened,            # callable (engine, kept, params of the address) that yields the outputs
-    outputs:list,
+    ask,                 # callable (engine, kept, view), as in `reopened`
+    fields:list, shows:list,
     **kwargs,            # further arguments of the event
 ):
     "Show what the address asks for when the page opens."
     def visited(kept, request:gr.Request):
         when_left(request, kept.clear)
-        yield from reopened(engine, kept, request.query_params)
-    return blocks.load(visited, state, outputs, **kwargs)
+        yield from reopened(engine, tab, request.query_params, (len(fields), len(shows)), lambda view: ask(engine, kept, view))
+    return blocks.load(visited, state, [*fields, *shows], **kwargs)

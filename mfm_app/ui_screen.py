@@ -6,9 +6,9 @@
 __all__ = ['most_screened', 'desks', 'in_a_list', 'longest_screen', 'Desk', 'clear_desks', 'news', 'gathered', 'screened',
            'screen_line', 'cells_of_one', 'told_after', 'pack', 'packed', 'list_from', 'settings_from', 'list_verdicts',
            'example_list', 'screen_fields', 'buttons', 'again_of', 'run_screen', 'stopped', 'screen_list', 'go_on',
-           'reopened', 'take_list', 'screen_piece', 'screen_tab']
+           'ask', 'take_list', 'screen_piece', 'screen_tab']
 
-# %% ../nbs/26_ui_screen.ipynb #0728c36f
+# %% ../nbs/26_ui_screen.ipynb #6ca27a9f
 import atexit
 import io
 import json
@@ -33,10 +33,10 @@ from .engine import Engine
 from .molecules import most_rows
 from .screen import Folder, Settings, check_settings, record_of, rows_of, screen_into
 from .display import drawing
-from .ui_parts import asked_for, discard, experiment_field, fine, judged, piece, quiet, said_again, served, trouble, when_opened
+from .ui_parts import discard, experiment_field, fine, judged, piece, quiet, said_again, served, trouble, when_opened
 from .viz import data_uri, phenotype_map, show, treated_above
 
-# %% ../nbs/26_ui_screen.ipynb #57e09b1d
+# %% ../nbs/26_ui_screen.ipynb #d9ec9448
 most_screened, desks = 2_000, {}      # desks: token -> Desk
 
 
@@ -67,13 +67,13 @@ class Desk:
         self.token, self.path, self.asked = uuid.uuid4().hex, Path(tempfile.mkdtemp(prefix="screen-")), (source, settings)
         desks[self.token] = self
 
-# %% ../nbs/26_ui_screen.ipynb #eddef40b
+# %% ../nbs/26_ui_screen.ipynb #59537d55
 @atexit.register
 def clear_desks():
     "Throw every screen away when the process ends."
     for desk in list(desks.values()): desk.clear()
 
-# %% ../nbs/26_ui_screen.ipynb #46a9f6f1
+# %% ../nbs/26_ui_screen.ipynb #bd14cbaf
 def news(desk:Desk, state:str, total=None, found:int=0, refused:int=0, rows=(), bad=(), **more)->str:
     "One message for the piece; `rows` and `bad` are the last of those found and refused."
     return json.dumps(dict(run=desk.token, state=state, total=total, found=found, refused=refused, rows=[asdict(r) for r in rows],
@@ -90,7 +90,7 @@ def gathered(events, every:float=0.4):
         told, fresh, bad = time.monotonic(), [], []
     yield replace(last, fresh=fresh, bad=bad)
 
-# %% ../nbs/26_ui_screen.ipynb #9ae5608e
+# %% ../nbs/26_ui_screen.ipynb #c11a5e39
 def screened(engine:Engine, desk:Desk, source, settings:Settings):
     "Yield messages for the piece, None where nothing is new; goes on where the same list was left."
     if (source, settings) != desk.asked: desk.fresh(source, settings)
@@ -109,7 +109,7 @@ def screen_line(desk:Desk)->str:
     return (f"{said['cells']} cell{'s'[:said['cells'] > 1]} a molecule, experiment {said['experiment']}, {said['dose_um']:g} µM where the list said none. "
             f"{said['solver'].capitalize()} in {said['steps']} steps, {said['nfe']} network evaluations a cell. Weights {said['model']} {said['weights_sha256'][:12]}.")
 
-# %% ../nbs/26_ui_screen.ipynb #6b0d0af5
+# %% ../nbs/26_ui_screen.ipynb #eb9fa612
 def cells_of_one(engine:Engine, asked:dict)->str:
     "Cells, control and structure of one molecule of a screen, for the piece."
     try:
@@ -127,7 +127,7 @@ def told_after(asked:dict)->str:
         return json.dumps(dict(rows=[asdict(r) for r in folder.found(int(asked["found"]))], bad=list(islice(folder.refused, skip, None))))
     except (LookupError, TypeError, ValueError, OSError, AttributeError): return json.dumps(dict(rows=[], bad=[]))
 
-# %% ../nbs/26_ui_screen.ipynb #65a48b14
+# %% ../nbs/26_ui_screen.ipynb #3ac8b884
 def pack(engine:Engine, desk:Desk)->str:
     "The path of a .zip with everything of a screen."
     folder, at = Folder(desk.path), desk.path / "screen.zip"
@@ -153,7 +153,7 @@ def packed(engine:Engine, desk:Desk):
         yield pack(engine, desk), ""
     except Exception as e: yield gr.skip(), trouble(e, "The download could not be packed, but the screen is kept; try again.")
 
-# %% ../nbs/26_ui_screen.ipynb #a02ec7c8
+# %% ../nbs/26_ui_screen.ipynb #a576ebc9
 def list_from(text:str, file:str|None):
     "The list that is asked for: text, or the `Path` of a file; may raise `InputError`."
     if file and (text or "").strip(): raise InputError("There are a pasted list and a file; empty one of them.")
@@ -174,7 +174,7 @@ def list_verdicts(engine:Engine, text, file, dose, cells, experiment)->list:
     given = settings_from(dose, cells, experiment)
     return [text_said, file_said, *(judged(lambda: check_settings(engine, replace(usual, **{name: getattr(given, name)}))) for name in ("dose_um", "cells", "experiment"))]
 
-# %% ../nbs/26_ui_screen.ipynb #6b075905
+# %% ../nbs/26_ui_screen.ipynb #e55587c6
 def example_list(engine:Engine)->str:
     "A few compounds the model was taught and those that were held out, a line each."
     few = sorted(engine.structured, key=lambda p: -p.cells)[:12]
@@ -198,7 +198,7 @@ def screen_fields(engine:Engine)->tuple:
     example.click(lambda: (example_list(engine), None), None, [text, file], show_progress="hidden", api_visibility="private")
     return text, file, dose, cells, where
 
-# %% ../nbs/26_ui_screen.ipynb #f9f5a61d
+# %% ../nbs/26_ui_screen.ipynb #e8433600
 def buttons(state:str)->tuple:
     "Screen, Stop and Go on: which can be pressed while a screen is running, stopped or done."
     return tuple(gr.Button(interactive=on) for on in (state != "running", state == "running", state == "stopped"))
@@ -210,7 +210,7 @@ def again_of(engine:Engine, source, settings:Settings)->str:
     if len(source) > longest: return said_again(None, python_of_screen(engine, source, settings), "The list is too long for a link; the code holds it.")
     return said_again(View("screen", dict(list=source, dose=settings.dose_um, cells=settings.cells, experiment=settings.experiment)), python_of_screen(engine, source, settings))
 
-# %% ../nbs/26_ui_screen.ipynb #36529e09
+# %% ../nbs/26_ui_screen.ipynb #8d15b04d
 longest_screen = 1800      # seconds at a stretch
 
 
@@ -237,7 +237,7 @@ def stopped(desk:Desk)->str:
     folder = Folder(desk.path)
     return news(desk, "stopped", None, len(folder.results), len(folder.refused))
 
-# %% ../nbs/26_ui_screen.ipynb #1f39ac76
+# %% ../nbs/26_ui_screen.ipynb #b0de2075
 def screen_list(engine:Engine, desk:Desk, text, file, dose, cells, experiment):
     "What Screen does."
     try: source, settings = list_from(text, file), check_settings(engine, settings_from(dose, cells, experiment))
@@ -251,17 +251,13 @@ def go_on(engine:Engine, desk:Desk):
     else: yield gr.skip(), "⚠️ The screen is no longer kept; press Screen.", *buttons("done"), gr.skip()
 
 
-def reopened(engine:Engine, desk:Desk, params):
-    "Yield the fields an address asks for, list, dose, cells and experiment, and what `screen_list` then yields."
-    blank, rest = [gr.skip()] * 4, [gr.skip()] * 6
-    try: view = asked_for(engine, "screen", params)
-    except InputError as e: return (yield *blank, gr.skip(), trouble(e), *rest[2:])
-    if view is None: return (yield *blank, *rest)
-    yield *(view.said[k] for k in ("list", "dose", "cells", "experiment")), *rest
-    if not view.said["list"]: return
-    for shown in screen_list(engine, desk, view.said["list"], None, *(view.said[k] for k in ("dose", "cells", "experiment"))): yield *blank, *shown
+def ask(engine:Engine, desk:Desk, view:View):
+    "Yield the fields of a view, list, dose, cells and experiment, then what `screen_list` yields."
+    fields = [view.said[k] for k in ("list", "dose", "cells", "experiment")]
+    yield fields
+    if fields[0]: yield from screen_list(engine, desk, fields[0], None, *fields[1:])
 
-# %% ../nbs/26_ui_screen.ipynb #9b8b1678
+# %% ../nbs/26_ui_screen.ipynb #f17868c9
 def take_list(engine:Engine, desk:Desk, file:str|None)->str:
     "What the status line says of a file that was just chosen; the one before it is deleted."
     desk.put_away()
@@ -269,14 +265,14 @@ def take_list(engine:Engine, desk:Desk, file:str|None)->str:
     try: return "" if not file else rows_of(engine, Path(file)) and ""
     except InputError as e: return trouble(e)
 
-# %% ../nbs/26_ui_screen.ipynb #0cc62c4a
+# %% ../nbs/26_ui_screen.ipynb #6dbaf51d
 def screen_piece(engine:Engine)->gr.HTML:
     "Progress, map, ranked table, and the cells of the molecule that is chosen."
     def cells_asked(asked): return cells_of_one(engine, asked)
     def told_asked(asked): return told_after(asked)
     return piece("screen", elem_id="screen", constants=dict(plotly=quote(served().as_posix(), safe="/:")), server_functions=[cells_asked, told_asked])
 
-# %% ../nbs/26_ui_screen.ipynb #d2672931
+# %% ../nbs/26_ui_screen.ipynb #69f34d4e
 def screen_tab(engine:Engine, blocks:gr.Blocks):
     "A list of molecules in; a ranked table, a map and their cells out."
     if engine.model.encode is None or engine.space is None: return gr.Markdown("This model knows compounds by name alone; `mfm finetune` teaches it molecules.", elem_id="screen-status")
@@ -295,7 +291,7 @@ def screen_tab(engine:Engine, blocks:gr.Blocks):
              validator=lambda desk, *f: [fine, *list_verdicts(engine, *f)], **quiet)
     resume.click(lambda desk: (yield from go_on(engine, desk)), desk, outputs, concurrency_limit=16, **quiet)
     stop.click(lambda desk: setattr(desk, "leave", True), desk, queue=False, **quiet)
-    when_opened(engine, blocks, desk, reopened, [fields[0], *fields[2:], *outputs], concurrency_limit=16, **quiet)
+    when_opened(engine, blocks, "screen", desk, ask, [fields[0], *fields[2:]], outputs, concurrency_limit=16, **quiet)
     fields[1].upload(lambda desk, file: take_list(engine, desk, file), [desk, fields[1]], status, **quiet)
     fields[1].clear(lambda desk: desk.put_away(), desk, **quiet)
     ready = take.click(lambda desk: (yield from packed(engine, desk)), desk, [packet, status], **quiet)

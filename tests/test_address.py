@@ -6,13 +6,14 @@ from contextlib import chdir
 from urllib.parse import parse_qsl, quote, urlsplit
 from xml.etree import ElementTree
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfm_app import ui_counterfactual, ui_explore, ui_screen
+from mfm_app import ui_counterfactual, ui_explore, ui_parts, ui_screen
 from mfm_app.address import View, checked, longest, python_of_cells, python_of_counterfactual, python_of_screen, read_query, tabs, write_query
 from mfm_app.core import InputError
 from mfm_app.counterfactual import Treatment, WhatIf, check_whatif, counterfactual
@@ -90,15 +91,14 @@ def test_a_hostile_address_is_a_view_that_can_be_drawn_or_one_sentence(engine, a
     if view.said.get("molecule") or view.said.get("perturbation"): assert 1 <= view.said["cells"] <= 64 and 1 <= view.said["steps"] <= 1000 and np.isfinite(view.said["guidance"])
 
 
-@pytest.mark.parametrize("reopened, state, fields", [(ui_explore.reopened, ui_explore.Kept, 13), (ui_counterfactual.reopened, ui_counterfactual.Bench, 16), (ui_screen.reopened, ui_screen.Desk, 4)], ids=["explore", "counterfactual", "screen"])
+@pytest.mark.parametrize("tab, state, ask, widths", [("explore", ui_parts.Kept, ui_explore.ask, (13, 5)), ("counterfactual", ui_counterfactual.Bench, ui_counterfactual.reask, (16, 5)), ("screen", ui_screen.Desk, ui_screen.ask, (4, 6))])
 @given(params=hostile)
-def test_a_tab_says_what_is_wrong_with_an_address_and_changes_nothing(engine, reopened, state, fields, params):
-    import gradio as gr
-    for shown in reopened(engine, state(), params):
-        said = shown[fields + 1]
-        if not isinstance(said, str) or not said: break      # nothing asked, or the fields were filled in: what follows is drawing
-        assert said.startswith(("⚠️ ", "Bring your image")) and "Traceback" not in said and len(said) < 500
-        if said.startswith("⚠️"): assert all(v == gr.skip() for v in shown[:fields])
+def test_a_tab_says_what_is_wrong_with_an_address_and_changes_nothing(engine, tab, state, ask, widths, params):
+    shown = next(ui_parts.reopened(engine, tab, params, widths, lambda view: ask(engine, state(), view)))
+    fields, status = shown[:widths[0]], shown[widths[0] + 1]
+    if status == gr.skip(): return      # nothing asked, or the fields were filled in: what follows is drawing
+    assert status.startswith("⚠️ ") and "Traceback" not in status and len(status) < 500
+    assert all(v == gr.skip() for v in fields)
 
 
 # The same in Python

@@ -7,7 +7,6 @@ import logging
 import math
 import tempfile
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
@@ -24,6 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mood import Mood
+
 from mfm_app import ui, ui_api
 from mfm_app.engine import Engine, weigh
 from mfm_app.finetune import drawn_model
@@ -37,19 +38,6 @@ names = ["vocabulary", "molecule", "generate", "effects", "counterfactual", "scr
 nicotine = "CN1CCC[C@H]1c1cccnc1"
 
 
-class Net(torch.nn.Module):
-    "A network that can be told to be slow or to fail, and that counts."
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.shape, self.pause, self.fails, self.calls = net, net.shape, 0, False, 0
-
-    def forward(self, *args):
-        self.calls += 1
-        time.sleep(self.pause)
-        if self.fails: raise RuntimeError("a secret in /some/folder")
-        return self.net(*args)
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     "A small model; what is written while it is served goes to a temporary folder of its own."
@@ -58,7 +46,7 @@ def engine(tmp_path_factory):
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
         patch.delenv("GRADIO_TEMP_DIR", raising=False)
         model = drawn_model()
-        model.net = Net(model.net)
+        model.net = Mood(model.net)
         yield Engine(model, "cpu", torch.float32)
 
 

@@ -3,7 +3,6 @@ import io
 import json
 import struct
 import tempfile
-import time
 import uuid
 import zipfile
 import zlib
@@ -16,6 +15,8 @@ import tifffile
 import torch
 from PIL import Image
 
+from mood import Mood
+
 from mfm_app.engine import Engine
 from mfm_app.finetune import drawn_model
 from mfm_app.images import read_micrograph, read_provenance, rescale
@@ -27,17 +28,6 @@ seconds = 1000     # Playwright counts in milliseconds
 door, status = (f"#cf-{name} [data-testid=markdown]" for name in ("door", "status"))      # without the marks of progress around them
 
 
-class Slow(torch.nn.Module):
-    "A network that can be told to take its time."
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.shape, self.pause = net, net.shape, 0
-
-    def forward(self, *args):
-        time.sleep(self.pause)
-        return self.net(*args)
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     "A small model; whatever the page writes while it is served goes to a temporary folder of its own."
@@ -45,7 +35,7 @@ def engine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
         model = drawn_model()
-        model.net = Slow(model.net)
+        model.net = Mood(model.net)
         yield Engine(model, "cpu", torch.float32)
 
 

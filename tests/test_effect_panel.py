@@ -6,7 +6,7 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings as profile, strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mfm_app.core import InputError

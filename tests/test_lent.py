@@ -11,7 +11,6 @@ import time
 import urllib.request
 from multiprocessing.reduction import ForkingPickler
 
-import numpy as np
 import pytest
 import torch
 

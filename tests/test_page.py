@@ -1,29 +1,17 @@
 "The page in a real browser, with a small untrained model: what a newcomer does, and what goes wrong for them."
 import json
-import time
 
 import gradio as gr
 import pytest
 import torch
+
+from mood import Mood
 
 from mfm_app import ui, ui_explore, ui_parts
 from mfm_app.engine import Engine, Request, check
 from mfm_app.finetune import drawn_model
 
 seconds = 1000     # Playwright counts in milliseconds
-
-
-class Mood(torch.nn.Module):
-    "A network that can be told to be slow, or to fail."
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.shape, self.pause, self.fails, self.calls = net, net.shape, 0, False, 0
-
-    def forward(self, *args):
-        self.calls += 1
-        time.sleep(self.pause)
-        if self.fails: raise RuntimeError("a secret in /some/folder")
-        return self.net(*args)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ import pytest
 import torch
 from hypothesis import given, settings as profile, strategies as st
 
+from mood import Mood
+
 from mfm_app import screen as room, ui_screen
 from mfm_app.cli import main
 from mfm_app.core import InputError
@@ -31,18 +33,6 @@ quick = Settings(dose_um=1., cells=2, steps=1)
 five = "CCO, 1, ethanol\nsweller\nC1CC\nCCCCCC\nCCN, 0\nCC(=O)O, 1, acid\nCCOCC"      # five molecules and two bad rows
 
 
-class Slow(torch.nn.Module):
-    "A network that can be told to take its time."
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.shape, self.pause, self.calls = net, net.shape, 0, 0
-
-    def forward(self, *args):
-        self.calls += 1
-        time.sleep(self.pause)
-        return self.net(*args)
-
-
 def untaught():
     "A small model with random weights that reads molecules, one of which was held out."
     model = drawn_model()
@@ -53,7 +43,7 @@ def untaught():
 @pytest.fixture(scope="module")
 def engine():
     model = untaught()
-    model.net = Slow(model.net)
+    model.net = Mood(model.net)
     return Engine(model, "cpu", torch.float32)
 
 
