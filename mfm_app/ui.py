@@ -6,7 +6,7 @@
 __all__ = ['about_text', 'in_python', 'limits', 'seen_text', 'weak_text', 'about', 'about_tab', 'theme', 'fetch_nothing', 'page',
            'health', 'launch']
 
-# %% ../nbs/28_ui.ipynb #cfd87315
+# %% ../nbs/28_ui.ipynb #e19bb78a
 import json
 import time
 from importlib.util import find_spec
@@ -26,7 +26,7 @@ from .display import static
 from .ui_parts import best_known, leave, quiet
 from .ui_screen import screen_tab
 
-# %% ../nbs/28_ui.ipynb #ab9d2eae
+# %% ../nbs/28_ui.ipynb #56513713
 def seen_text(vocab)->str:
     "How many cells of what the model has seen, in plain words, from most to least."
     named = lambda ps: ", ".join(f"{p.name} {p.cells:,}" for p in sorted(ps, key=lambda p: -p.cells)[:8])
@@ -46,7 +46,7 @@ def weak_text(config:dict)->str:
     return "\n".join(f"- {line}" for line in [*said, "Which experiment a plate belongs to differs between compounds and is part of what tells them apart.",
                                               "Whether one single cell would change as a counterfactual shows is checked by nothing real."])
 
-# %% ../nbs/28_ui.ipynb #2821fa14
+# %% ../nbs/28_ui.ipynb #0359c3e2
 about_text = """## What this model is
 {what} It has seen {cells:,} cells of {compounds} and {control}, of {cell_types}, and nothing else.
 
@@ -73,7 +73,7 @@ def about(engine:Engine)->str:
                              compounds=f"{len(vocab.perturbations) - 1} compounds", cell_types=", ".join(vocab.cell_types), seen=seen_text(vocab), weak=weak_text(config),
                              data=f"{data.get('title', 'Unknown')}. Licence of the data: {data.get('licence', 'unknown')}; of the code: Apache-2.0.", attribution=data.get("attribution", "not stated."))
 
-# %% ../nbs/28_ui.ipynb #1496caa2
+# %% ../nbs/28_ui.ipynb #0ea20ec6
 in_python = """```python
 from mfm_app import display, engine
 
@@ -98,14 +98,14 @@ def about_tab(engine:Engine, blocks:gr.Blocks):
     with gr.Accordion("Call it from anywhere", open=False): anywhere = gr.Markdown(in_api)
     blocks.load(None, None, anywhere, js=f"() => {json.dumps(in_api)}.replaceAll('ADDRESS', window.gradio_config.root)", api_visibility="private")      # only the browser knows it
 
-# %% ../nbs/28_ui.ipynb #2610494d
+# %% ../nbs/28_ui.ipynb #5608d624
 def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
     soft = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return soft.set(**plain, **{f"{k}_dark": v for k, v in plain.items() if k != "block_title_padding"})
 
-# %% ../nbs/28_ui.ipynb #2d737bd8
+# %% ../nbs/28_ui.ipynb #289e67ae
 def fetch_nothing(blocks:gr.Blocks):
     "Refuse addresses in place of uploads, in one sentence."
     def only_files(move):
@@ -115,7 +115,7 @@ def fetch_nothing(blocks:gr.Blocks):
         return moved
     for block in blocks.blocks.values(): block.async_move_resource_to_block_cache = only_files(block.async_move_resource_to_block_cache)
 
-# %% ../nbs/28_ui.ipynb #fa319db2
+# %% ../nbs/28_ui.ipynb #50f2947d
 def page(
     engine:Engine,
 )->gr.Blocks:
@@ -134,7 +134,7 @@ def page(
     fetch_nothing(blocks)
     return blocks.queue(max_size=32, api_open=False)
 
-# %% ../nbs/28_ui.ipynb #2b34e452
+# %% ../nbs/28_ui.ipynb #153ffdae
 def health(engine:Engine)->Route:
     "The answer to `/health`: what is served, since when, and whether it answers."
     began = time.monotonic()
@@ -143,10 +143,10 @@ def health(engine:Engine)->Route:
         return JSONResponse(said, 200 if engine.alive else 503, {"Cache-Control": "no-store"})
     return Route("/health", answer)
 
-# %% ../nbs/28_ui.ipynb #e290cdae
+# %% ../nbs/28_ui.ipynb #47b12691
 limits = dict(max_file_size="100mb", state_session_capacity=200, run_history=False, enable_monitoring=False, ssr_mode=False, share=False, height=900)      # height: of the frame in a notebook
 
-# %% ../nbs/28_ui.ipynb #6fee40c7
+# %% ../nbs/28_ui.ipynb #9d49847c
 def launch(
     engine:Engine|None=None,      # None loads the bundled model
     port:int|None=None,           # None takes a free one from 7860 on
@@ -159,7 +159,7 @@ def launch(
     engine.warm()
     blocks = page(engine)
     kwargs["app_kwargs"] = {"routes": [health(engine)]} | kwargs.get("app_kwargs", {})
-    look = dict(theme=theme(), css=(static / "page.css").read_text(encoding="utf-8"), js=(static / "page.js").read_text(encoding="utf-8"), footer_links=["api"])
+    look = dict(theme=theme(), css=(static / "page.css").read_text(encoding="utf-8"), js=(static / "page.js").read_text(encoding="utf-8"), footer_links=["api"], favicon_path=static / "favicon.svg")
     try: return blocks.launch(server_port=port, **look | limits | kwargs)
     except OSError:
         what = f"Port {port} is" if port else "The ports from 7860 to 7959 are"

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Kind', 'Solver', 'plain_words', 'shown', 'arguments', 'own_arguments', 'returned', 'most_screened', 'hypothesis',
-           'in_api', 'fits', 'in_words', 'fitting', 'plainly', 'offered', 'vocabulary', 'look_told', 'molecule',
-           'standing', 'preview', 'watched', 'handed', 'records', 'generate', 'read_address', 'read_image',
+           'in_api', 'fits', 'in_words', 'fitting', 'plainly', 'place_of', 'offered', 'vocabulary', 'look_told',
+           'molecule', 'standing', 'preview', 'watched', 'handed', 'records', 'generate', 'read_address', 'read_image',
            'control_cells', 'fidelity_told', 'counterfactual', 'steadiness', 'effects', 'ranked', 'tables', 'screen',
            'api']
 
-# %% ../nbs/27_ui_api.ipynb #4a9dad15
+# %% ../nbs/27_ui_api.ipynb #616c16e8
 import base64
 import binascii
 import inspect
@@ -35,10 +35,10 @@ from .images import Micrograph, read_micrograph
 from .screen import Folder, Settings, kept, screen_into
 from .specimen import Reading, bring, drawn_controls
 from .takeaway import kinds, label_of, pixel_table, taken, written, zipped
-from .ui_parts import read_uploaded, timely, trouble, trust, uploads
+from .ui_parts import discard, read_uploaded, timely, trouble, trust, uploads
 from .viz import data_uri, show
 
-# %% ../nbs/27_ui_api.ipynb #7ad17699
+# %% ../nbs/27_ui_api.ipynb #3c2c88d3
 Kind, Solver = Literal[tuple(kinds)], Literal[tuple(solver_names)]
 
 
@@ -53,7 +53,7 @@ def fits(value, hint)->bool:
     if origin is list: return isinstance(value, list) and all(fits(v, parts[0]) for v in value)
     return any(fits(value, part) for part in parts) if parts else isinstance(value, hint)
 
-# %% ../nbs/27_ui_api.ipynb #01b68a11
+# %% ../nbs/27_ui_api.ipynb #b8a16363
 plain_words = {str: "text", float: "a number", int: "a whole number", bool: "true or false", NoneType: "null", gr.FileData: "an uploaded file"}
 shown = reprlib.Repr()
 shown.maxdict = 0      # an upload holds a path
@@ -72,7 +72,7 @@ def fitting(value, hint, name:str):
     if fits(value, hint): return value
     raise InputError(f"'{name}' must be {in_words(hint)}, not {shown.repr(value)}.")
 
-# %% ../nbs/27_ui_api.ipynb #3a204ec7
+# %% ../nbs/27_ui_api.ipynb #5ed11d26
 arguments = dict(
     perturbation="Name of a compound the model was taught; `vocabulary` lists them. Give this or `molecule`, not both.",
     molecule="Any molecule, as SMILES or mol block. Give this or `perturbation`, not both.",
@@ -100,7 +100,7 @@ own_arguments = {("counterfactual", "seeds"): f"One whole number for each contro
                  ("counterfactual", "steps"): "Steps each way, 1 to 200; more loses less of the cell on the way.",
                  ("screen", "dose_um"): "Dose in micromolar where the list says none."}
 
-# %% ../nbs/27_ui_api.ipynb #65949a29
+# %% ../nbs/27_ui_api.ipynb #e59bbccc
 @contextmanager
 def plainly():
     "Whatever goes wrong is said in a sentence; what is not for people is logged."
@@ -110,6 +110,12 @@ def plainly():
 
 returned = dict(facts="Facts as JSON; the last ones hold how far to believe the answer, and all it takes to make it again.",
                 file="A file, with the last facts; null before.")
+
+# %% ../nbs/27_ui_api.ipynb #70144bca
+def place_of(image)->str|None:
+    "The path of an upload, however it was named; None of anything else."
+    if isinstance(image, dict): image = image.get("path")
+    return unquote(image.split("/gradio_api/file=")[-1]) if isinstance(image, str) and not image.startswith("data:") else None
 
 
 def offered(f, engine:Engine):
@@ -121,14 +127,16 @@ def offered(f, engine:Engine):
         with plainly():
             asked = signature.bind(*given, **named)
             asked.apply_defaults()
-            checked = {p.name: fitting(asked.arguments[p.name], p.annotation, p.name) for p in parameters}
-            with closing(f(engine, **checked)) as events: yield from events
+            try:
+                checked = {p.name: fitting(asked.arguments[p.name], p.annotation, p.name) for p in parameters}
+                with closing(f(engine, **checked)) as events: yield from events
+            finally: discard(place_of(asked.arguments.get("image")))      # also where it was not even read
     told = [f"{p.name}: {own_arguments.get((f.__name__, p.name)) or arguments[p.name]}" for p in parameters]
     endpoint.__doc__ = "\n".join([inspect.getdoc(f), "Args:", *told, "Returns:", *list(returned.values())[:2 if get_origin(whole.return_annotation) is tuple else 1]])
     endpoint.__name__, endpoint.__signature__, endpoint.__annotations__ = f.__name__, signature, {p.name: p.annotation for p in parameters}
     return endpoint
 
-# %% ../nbs/27_ui_api.ipynb #59c4506f
+# %% ../nbs/27_ui_api.ipynb #fd1f45fa
 most_screened, hypothesis = 200, "Generated cells are hypotheses of a model, not measurements."
 
 
@@ -154,7 +162,7 @@ def molecule(engine:Engine, smiles:str)->dict:
     "Say what is known of a molecule before cells are drawn: its standard form, the most similar compounds the model was taught, and how far to believe it (known, close or far)."
     yield look_told(engine.look(smiles))
 
-# %% ../nbs/27_ui_api.ipynb #52725eb0
+# %% ../nbs/27_ui_api.ipynb #7c07a711
 def standing(engine:Engine, request:Request)->dict:
     "What the model knows of what is asked, and how far to believe it."
     if request.molecule: return look_told(engine.look(request.molecule))
@@ -162,7 +170,7 @@ def standing(engine:Engine, request:Request)->dict:
     return dict(name=p.name, mechanism=p.moa, smiles=p.smiles, cells_seen=p.cells, cells_seen_in_experiment=p.experiments.get(request.experiment, 0),
                 doses_seen_um=sorted(p.doses), believe=trust(p.cells))
 
-# %% ../nbs/27_ui_api.ipynb #1ea9adbb
+# %% ../nbs/27_ui_api.ipynb #5b782c18
 def preview(engine:Engine, groups, most:int=8, side:int=448)->str:      # groups: (G, B, C, H, W) uint8
     "The first cells of each group as one small picture, at most so wide and high: its data address."
     sheet = show(np.concatenate(list(groups[:, :most])), engine.model.channels, columns=min(most, groups.shape[1]))
@@ -191,7 +199,7 @@ def records(table)->list:
     "The rows of a table as JSON takes them; what is not a number is null."
     return json.loads(table.to_json(orient="records", double_precision=6))
 
-# %% ../nbs/27_ui_api.ipynb #acc5e67a
+# %% ../nbs/27_ui_api.ipynb #ad4de550
 def generate(
     engine:Engine, perturbation:str|None=None, molecule:str|None=None, dose_um:float|None=None, experiment:str|None=None, cell_type:str|None=None,
     seeds:list[int]=[0, 1, 2, 3], solver:Solver="midpoint", steps:int=10, cfg_scale:float=1., compare:bool=True, file:Kind="PNG",
@@ -203,7 +211,7 @@ def generate(
     answer = yield from watched(engine, engine.stream(request))
     yield dict(known=standing(engine, request), note=hypothesis, provenance=answer.provenance), handed(*written(taken(answer), file))
 
-# %% ../nbs/27_ui_api.ipynb #8581955d
+# %% ../nbs/27_ui_api.ipynb #b69eaf93
 def read_address(address:str)->Micrograph:
     "An image that came as a data address, or `InputError`."
     head, _, data = address.partition(",")
@@ -218,10 +226,9 @@ def read_address(address:str)->Micrograph:
 def read_image(image)->tuple:      # a `Micrograph`, and its name
     "What came as an upload, its path, its address here or a data address."
     if isinstance(image, str) and image.startswith("data:"): return read_address(image), "image"
-    path = image["path"] if isinstance(image, dict) else unquote(image.split("/gradio_api/file=")[-1])
-    return read_uploaded(path), Path(path).name
+    return read_uploaded(path := place_of(image)), Path(path).name
 
-# %% ../nbs/27_ui_api.ipynb #c1e4854f
+# %% ../nbs/27_ui_api.ipynb #a692c79f
 def control_cells(engine:Engine, seeds, brought:tuple|None, reading:Reading, experiment)->tuple:      # cells, where they come from, micrometres a pixel, notes
     "The untreated cells that are asked about: drawn, or of the image that was brought."
     if brought is None: return *drawn_controls(engine, [0, 1, 2, 3] if seeds is None else seeds, experiment), None, []
@@ -236,7 +243,7 @@ def fidelity_told(answer)->dict:
     each = {c["name"]: dict(psnr_db=decibels(p), mean_absolute_error=round(float(e), 3)) for c, p, e in zip(answer.channels, f.psnr_channels, f.error_channels)}
     return dict(psnr_db=decibels(f.psnr), channels=each, means="Regenerated against original cells, grey levels of 255; 40 dB and more loses next to nothing, below 30 dB take more steps.")
 
-# %% ../nbs/27_ui_api.ipynb #3fbf39dc
+# %% ../nbs/27_ui_api.ipynb #1bb5b231
 def counterfactual(
     engine:Engine, perturbation:str|None=None, molecule:str|None=None, doses_um:list[float]|None=None, seeds:list[int]|None=None, image:gr.FileData|str|None=None,
     channels:list[int]|None=None, nucleus_px:float|None=None, match:bool=True, chosen:list[int]|None=None, experiment:str|None=None, cell_type:str|None=None,
@@ -253,7 +260,7 @@ def counterfactual(
     yield dict(treatments=[label_of(r) for r in requests], cells=len(cells), fidelity=fidelity_told(answer), channels=records(pixel_table(leaving)),
                known=standing(engine, requests[0]), notes=notes, note=hypothesis, provenance=answer.provenance), handed(*written(leaving, file))
 
-# %% ../nbs/27_ui_api.ipynb #e3b2e2bb
+# %% ../nbs/27_ui_api.ipynb #fde8417d
 def steadiness(engine:Engine, answer)->dict|None:
     "Strength, mechanisms it resembles and how steady that is; None of a model that has no phenotype space."
     if engine.space is None: return None
@@ -277,7 +284,7 @@ def effects(
     yield dict(features=records(table), channels=records(pixel_table(leaving)), steadiness=steadiness(engine, answer),
                known=standing(engine, request), note=hypothesis, provenance=answer.provenance), handed(*written(leaving, file))
 
-# %% ../nbs/27_ui_api.ipynb #ec4bcdb4
+# %% ../nbs/27_ui_api.ipynb #bf8ff297
 def ranked(folder:Folder)->list:
     "What was found, the strongest effects first."
     return [dict(rank=rank, **asdict(found)) for rank, found in enumerate(sorted(folder.found(), key=lambda found: -found.strength), 1)]
@@ -305,13 +312,13 @@ def screen(
         yield dict(**now, ranked=ranked(folder), refused_rows=list(folder.refused), note=hypothesis, provenance=kept(folder.path / "settings.json")), \
             handed("screen.csv.zip", "application/zip", tables(folder))
 
-# %% ../nbs/27_ui_api.ipynb #14cf3330
+# %% ../nbs/27_ui_api.ipynb #2ea44129
 def api(engine:Engine):
     "Offer the endpoints, inside a `gr.Blocks`."
     for f, together in ((vocabulary, 16), (molecule, 16), (generate, 4), (effects, 4), (counterfactual, 4), (screen, 2)):
         gr.api(offered(f, engine), api_name=f.__name__, concurrency_limit=together, concurrency_id=f"api-{together}")
 
-# %% ../nbs/27_ui_api.ipynb #15a1f162
+# %% ../nbs/27_ui_api.ipynb #5d76e608
 in_api = """What the page does can be asked for by name: `vocabulary`, `molecule`, `generate`, `counterfactual`, `effects` and `screen`.
 
 **Python**, with `pip install gradio_client`:
@@ -326,7 +333,7 @@ facts, picture = client.predict(perturbation="taxol", image=handle_file("field.o
 ```
 """
 
-# %% ../nbs/27_ui_api.ipynb #e2f32708
+# %% ../nbs/27_ui_api.ipynb #d6210ab3
 in_api += """
 **Anything that speaks HTTP**: the first call gives a number, the second listens to the answer. What is left out takes its default.
 ```bash

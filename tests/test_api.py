@@ -239,7 +239,7 @@ def test_an_uploaded_cell_is_treated_and_its_file_is_gone(client, cell, tmp_path
     assert facts["provenance"]["source"]["name"] == "mine.png" and not [p for p in left() if p.name == "mine.png"]
 
 
-@pytest.mark.parametrize("otherwise", [dict(), dict(perturbation="nobody"), dict(perturbation="stabiliser", seeds=[1]), dict(perturbation="stabiliser", chosen=[7])])
+@pytest.mark.parametrize("otherwise", [dict(), dict(perturbation="nobody"), dict(perturbation="stabiliser", seeds=[1]), dict(perturbation="stabiliser", chosen=[7]), dict(perturbation="stabiliser", steps="many")])
 def test_an_upload_is_gone_though_the_question_was_refused(client, cell, tmp_path, otherwise):
     (mine := tmp_path / "mine.png").write_bytes(picture_of(cell))
     refused(client, image=handle_file(mine), **otherwise, api_name="/counterfactual")

@@ -1,5 +1,6 @@
 "The page in a real browser, with a small untrained model: what a newcomer does, and what goes wrong for them."
 import json
+import threading
 
 import gradio as gr
 import pytest
@@ -8,6 +9,7 @@ import torch
 from mood import Mood
 
 from mfm_app import ui, ui_explore, ui_parts
+from mfm_app.core import InputError
 from mfm_app.engine import Engine, Request, check
 from mfm_app.finetune import drawn_model
 
@@ -331,6 +333,19 @@ def test_what_the_cells_say_follows_the_cells(molecule):
     generate(molecule)
     molecule.wait_for_function("document.querySelector('#steady').innerText.includes('What these cells say')", timeout=60 * seconds)
     assert "of 8 fingerprints" in molecule.inner_text("#steady")
+
+
+def test_the_next_cells_need_not_wait_for_what_the_last_ones_say(molecule, monkeypatch):
+    answered = threading.Event()
+    def waits(engine, answer):
+        answered.wait(60)
+        raise InputError("Never mind.")
+    monkeypatch.setattr(ui_explore, "weigh", waits)
+    generate(molecule)
+    set_number(molecule, "cells", 2)
+    generate(molecule)
+    assert molecule.locator("#viewer .cell").count() == 2 and not answered.is_set()
+    answered.set()
 
 
 @pytest.mark.parametrize("typed,said", [
