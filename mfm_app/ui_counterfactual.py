@@ -9,7 +9,7 @@ __all__ = ['kinds', 'walk_defaults', 'welcome', 'hint', 'Bench', 'read_upload', 
            'other', 'verdicts', 'fields_of', 'asked_by', 'reask', 'cell_side', 'treatment_side', 'join_image',
            'join_sides', 'counterfactual_tab']
 
-# %% ../nbs/25_ui_counterfactual.ipynb #2a20b174
+# %% ../nbs/25_ui_counterfactual.ipynb #0fc4a88d
 import json
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ from .ui_parts import (Kept, about_perturbation, amount, cell_fields, dose_of, e
                               name_side, piece, quiet, read_uploaded, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields, when_opened)
 from .viz import composite, data_uri, show
 
-# %% ../nbs/25_ui_counterfactual.ipynb #b75cedde
+# %% ../nbs/25_ui_counterfactual.ipynb #8966088d
 kinds = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz"]
 
 
@@ -46,13 +46,13 @@ class Bench(Kept):
         self.put_away()
         self.answer, self.um_per_px, self.alternative, self.alternatives = None, None, 0, 0      # of several treatments the one looked at
 
-# %% ../nbs/25_ui_counterfactual.ipynb #6af1dd9f
+# %% ../nbs/25_ui_counterfactual.ipynb #c4354c46
 def read_upload(bench:Bench, file:str):
     "Take an upload in; its file is deleted, whatever comes of it."
     bench.put_away()
     bench.micrograph, bench.name = read_uploaded(file), Path(file).name
 
-# %% ../nbs/25_ui_counterfactual.ipynb #8db1945d
+# %% ../nbs/25_ui_counterfactual.ipynb #faac40d6
 def channel_fields(engine:Engine, bench:Bench)->list:
     "For each of the model's channels, a choice among those of the file, as last brought or as guessed."
     names = [c["name"] for c in engine.model.channels]
@@ -79,7 +79,7 @@ def field_news(engine:Engine, bench:Bench)->str:
     return json.dumps(dict(title=title, picture=data_uri(composite(b.field, channels)), nuclei=b.nuclei.round(4).tolist() if many else [], chosen=[] if bench.none else b.chosen, most=most_brought,
                            nucleus=[b.nucleus_share * side for side in b.crop], before=sheet(b.before), after=sheet(b.cells), matched=b.reading.match, light=light_table(engine, b), notes=b.notes))
 
-# %% ../nbs/25_ui_counterfactual.ipynb #e6af133d
+# %% ../nbs/25_ui_counterfactual.ipynb #2173ac22
 def brought_anew(engine:Engine, bench:Bench, reading:Reading, none:bool=False)->tuple:
     "Bring the image as read so; what the page then shows: what is said at the file, the piece, the fields."
     as_they_are = [gr.skip()] * len(engine.model.channels)
@@ -106,7 +106,7 @@ def forget(engine:Engine, bench:Bench)->tuple:
     bench.put_away()
     return welcome, "", None, *channel_fields(engine, bench)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #ffac0d6b
+# %% ../nbs/25_ui_counterfactual.ipynb #dc8e98a4
 def chosen_from(said:str)->tuple|None:
     "The nuclei chosen in the piece; None for all."
     try: return tuple(json.loads(said)["chosen"])
@@ -137,7 +137,7 @@ def settle(engine:Engine, bench:Bench, said):
     if bench.brought is None or (chosen := chosen_from(said)) is None: return
     if chosen != (() if bench.none else tuple(bench.brought.chosen)): rechoose(engine, bench, said, bench.asked.match)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #1672f173
+# %% ../nbs/25_ui_counterfactual.ipynb #1b965db9
 def doses_of(engine:Engine, by:str, name:str, dose:float, series:bool)->list:
     "The doses that are asked about: one, or every dose the model saw of the compound, of a molecule five across what may be asked."
     vocab = engine.vocab
@@ -162,16 +162,16 @@ def cells_from(engine:Engine, bench:Bench, source:str, n, first, experiment)->tu
     if bench.none: raise InputError("No nucleus is taken; choose at least one in your image.")
     return bench.brought.cells, bench.brought.source
 
-# %% ../nbs/25_ui_counterfactual.ipynb #114cc7c4
+# %% ../nbs/25_ui_counterfactual.ipynb #0d4d553a
 def fidelity_line(answer:Counterfactual)->str:
     "How far to trust the way there and back, in Markdown."
     f = answer.fidelity
     each = ", ".join(f"{c['name']} {e:.1f}" for c, e in zip(answer.channels, f.error_channels))
     trust = "The way loses next to nothing" if f.psnr >= 40 else "The way loses a little" if f.psnr >= 30 else "The way loses much: take more steps"
     lost = f"{f.psnr:.1f} dB" if math.isfinite(f.psnr) else "exact"
-    return f"**Round trip {lost}.** Originals and regenerated cells differ by {each} grey levels of 255 on average. {trust}; whether the treatment's effect is right is another matter."
+    return f"**Round trip {lost}.** Originals and regenerated cells differ by {each} grey levels of 255 on average. {trust}. That does not say that the model knows such cells, nor that the treatment's effect is right: noise comes back as well."
 
-# %% ../nbs/25_ui_counterfactual.ipynb #6d9c87eb
+# %% ../nbs/25_ui_counterfactual.ipynb #5afabc73
 def again_of(engine:Engine, requests:list, origin:dict, n:int)->str:
     "How to see it again; an image is not part of an address."
     series, drawn = len(requests) > 1, origin["kind"] == "drawn"
@@ -199,7 +199,7 @@ def effects_shown(engine:Engine, answer:Counterfactual, i:int)->str:
     title = f"Effect of {treatment_label(engine, answer.requests[i])}: counterfactual minus regenerated"
     return effects_of(answer.comparisons[i], answer.channels, title, "regenerated", answer.provenance)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #909ececd
+# %% ../nbs/25_ui_counterfactual.ipynb #ec8316c7
 def told(engine:Engine, bench:Bench, ask):
     "The same of what `ask()` gives: a `WhatIf`, cells and their origin; what goes wrong is said in the status line."
     try: yield from answered(engine, bench, *ask())
@@ -221,7 +221,7 @@ def other(engine:Engine, bench:Bench, said:str):
     bench.alternative = i
     return effects_shown(engine, bench.answer, i) if bench.answer else gr.skip()
 
-# %% ../nbs/25_ui_counterfactual.ipynb #e51e54eb
+# %% ../nbs/25_ui_counterfactual.ipynb #539b8233
 walk_defaults = 20, 1., "midpoint"      # steps each way, guidance, solver
 
 
@@ -237,7 +237,7 @@ def verdicts(engine:Engine, bench:Bench, source, n, first, *fields)->list:
     alone = lambda i: judged(lambda: check_whatif(whatif_from(engine, *good[:i], fields[i], *good[i + 1:]), many, engine))
     return [fine, *cells, *(alone(i) for i in range(len(fields)))]
 
-# %% ../nbs/25_ui_counterfactual.ipynb #f6bcd99b
+# %% ../nbs/25_ui_counterfactual.ipynb #a4304eba
 def fields_of(engine:Engine, view:View)->list:
     "What stands in the fields of a view: open source and its name, cells, first seed, see `side_of`, series, experiment, steps, guidance, solver."
     said = view.said
@@ -260,7 +260,7 @@ def reask(engine:Engine, bench:Bench, view:View):
     if view.said["from"] == "image": yield gr.skip(), "Bring your image again; everything else is as in the link.", *[gr.skip()] * 3
     else: yield from told(engine, bench, lambda: asked_by(engine, view))
 
-# %% ../nbs/25_ui_counterfactual.ipynb #5e8574a7
+# %% ../nbs/25_ui_counterfactual.ipynb #39861b3f
 welcome = "One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. It is read in memory and its file is deleted at once."
 hint = "Bring cells, or take drawn ones, choose a treatment and press <b>Treat cells</b>. They walk back to noise and forth again, once untreated and once treated."
 
@@ -289,7 +289,7 @@ def treatment_side(engine:Engine):
     where = experiment_field(engine, engine.vocab.control, label="Experiment", info="Whose staining and light the cells have", elem_id="cf-experiment")
     return what, by_name, by_structure, (name, about, dose), molecule, series, where
 
-# %% ../nbs/25_ui_counterfactual.ipynb #a12a8206
+# %% ../nbs/25_ui_counterfactual.ipynb #b9927f2b
 def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     "What is said and shown of an image follows what is uploaded and how it is to be read."
     shown = [door, field, nucleus, *places]
@@ -299,7 +299,7 @@ def join_image(engine:Engine, bench, file, door, field, places, nucleus, match):
     for event in (nucleus.submit, nucleus.blur): event(lambda *a: resize(engine, *a), [bench, nucleus, match, *places], shown, **quiet)
     for event in (match.input, field.input): event(lambda *a: rechoose(engine, *a), [bench, field, match], shown, trigger_mode="always_last", **quiet)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #91e91c1e
+# %% ../nbs/25_ui_counterfactual.ipynb #e2bfa74e
 def join_sides(engine:Engine, cells, source, sides, by, named, molecule):
     "Which source of cells and which side of the treatment is open is what counts; what is said of a compound follows its name."
     (drawn, image, field), (by_name, by_structure), (name, about, dose) = cells, sides, named
@@ -309,7 +309,7 @@ def join_sides(engine:Engine, cells, source, sides, by, named, molecule):
         tab.select(lambda value=value: value, None, state, **quiet)
     for tab, seen in ((drawn, "hidden"), (image, True)): tab.select(lambda seen=seen: gr.HTML(visible=seen), None, field, **quiet)
 
-# %% ../nbs/25_ui_counterfactual.ipynb #0483f138
+# %% ../nbs/25_ui_counterfactual.ipynb #487c502f
 def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     "The same cells, treated otherwise."
     bench, source, by = gr.State(Bench()), gr.State("drawn"), gr.State("perturbation")
