@@ -83,7 +83,7 @@ def test_the_list_of_a_visitor_is_deleted_when_they_leave(chromium, address, tmp
     page.set_input_files("#screen-file input", tmp_path / "secret.smi")
     page.wait_for_function("document.querySelector('#screen-file').innerText.includes('secret')")
     there = lambda: [p for p in uploads().rglob("*.smi")]
-    assert there()
+    assert within(30, there)
     assert within(30, lambda: [f for all in farewells.values() for f in all if getattr(f.__self__, "file", None)]), "the page does not know of the upload"
     context.close()
     assert within(30, lambda: not there()), "the upload outlived its visitor"
