@@ -88,6 +88,17 @@ def page(chromium):
 
 
 @pytest.fixture(scope="module")
+def own_temporary(tmp_path_factory):
+    "A temporary folder of its own for whatever the page writes while it is served."
+    from mfm_app.ui_parts import served
+    served()      # the pieces of the page belong to the process
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+        patch.delenv("GRADIO_TEMP_DIR", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
 def address(engine):
     "Where the page of a module's own `engine` is served."
     import gradio

@@ -32,22 +32,17 @@ from mfm_app.images import read_provenance
 from mfm_app.simulator import synthetic_cells
 from mfm_app.specimen import drawn_controls
 from mfm_app.ui_api import api, offered
-from mfm_app.ui_parts import served, timely
+from mfm_app.ui_parts import timely
 
 names = ["vocabulary", "molecule", "generate", "effects", "counterfactual", "screen"]
 nicotine = "CN1CCC[C@H]1c1cccnc1"
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    "A small model; what is written while it is served goes to a temporary folder of its own."
-    served()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
-        patch.delenv("GRADIO_TEMP_DIR", raising=False)
-        model = drawn_model()
-        model.net = Mood(model.net)
-        yield Engine(model, "cpu", torch.float32)
+def engine(own_temporary):
+    model = drawn_model()
+    model.net = Mood(model.net)
+    return Engine(model, "cpu", torch.float32)
 
 
 @pytest.fixture(autouse=True)

@@ -29,14 +29,10 @@ door, status = (f"#cf-{name} [data-testid=markdown]" for name in ("door", "statu
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    "A small model; whatever the page writes while it is served goes to a temporary folder of its own."
-    served()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
-        model = drawn_model()
-        model.net = Mood(model.net)
-        yield Engine(model, "cpu", torch.float32)
+def engine(own_temporary):
+    model = drawn_model()
+    model.net = Mood(model.net)
+    return Engine(model, "cpu", torch.float32)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,12 +20,7 @@ root = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    "A small model; whatever the page writes while it is served goes to a temporary folder of its own."
-    served()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
-        yield Engine(drawn_model(), "cpu", torch.float32)
+def engine(own_temporary): return Engine(drawn_model(), "cpu", torch.float32)
 
 
 def within(seconds, question):
