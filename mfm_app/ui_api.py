@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Kind', 'Solver', 'plain_words', 'shown', 'arguments', 'own_arguments', 'returned', 'most_screened', 'hypothesis',
-           'in_api', 'fits', 'in_words', 'fitting', 'plainly', 'place_of', 'offered', 'vocabulary', 'look_told',
-           'molecule', 'standing', 'preview', 'watched', 'handed', 'records', 'generate', 'read_address', 'read_image',
-           'control_cells', 'fidelity_told', 'counterfactual', 'steadiness', 'effects', 'ranked', 'tables', 'screen',
-           'api']
+           'misdirected', 'in_api', 'fits', 'in_words', 'fitting', 'plainly', 'place_of', 'offered', 'vocabulary',
+           'look_told', 'molecule', 'standing', 'preview', 'watched', 'handed', 'records', 'generate', 'read_address',
+           'read_image', 'control_cells', 'fidelity_told', 'counterfactual', 'steadiness', 'effects', 'ranked',
+           'tables', 'screen', 'api', 'not_a_call']
 
 # %% ../nbs/27_ui_api.ipynb #616c16e8
 import base64
@@ -27,6 +27,8 @@ from urllib.parse import unquote
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
+from gradio.route_utils import FnIndexInferError
+from starlette.responses import JSONResponse
 
 from .core import InputError, check_int, usual_dose
 from .counterfactual import Treatment, WhatIf, check_whatif, most_treatments, stream
@@ -317,6 +319,16 @@ def api(engine:Engine):
     "Offer the endpoints, inside a `gr.Blocks`."
     for f, together in ((vocabulary, 16), (molecule, 16), (generate, 4), (effects, 4), (counterfactual, 4), (screen, 2)):
         gr.api(offered(f, engine), api_name=f.__name__, concurrency_limit=together, concurrency_id=f"api-{together}")
+
+# %% ../nbs/27_ui_api.ipynb #76d5c9c1
+def not_a_call(request, error):
+    "The answer to a call of a name, or with an argument, that is not there."
+    if "/call/" not in request.url.path: raise error
+    said = str(error).partition(" Please ")[0].rstrip(".") if isinstance(error, TypeError) else "There is no endpoint of this name"
+    return JSONResponse(dict(detail=f"{said}; /gradio_api/info describes every endpoint and its arguments."), 422 if isinstance(error, TypeError) else 404)
+
+
+misdirected = {kind: not_a_call for kind in (TypeError, KeyError, FnIndexInferError)}      # what Gradio raises then
 
 # %% ../nbs/27_ui_api.ipynb #5d76e608
 in_api = """What the page does can be asked for by name: `vocabulary`, `molecule`, `generate`, `counterfactual`, `effects` and `screen`.

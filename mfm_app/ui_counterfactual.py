@@ -26,7 +26,7 @@ from .images import guess_channels, percentiles
 from .specimen import Brought, Reading, bring, drawn_controls, most_brought
 from .display import done_line, effects_of, frame_of, run_for, treatment_label
 from .ui_parts import (Kept, about_perturbation, amount, cell_fields, dose_of, effect_panel, experiment_field, fine, join_molecule, judged, molecule_dose, molecule_side,
-                              name_side, piece, quiet, read_uploaded, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields, when_opened)
+                              name_side, newest, piece, quiet, read_uploaded, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields, when_opened)
 from .viz import composite, data_uri, show
 
 # %% ../nbs/25_ui_counterfactual.ipynb #8966088d
@@ -43,8 +43,9 @@ class Bench(Kept):
 
     def clear(self):
         "Forget everything."
+        super().clear()
         self.put_away()
-        self.answer, self.um_per_px, self.alternative, self.alternatives = None, None, 0, 0      # of several treatments the one looked at
+        self.alternative = self.alternatives = 0      # of several treatments the one looked at, and how many they are
 
 # %% ../nbs/25_ui_counterfactual.ipynb #c4354c46
 def read_upload(bench:Bench, file:str):
@@ -202,7 +203,7 @@ def effects_shown(engine:Engine, answer:Counterfactual, i:int)->str:
 # %% ../nbs/25_ui_counterfactual.ipynb #ec8316c7
 def told(engine:Engine, bench:Bench, ask):
     "The same of what `ask()` gives: a `WhatIf`, cells and their origin; what goes wrong is said in the status line."
-    try: yield from answered(engine, bench, *ask())
+    try: yield from newest(bench, lambda: answered(engine, bench, *ask()))
     except Exception as e: yield gr.skip(), trouble(e), *[gr.skip()] * 3
 
 
@@ -333,7 +334,7 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     def treat(said, bench, *fields):
         settle(engine, bench, said)
         yield from ask(engine, bench, *fields)
-    running = go.click(treat, [field, *fields], shows, validator=lambda _, *f: [fine, *verdicts(engine, *f)], **together)
+    running = go.click(treat, [field, *fields], shows, validator=lambda _, *f: [fine, *verdicts(engine, *f)], trigger_mode="multiple", **together)
     opened = when_opened(engine, blocks, "counterfactual", bench, reask, [sources, source, n, first, what, by, about, *fields[5:]], shows, **together)
     stop.click(None, cancels=[running, opened], api_visibility="private")
     player.input(lambda *a: other(engine, *a), [bench, player], effects, trigger_mode="always_last", **quiet)

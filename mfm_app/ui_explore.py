@@ -16,7 +16,7 @@ from .core import check_int
 from .engine import Engine, Moment, Request, Steadiness, check, most_seeds, weigh
 from .display import done_line, effects_of, frame_of, run_for, treatment_label
 from .ui_parts import (Kept, amount, best_known, cell_fields, dose_of, effect_panel, experiment_field, experiments, fine, join_molecule, join_name, judged, molecule_dose,
-                              molecule_editor, molecule_side, name_side, piece, quiet, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields,
+                              molecule_editor, molecule_side, name_side, newest, piece, quiet, said_again, side_of, stale, takeaway_row, timely, together, trouble, viewer, walk_fields,
                               when_opened)
 
 # %% ../nbs/24_ui_explore.ipynb #0944053d
@@ -64,7 +64,7 @@ def answers(engine:Engine, kept:Kept, request:Request):
 
 def told(engine:Engine, kept:Kept, ask):
     "The same of the request that `ask()` gives; what goes wrong is said in the status line."
-    try: yield from answers(engine, kept, ask())
+    try: yield from newest(kept, lambda: answers(engine, kept, ask()))
     except Exception as e: yield gr.skip(), trouble(e), "", gr.skip(), gr.skip()
 
 
@@ -122,7 +122,7 @@ def explore_tab(engine:Engine, blocks:gr.Blocks):
     by_name.select(lambda name, where: ("perturbation", experiment_field(engine, name, value=where)), [name, where], [by, where], **quiet)
     if reads: switch_sides(engine, by, where, what, by_structure, drawing_tab, (smiles, buttons, card, molecule_amount, editor))
     go.click(lambda: gr.Tabs(selected="cells"), None, shown, **quiet)
-    running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], shows, validator=lambda kept, *f: [fine, *verdicts(engine, *f)], **together)
+    running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], shows, validator=lambda kept, *f: [fine, *verdicts(engine, *f)], trigger_mode="multiple", **together)
     opened = when_opened(engine, blocks, "explore", kept, ask, [what, by, about, *fields[1:]], shows, **together)
     for drawn in (running, opened): drawn.then(lambda kept: weighed(engine, kept), kept, [steady, status], **together)
     stop.click(None, cancels=[running, opened], api_visibility="private")

@@ -7,7 +7,7 @@ __all__ = ['stale', 'quiet', 'fine', 'farewells', 'together', 'piece', 'served',
            'choices', 'trust', 'about_perturbation', 'experiments', 'best_known', 'dose_of', 'molecule_dose',
            'examples', 'judged', 'trouble', 'amount', 'timely', 'name_side', 'molecule_side', 'cell_fields',
            'walk_fields', 'experiment_field', 'join_name', 'join_molecule', 'join_editor', 'uploads', 'uploaded',
-           'discard', 'read_uploaded', 'when_left', 'leave', 'close', 'Kept', 'handed_out', 'takeaway_row',
+           'discard', 'read_uploaded', 'when_left', 'leave', 'close', 'Kept', 'handed_out', 'takeaway_row', 'newest',
            'said_again', 'asked_for', 'side_of', 'reopened', 'when_opened']
 
 # %% ../nbs/23_ui_parts.ipynb #bed2a26c
@@ -298,11 +298,11 @@ def close():
 # %% ../nbs/23_ui_parts.ipynb #61cd2ea4
 class Kept:
     "What one visitor was answered last."
-    answer, um_per_px = None, None
+    answer, um_per_px, turn = None, None, None      # turn: whose it is to answer, see `newest`
 
     def clear(self):
         "Forget it."
-        self.answer = self.um_per_px = None
+        self.answer = self.um_per_px = self.turn = None
 
 
 def handed_out(kept:Kept, kind:str):
@@ -320,6 +320,18 @@ def takeaway_row(kept:gr.State, status:gr.Markdown, prefix:str=""):
         buttons = [gr.Button(f"↓ {kind}", size="sm", min_width=70, elem_id=f"{prefix}take-{kind.lower()}") for kind in kinds]
     handout = piece("handout", elem_id=f"{prefix}handout")
     for kind, button in zip(kinds, buttons): button.click(lambda kept, kind=kind: handed_out(kept, kind), kept, [handout, status], **quiet)
+
+# %% ../nbs/23_ui_parts.ipynb #ec6e3b35
+def newest(
+    kept:Kept,
+    begin,          # callable that makes a generator
+):                  # yields what it yields
+    "Pass on what a visitor asked for until they ask for something else; whatever happens, what makes it is closed."
+    kept.turn = mine = object()
+    with closing(begin()) as events:
+        for event in events:
+            if kept.turn is not mine: return
+            yield event
 
 # %% ../nbs/23_ui_parts.ipynb #d54d9fc0
 def said_again(

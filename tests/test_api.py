@@ -269,10 +269,10 @@ def test_other_images_are_refused(client, image, said):
     assert Path(__file__).exists()
 
 
-def test_gradio_itself_refuses_a_path_of_the_server_that_is_dressed_up_as_an_upload(address):
-    dressed = dict(path=str(Path(__file__).resolve()), meta={"_type": "gradio.FileData"})
-    event = httpx.post(f"{address}gradio_api/call/v2/counterfactual", json=dict(perturbation="stabiliser", image=dressed)).json()["event_id"]
-    assert httpx.get(f"{address}gradio_api/call/v2/counterfactual/{event}").text.strip() == 'event: error\ndata: {"error": null}' and Path(__file__).exists()
+@pytest.mark.parametrize("path", [str(Path(__file__).resolve()), "/etc/passwd", "../settings.ini", "https://example.org/cells.tif", "\0", ""])
+def test_what_is_dressed_up_as_an_upload_is_refused_like_any_other(address, path):
+    said, data = called(address, "counterfactual", perturbation="stabiliser", image=dict(path=path, meta={"_type": "gradio.FileData"}))
+    assert said == "error" and data["error"] == "Only a file that was uploaded here can be read." and Path(__file__).exists()
 
 
 # Effects and screens
@@ -434,7 +434,16 @@ def test_whatever_comes_over_the_net_the_server_goes_on(address, endpoints):
     assert called(address, "molecule", smiles="CCO")[0] == "complete"
 
 
+@pytest.mark.parametrize("name, given, named, status, said", [
+    ("generate", (), dict(nobody=1), 422, "Parameter `nobody` is not a valid key-word argument"), ("screen", (), dict(cells=1), 422, "No value provided for required argument: molecules"),
+    ("nothing", (), dict(cells=1), 404, "There is no endpoint of this name"), ("nothing", ("x",), {}, 404, "There is no endpoint of this name")])
+def test_calls_of_what_is_not_there_are_told_what_is(address, name, given, named, status, said):
+    code, text = called(address, name, *given, **named)
+    assert code == status and plain(json.loads(text)["detail"]).startswith(said)
+
+
 def test_calls_that_are_not_even_calls_leave_the_server_standing(address):
     for data in ([], [1, 2, 3], ["stabiliser"] * 40, None): httpx.post(f"{address}gradio_api/call/generate", json=dict(data=data))
-    assert called(address, "generate", nobody=1)[0] == 500 and called(address, "nothing", "x")[0] == 500
+    said, data = called(address, "generate", "stabiliser")
+    assert said == "error" and plain(data["error"]).startswith("Only 1 of 11 arguments came")
     assert called(address, "molecule", smiles="CCO")[0] == "complete"

@@ -398,6 +398,16 @@ def test_stop_and_leaving_end_the_network_calls(tab, engine):
     tab.errors.clear()      # what the page left behind says of its connections that they were cut
 
 
+def test_treat_again_at_once_treats_the_new_cells(tab, engine):
+    engine.model.net.pause, engine.model.net.calls = 0.3, 0
+    number(tab, "steps", 20)
+    tab.click("#cf-go")
+    tab.wait_for_function("/step [1-9]/.test(document.querySelector('#cf-viewer .where').textContent)")
+    number(tab, "cells", 3), number(tab, "steps", 3)
+    assert treat(tab).startswith("3 cells, experiment ") and "in 3 steps each way" in tab.inner_text("#cf-viewer .provenance")
+    assert engine.model.net.calls < 79 and tab.locator("#cf-viewer .cell").count() == 3
+
+
 def test_what_is_wrong_with_a_field_is_said_at_it(tab, engine):
     def refused(at, said):
         rounds = engine.walks.rounds

@@ -147,7 +147,7 @@ def test_an_address_in_place_of_an_upload_is_not_fetched(address, monkeypatch):
     monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)
     client = Client(address, verbose=False)
     for url in ("https://example.org/cells.tif", "http://169.254.169.254/latest"):
-        with pytest.raises(Exception, match="Upload the file itself; an address is not fetched"):
+        with pytest.raises(Exception, match="Only a file that was uploaded here can be read."):
             client.predict(perturbation="sweller", image=dict(path=url, meta={"_type": "gradio.FileData"}), api_name="/counterfactual")
     assert not asked
 

@@ -197,10 +197,15 @@ def test_a_bad_number_is_refused_at_its_field(explore, engine, field, value, sai
     assert refused(explore, engine)
 
 
+def begun(page):
+    "Wait until a run is on its way."
+    page.wait_for_function("/step [1-9]/.test(document.querySelector('#viewer .where')?.textContent)")
+
+
 def test_stop_ends_the_walk_and_the_page_can_go_on(explore, engine):
     engine.model.net.pause = 0.2
     explore.click("#generate")
-    explore.wait_for_function("/step [1-9]/.test(document.querySelector('#viewer .where').textContent)")
+    begun(explore)
     explore.click("#stop")
     explore.wait_for_timeout(1500)
     stopped = engine.model.net.calls
@@ -208,6 +213,33 @@ def test_stop_ends_the_walk_and_the_page_can_go_on(explore, engine):
     assert engine.model.net.calls == stopped < 19
     engine.model.net.pause = 0
     generate(explore)
+
+
+def given_way(page, engine):
+    "Ask for two cells; they are what is shown in the end, and the run before them is not walked to its end."
+    set_number(page, "cells", 2)
+    page.click("#generate")
+    page.wait_for_function("document.querySelector('#viewer .provenance').textContent.startsWith('2 cells')", timeout=60 * seconds)
+    calls = engine.model.net.calls
+    page.wait_for_timeout(1500)
+    assert page.locator("#viewer .cell").count() == 2 and "step 10 of 10" in page.inner_text("#viewer .where")
+    assert engine.model.net.calls == calls < 2 * 19
+
+
+def test_generate_again_at_once_gives_the_new_cells(explore, engine):
+    engine.model.net.pause = 0.3
+    explore.click("#generate")
+    begun(explore)
+    given_way(explore, engine)
+
+
+def test_generate_need_not_wait_for_what_a_link_asked_for(explore, engine, address):
+    engine.model.net.pause = 0.3
+    explore.goto(f"{address}?perturbation=sweller&cells=4&steps=100")
+    begun(explore)
+    explore.locator("button:visible", has_text="Sampling").click()
+    set_number(explore, "steps", 10)
+    given_way(explore, engine)
 
 
 def test_what_fails_inside_stays_inside(explore, engine):

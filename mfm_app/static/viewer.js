@@ -2,7 +2,7 @@
 // A group is one row of pictures. Where a run has a series, the groups from `run.series` on are alternatives: one of them is shown large.
 // Colour, contrast, the chosen cell and the place on the path are all decided here, so nothing waits for the server.
 const find = selector => element.querySelector(selector);
-const GAMMA = 0.65;
+const GAMMA = 0.65, past = new Set();      // runs that gave way to a newer one
 let run = null, frames = [], at = 0, chosen = 0, mode = 'guess', following = true, timer = null;
 let channels = [], controls = [], cells = [], big = [], arriving = Promise.resolve();
 let alternative = 0, small = [], halves = [];
@@ -209,6 +209,7 @@ function wipe() {
 
 function begin(start) {
   pause();
+  if (run) past.add(run.id);
   run = start; frames = []; at = 0; following = true; big = [];
   channels = run.channels;
   find('.hint').hidden = true;
@@ -249,8 +250,8 @@ async function show(frame) {
 watch('value', () => {
   if (!props.value) return;
   const news = JSON.parse(props.value);
-  if (!news.run) return;
-  if (!run || run.id !== news.run.id) begin(news.run);
+  if (!news.run || past.has(news.run.id)) return;
+  if (run?.id !== news.run.id) begin(news.run);
   if (news.frame) arriving = arriving.then(() => show(news.frame)).catch(() => {});     // in the order they were sent
   if (news.done) find('.provenance').textContent = news.done;
 });
