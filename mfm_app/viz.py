@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['dyes', 'hues', 'signs', 'hint', 'red', 'blue', 'pale', 'transparent', 'composite', 'contact_sheet', 'enlarge', 'show',
            'data_uri', 'loss_curve', 'statistics_figure', 'two_histograms', 'points_of', 'beside', 'phenotype_map',
-           'treated_above', 'effect_limit', 'check_effects', 'pixel_layer', 'effect_maps', 'effect_layout',
+           'map_page', 'treated_above', 'effect_limit', 'check_effects', 'pixel_layer', 'effect_maps', 'effect_layout',
            'effect_picture', 'feature_name', 'told_of', 'profile_bars', 'answer_picture', 'round_trip_curve',
            'shift_figure']
 
@@ -187,6 +187,15 @@ def phenotype_map(
     return figure
 
 # %% ../nbs/01_viz.ipynb #27cc459d
+def map_page(
+    points:list, landmarks:dict,      # as in `phenotype_map`
+    provenance:dict,
+)->str:
+    "The map as a page that stands alone, in HTML, with the record of how it was made inside."
+    figure = phenotype_map(points, landmarks).update_layout(meta=dict(provenance=provenance))
+    return figure.to_html(include_plotlyjs=True, config=dict(displaylogo=False, modeBarButtonsToRemove=["toImage"]))      # a picture would have no record
+
+
 def treated_above(
     images:np.ndarray,      # (B, C, H, W) uint8
     control:np.ndarray,     # (B, C, H, W) uint8, from the same noise

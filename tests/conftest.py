@@ -87,6 +87,24 @@ def page(chromium):
     assert not page.strangers, f"the page asked other machines: {page.strangers}"
 
 
+def typed(page, field, value):
+    "Fill in a field and leave it, until it has what was typed: one that is still being put on the page forgets."
+    for _ in range(50):
+        page.fill(field, str(value))
+        page.press(field, "Tab")
+        page.wait_for_timeout(100)
+        if page.input_value(field) == str(value): return
+    raise AssertionError(f"{field} does not take {value}")
+
+
+def left_for_good(page):
+    "Leave a page whose server will end; what it says of its connections then is no fault."
+    assert not page.errors, page.errors
+    page.goto("about:blank")
+    page.wait_for_timeout(300)
+    page.errors.clear()
+
+
 @pytest.fixture(scope="module")
 def own_temporary(tmp_path_factory):
     "A temporary folder of its own for whatever the page writes while it is served."

@@ -42,9 +42,12 @@ import yaml
 writer, reader = "hf_standin_writer", "hf_standin_reader"
 owner = "lab"
 
-# the identifiers on https://huggingface.co/docs/hub/repositories-licenses that a card of ours may come to
-licences = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0",
-            "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "unknown", "other"}
+# the identifiers on https://huggingface.co/docs/hub/repositories-licenses that are of data and code, not of one model
+licences = set("""apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
+cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl
+mpl-2.0 odc-by odbl osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl unknown other""".split())
+colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 Heard = namedtuple("Heard", "method path token headers body")
 
@@ -69,6 +72,15 @@ class Repository:
     def at(self, revision:str):     # hash, files; None if there is no such revision
         oid = self.refs.get(revision, revision)
         return (oid, self.commits[oid]) if oid in self.commits else None
+
+
+def wrong_of_space(said:dict)->list:
+    "What the Hub would not accept of a Space's front matter."
+    from huggingface_hub import SpaceHardware
+    if said.get("sdk") not in ("gradio", "docker", "static"): return ['"sdk" must be one of gradio, docker, static']
+    wrong = [f'"{k}" must be one of {sorted(colours)}' for k in ("colorFrom", "colorTo") if said.get(k, "red") not in colours]
+    wrong += ['"short_description" is longer than 60'] * (len(said.get("short_description", "")) > 60)
+    return wrong + ['"suggested_hardware" is not known'] * (said.get("suggested_hardware", "cpu-basic") not in {h.value for h in SpaceHardware})
 
 
 def is_large(path:str)->bool: return path.endswith((".safetensors", ".npz", ".png"))
@@ -233,10 +245,12 @@ class Handler(BaseHTTPRequestHandler):
         self.json(dict(url=url, name=repo, id=key))
 
     def validate(self):
-        front = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.S)
+        asked = json.loads(self.body)
+        front = re.match(r"---\n(.*?)\n---\n", asked["content"], re.S)
         try: said = yaml.safe_load(front[1]) if front else {}
         except yaml.YAMLError as e: return self.json(dict(error="Invalid metadata", errors=[dict(message=str(e))], warnings=[]), 400)
         wrong = [f'"license" must be one of {sorted(licences)}'] if said.get("license", "other") not in licences else []
+        if asked.get("repoType") == "space": wrong += wrong_of_space(said)
         self.json(dict(errors=[dict(message=m) for m in wrong], warnings=[]), 400 if wrong else 200)
 
     def preupload(self, kind, repo, revision):

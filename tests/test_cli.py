@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mfm_app.cli import main
-from mfm_app.hub import load_model
+from mfm_app.hub import bundled, load_model
 from mfm_app.simulator import synthetic_cells
 
 root = Path(__file__).resolve().parent.parent
@@ -32,6 +32,7 @@ def own_folder(tmp_path_factory):
     for i, image in enumerate(cells.images):
         (folder / cells.table.perturbation[i]).mkdir(exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / cells.table.perturbation[i] / f"{i}.png")
+    (folder / "list.txt").write_text("CCO")
     return folder
 
 
@@ -76,12 +77,15 @@ def test_a_run_that_is_killed_goes_on_where_its_checkpoint_stands(own_folder, tm
     (["sample", "taxol", "--n", "10000"], "--n must be a whole number from 1 to 64"),
     (["sample", "taxol", "--steps", "0"], "Steps must be a whole number from 1 to 200"),
     (["sample", "taxol", "--out", "cells.gif"], "--out must end in .png or .npz"),
+    (["sample", "taxol", "--out", "nowhere/cells.png"], "'cells.png' does not"),
+    (["screen", "{own}/list.txt", "--out", "{own}/list.txt"], "cannot be read or written"),
     (["serve", "--model", "{own}"], "is not a model folder: it has no config.json."),
     (["serve", "--port", "70000"], "The port must be a whole number from 1 to 65,535"),
+    (["evaluate", "--model", "{bundled}", "--data", "{own}"], "two conditions or more with 100 training cells each; these data have 0."),
 ])
 def test_what_is_refused_is_refused_in_one_line(own_folder, tmp_path, monkeypatch, capsys, args, said):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop: main([a.format(own=own_folder) for a in args])
+    with pytest.raises(SystemExit) as stop: main([a.format(own=own_folder, bundled=bundled) for a in args])
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and last.startswith("mfm: ") and said in last
     assert not list(tmp_path.iterdir())      # nothing half-written
@@ -93,7 +97,7 @@ def test_a_taken_port_is_refused_in_one_line():
         taken.listen()
         port = taken.getsockname()[1]
         done = run("serve", "--port", port, env={**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"})
-    assert done.returncode == 2 and f"mfm: Port {port} is in use; name a free one with --port." in done.stderr, done.stderr
+    assert done.returncode == 2 and f"mfm: Port {port} is in use; name a free one." in done.stderr, done.stderr
 
 
 def test_app_py_serves_the_page():

@@ -15,6 +15,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from conftest import typed
 from mood import Mood
 
 from mfm_app.engine import Engine
@@ -52,9 +53,7 @@ def opened(page, address):
 def tab(page, address): return opened(page, address)
 
 
-def number(page, field, value):
-    page.fill(f"#cf-{field} input", str(value))
-    page.press(f"#cf-{field} input", "Tab")
+def number(page, field, value): typed(page, f"#cf-{field} input", value)
 
 
 def says(page, selector, text):
@@ -479,7 +478,7 @@ def test_explore_shows_its_effect_and_hands_it_out(page, address, tmp_path):
     says(page, "#status", "There is nothing to download yet.")
     page.locator("button:visible", has_text="Sampling").click()
     for cells, enabled in ((6, True), (4, False)):
-        for field, value in (("steps", 2), ("cells", cells)): page.fill(f"#{field} input", str(value)), page.press(f"#{field} input", "Tab")
+        for field, value in (("steps", 2), ("cells", cells)): typed(page, f"#{field} input", value)
         page.click("#generate")
         says(page, "#viewer .provenance", f"{cells} cells: stabiliser, 0.1 µM")
         page.wait_for_function("document.querySelector('#effects .maps .main-svg') && document.querySelector('#effects .stale').hidden", timeout=20 * seconds)

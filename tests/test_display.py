@@ -79,8 +79,8 @@ def test_no_gradio_is_needed():
 
 def test_a_player_is_a_page_a_still_and_a_line(player):
     shown = bundle(player)
-    assert set(shown) == {"text/plain", "text/html", "image/png"} and shown["text/plain"] == "Player, 2 cells: taxol 0.3 µM, control"
-    assert picture(shown["image/png"]).ndim == 3 and 'alt="Player, 2 cells: taxol 0.3 µM, control"' in shown["text/html"]
+    assert set(shown) == {"text/plain", "text/html", "image/jpeg"} and shown["text/plain"] == "Player, 2 cells: taxol 0.3 µM, control"
+    assert picture(shown["image/jpeg"]).ndim == 3 and 'alt="Player, 2 cells: taxol 0.3 µM, control"' in shown["text/html"]
     assert [f["step"] for f in player.frames] == [0, 1, 2, 3] and "lossless" in player.done and player.answer.images.shape == (2, 3, 64, 64)
 
 
@@ -123,7 +123,7 @@ def test_noisy_states_come_when_asked_for(engine):
 def test_a_gallery_shows_each_set(player, series):
     one, several = bundle(Gallery(player.answer)), bundle(Gallery(series.answer))
     assert one["text/plain"] == "Gallery, 2 cells: taxol 0.3 µM, control" and "original, regenerated, taxol 0.3 µM, taxol 3 µM" in several["text/html"]
-    low, high = picture(one["image/png"]), picture(several["image/png"])
+    low, high = picture(one["image/jpeg"]), picture(several["image/jpeg"])
     assert high.shape[0] > 1.8 * low.shape[0] and (low[0, -1] == 255).all()
 
 
@@ -282,7 +282,7 @@ def executed():
 
 def test_progress_is_one_line_that_goes(executed):
     line, shown = executed[1]
-    assert line.data["text/plain"] == "" and set(shown.data) == {"text/plain", "text/html", "image/png"}
+    assert line.data["text/plain"] == "" and set(shown.data) == {"text/plain", "text/html", "image/jpeg"}
 
 
 def test_heatmaps_are_three_outputs(executed):

@@ -8,19 +8,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from hub_standin import reader, standin, writer
+from hub_standin import licences, reader, standin, writer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mfm_app import hub as room
+from mfm_app.card import hub_licences, model_card
 from mfm_app.core import Condition, InputError
 from mfm_app.finetune import with_molecules
-from mfm_app.hub import Model, bundled, from_pretrained, load_model, model_card, push_to_hub, read_repository, save_model, save_pretrained
+from mfm_app.hub import Model, bundled, from_pretrained, load_model, push_to_hub, read_repository, save_model, save_pretrained
 from mfm_app.molecules import EmbeddingTable
 
 small = bundled.with_name("simulated")
@@ -258,7 +260,8 @@ def test_a_file_that_is_too_large_is_not_fetched(hub, ask, monkeypatch):
 
 @pytest.mark.parametrize("how, words", [
     ("gone", ["cannot be reached"]), ("silent", ["cannot be reached"]), ("unknown", ["cannot be reached"]), ("nonsense", ["cannot be reached"]), ("switched off", ["offline"]),
-    ("busy", ["429"]), ("out of order", ["cannot be reached"]), ("another page", ["makes no sense"]), ("wrong token", ["token is not valid"]), ("forbidden", ["403"])])
+    ("busy", ["429"]), ("out of order", ["cannot be reached"]), ("another page", ["makes no sense"]), ("wrong token", ["token is not valid"]), ("forbidden", ["403"]),
+    ("lost on the way", ["could not be carried", "with a network"]), ("odd token", ["token holds a character"])])
 def test_a_hub_that_does_not_answer_as_it_should(hub, ask, monkeypatch, how, words):
     from huggingface_hub import constants
     monkeypatch.setattr(room, "patience", 0.3)
@@ -267,6 +270,8 @@ def test_a_hub_that_does_not_answer_as_it_should(hub, ask, monkeypatch, how, wor
     if how == "unknown": monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
     if how == "nonsense": monkeypatch.setenv("HF_ENDPOINT", "no address")
     if how == "switched off": monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if how == "lost on the way": monkeypatch.setattr("huggingface_hub.HfApi.snapshot_download", Mock(side_effect=RuntimeError("Task error: error sending request")))
+    if how == "odd token": monkeypatch.setenv("HF_TOKEN", "hf_ä")
     if how == "wrong token": monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
     for trouble, status in (("another page", 200), ("busy", 429), ("out of order", 503), ("forbidden", 403)):
         if how == trouble: hub.fail("/api/", status)
@@ -302,7 +307,32 @@ def test_a_folder_that_cannot_be_written(model, ask, tmp_path, monkeypatch):
     def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(room, "save_file", full)
     refused(ask, ["'mine'", "No space left on device"], save_pretrained, model, tmp_path / "mine")
-    assert not list((tmp_path / "mine").glob("*.part"))
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_disk_that_runs_full_leaves_the_old_model(model, ask, tmp_path, monkeypatch):
+    shutil.copytree(small, tmp_path / "mine")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "mine").iterdir()}
+    def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(room, "save_file", full)
+    other = Model(model.net, model.config | dict(data=dict(title="Another")), "", "other")
+    refused(ask, ["'mine'", "No space left on device"], other.save_pretrained, tmp_path / "mine")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "mine").iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_read(ask, tmp_path, monkeypatch):
+    shutil.copytree(small, tmp_path / "mine")
+    def closed(self, *args, **kwargs): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+    monkeypatch.setattr(Path, "is_file", closed)
+    refused(ask, ["'mine'", "cannot be read", "Permission denied"], from_pretrained, tmp_path / "mine")
+    monkeypatch.undo()
+    refused(ask, ["cannot be read", "File name too long"], from_pretrained, tmp_path / ("x" * 300))
+
+
+def test_a_folder_named_like_the_bundled_one_is_another_model(tmp_path):
+    shutil.copytree(small, tmp_path / "bundled")
+    mine = from_pretrained(tmp_path / "bundled")
+    assert mine.sha256 == load_model(small).sha256 and mine.source == "./bundled" and from_pretrained().source == "bundled"
 
 
 # Pushing without the right to
@@ -383,6 +413,18 @@ def test_what_is_no_text_is_refused(ask, wrong):
     refused(ask, ["text"], from_pretrained, wrong)
 
 
+@pytest.mark.parametrize("wrong", [None, 3, b"lab"], ids=repr)
+def test_what_is_no_model_is_not_pushed(mine, ask, wrong):
+    refused(ask, ["model", type(wrong).__name__], push_to_hub, wrong, "lab/new")
+    assert not mine.requests
+
+
+def test_an_address_of_a_hub_may_end_in_a_stroke(mine, model, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", mine.endpoint + "/")
+    model.push_to_hub("lab/new")
+    assert not [h.path for h in mine.heard if h.path.startswith("//")]
+
+
 def test_revisions_are_of_repositories_and_one_at_a_time(hub, ask):
     refused(ask, ["folder"], from_pretrained, None, "v1")
     refused(ask, ["folder"], from_pretrained, small, "v1")
@@ -446,6 +488,22 @@ def test_the_front_matter_is_what_the_hub_reads(mine, model, licence, read):
     assert (front["license"], front.get("license_name")) in ((read, None), ("other", read))
     assert front["library_name"] == "mfm_app" and front["pipeline_tag"] == "unconditional-image-generation" and "flow-matching" in front["tags"]
     Model(model.net, model.config | dict(data=dict(licence=licence)), "", "x").push_to_hub("lab/new")      # the stand-in checks it as the Hub does
+
+
+def test_every_licence_of_a_card_is_one_of_the_hubs(): assert hub_licences <= licences
+
+
+@pytest.mark.parametrize("card", ["---\nlicense: made-up\n---\n# Mine", "---\nlicense: [\n---\n# Mine", "---\n- a\n- b\n---\n"])
+def test_a_card_the_hub_does_not_accept_is_refused_before_anything_is_made(mine, ask, tmp_path, card):
+    (shutil.copytree(small, tmp_path / "own") / "README.md").write_text(card)
+    refused(ask, ["lab/new", "front matter", "delete README.md"], push_to_hub, tmp_path / "own", "lab/new")
+    assert "lab/new" not in mine.repos
+
+
+def test_only_the_place_of_the_name_is_filled_in(mine, tmp_path):
+    (shutil.copytree(small, tmp_path / "own") / "README.md").write_text("# Mine\nload user/name, user/name@v1; superuser/names")
+    push_to_hub(tmp_path / "own", "lab/new")
+    assert mine.repos["lab/new"]["README.md"] == b"# Mine\nload lab/new, lab/new@v1; superuser/names"
 
 
 def test_the_lines_on_the_card_draw_cells(model):

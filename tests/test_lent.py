@@ -14,6 +14,8 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import torch
 
+from conftest import left_for_good
+
 from mfm_app.counterfactual import Treatment, WhatIf, stream
 from mfm_app.engine import Engine, Lent, Request, seconds_lent, weigh
 from mfm_app.finetune import drawn_model
@@ -320,5 +322,5 @@ def test_the_page_borrows_for_each_request_and_says_when_the_quota_is_spent(zero
             page.get_by_role("tab", name="Explore").click()
             page.click("#generate")
             page.wait_for_function("document.querySelector('#status').innerText.includes('reached its GPU limit')", timeout=20_000)
-            page.goto("about:blank")
+            left_for_good(page)
         finally: os.killpg(process.pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import gradio as gr
 import pytest
 import torch
 
+from conftest import typed
 from mood import Mood
 
 from mfm_app import ui, ui_explore, ui_parts
@@ -51,9 +52,7 @@ def choose(page, field, typed, option):
     page.get_by_role("option", name=option).click()
 
 
-def set_number(page, field, value):
-    page.fill(f"#{field} input", str(value))
-    page.press(f"#{field} input", "Tab")
+def set_number(page, field, value): typed(page, f"#{field} input", value)
 
 
 def refused(page, engine):
@@ -372,7 +371,8 @@ def test_the_next_cells_need_not_wait_for_what_the_last_ones_say(molecule, monke
     def waits(engine, answer):
         answered.wait(60)
         raise InputError("Never mind.")
-    monkeypatch.setattr(ui_explore, "weigh", waits)
+        yield
+    monkeypatch.setattr(ui_explore, "weighing", waits)
     generate(molecule)
     set_number(molecule, "cells", 2)
     generate(molecule)

@@ -24,6 +24,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from conftest import left_for_good, typed
 from hub_standin import reader, standin, writer
 from mfm_app.cli import main
 from mfm_app.core import InputError
@@ -96,7 +97,10 @@ def test_zero_gpu_brings_spaces_first_and_a_python_it_has(tmp_path):
     assert said["suggested_hardware"] == "zero-a10g" and said["python_version"] == "3.12.12" and "lent" in text
     lines = [line for line in (folder / "app.py").read_text().splitlines() if "import" in line]
     assert lines[0].startswith("import spaces") and "lent_engine" in lines[1]
-    assert any(Requirement(line).name == "spaces" for line in (folder / "requirements.txt").read_text().splitlines())
+    asked = {canonicalize_name(r.name): r for r in map(Requirement, (folder / "requirements.txt").read_text().splitlines())}
+    assert "spaces" in asked and str(asked["torch"].specifier).startswith("==")      # one that is known to be supported there, and that the package allows
+    for needed in map(Requirement, metadata.requires("mfm_app")):
+        if needed.name in ("torch", "torchvision"): assert needed.specifier.contains(str(asked[needed.name].specifier).removeprefix("=="))
 
 
 def test_no_file_knows_this_machine(space, own, tmp_path):
@@ -149,6 +153,36 @@ def test_a_disk_that_is_full_leaves_the_former_space(ask, tmp_path, monkeypatch)
     def full(*args): raise OSError(28, "No space left on device")
     monkeypatch.setattr(shutil, "copyfile", full)
     assert "disk may be full" in str(ask(write_space, tmp_path / "page", "lab/page", kind="zero")) and files(tmp_path) == before
+    monkeypatch.undo()
+    replace = os.replace
+    def busy(a, b):
+        if Path(a).name == "fresh": raise OSError(16, "Device or resource busy")
+        replace(a, b)
+    monkeypatch.setattr(os, "replace", busy)
+    assert "busy" in str(ask(write_space, tmp_path / "page", "lab/page", kind="zero")) and files(tmp_path) == before      # also where only the last step fails
+
+
+def test_a_clone_keeps_its_history_and_where_one_stands_stays(ask, tmp_path, monkeypatch):
+    write_space(tmp_path / "page", "lab/page")
+    (tmp_path / "page/.git").mkdir()
+    assert "git clone" in str(ask(write_space, tmp_path / "page", "lab/page")) and (tmp_path / "page/.git").is_dir()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for here in (".", "..", tmp_path / "empty"): assert "folder you are in" in str(ask(write_space, here, "lab/page"))
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    write_space(tmp_path / "link", "lab/page")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there/app.py").is_file()
+
+
+def test_a_model_in_a_folder_named_bundled_is_the_one_that_goes_along(own, tmp_path):
+    mine = shutil.copytree(own, tmp_path / "bundled")
+    folder = write_space(tmp_path / "page", "lab/page", mine)
+    assert (folder / "model/model.safetensors").read_bytes() == (own / "model.safetensors").read_bytes() and 'with_name("model")' in (folder / "app.py").read_text()
 
 
 # On the Hub
@@ -200,18 +234,21 @@ def test_without_a_token_that_may_write_nothing_happens(ask, token, said):
     with standin(token=token) as hub: assert said in str(ask(upload_space, "lab/page")) and not hub.repos
 
 
-@pytest.mark.parametrize("part, status, words", [("/api/", 500, "out of order"), ("/api/repos/create", 402, "plan"), ("commit", 503, "out of order")])
+@pytest.mark.parametrize("part, status, words", [("/api/", 500, "out of order"), ("/api/repos/create", 402, "plan"), ("/api/repos/create", 409, "the name is taken"), ("/api/repos/create", 403, "(Something is wrong here.)"), ("commit", 503, "out of order")])
 def test_what_goes_wrong_on_the_hub_is_said(hub, ask, part, status, words):
     hub.fail(part, status)
     assert words in str(ask(upload_space, "lab/page")) and set(hub.repos.get("spaces/lab/page", {})) <= {".gitattributes"}
+    assert len({h.path for h in hub.heard if "/commit/" in h.path}) <= 1      # in one piece or not at all
 
 
-def test_a_space_that_was_left_empty_is_filled_by_an_update(hub, ask):
+def test_a_space_that_was_left_empty_is_filled_and_one_of_other_files_is_not(hub, ask):
     hub.fail("commit", 503)
     ask(upload_space, "lab/page")
     hub.failures.clear()
-    upload_space("lab/page", update=True)
+    upload_space("lab/page")
     assert "app.py" in hub.repos["spaces/lab/page"]
+    hub.add("spaces/lab/data", {"notes.txt": b"mine"})
+    for update in (False, True): assert isinstance(ask(upload_space, "lab/data", update=update), InputError) and set(hub.repos["spaces/lab/data"]) == {"notes.txt"}
 
 
 def test_without_a_network_or_while_offline_it_says_so(hub, ask, monkeypatch):
@@ -256,7 +293,8 @@ def clean_environment(space, at):
     "The Python of an environment that has what a Space asks for, and nothing else, not even pip; the files are borrowed from this one."
     venv.create(at, with_pip=False, symlinks=True)
     packages = next(at.glob("lib/python*/site-packages"))
-    names = installed_with([*(space / "requirements.txt").read_text().splitlines(), f"gradio=={front(space)[0]['sdk_version']}"])
+    asked = [re.sub("^(torch(?:vision)?)==.*", r"\1", line) for line in (space / "requirements.txt").read_text().splitlines()]      # of these two the versions here will do
+    names = installed_with([*asked, f"gradio=={front(space)[0]['sdk_version']}"])
     for name in names:
         distribution = metadata.distribution(name)
         for top in {p.parts[0] for p in distribution.files or [] if p.parts[0] not in ("..", "__pycache__")}:
@@ -314,9 +352,7 @@ def served(space, environment, tmp_path_factory):
 
 # Clicked through, as visitors meet it
 
-def number(at, field, value):
-    at.fill(f"#{field} input", str(value))
-    at.press(f"#{field} input", "Tab")
+def number(at, field, value): typed(at, f"#{field} input", value)
 
 
 def drawn(at, viewer, button):
@@ -443,7 +479,7 @@ def test_behind_a_path_prefix_every_tab_works(page, space, environment, tmp_path
     with running(space, environment, tmp_path, GRADIO_ROOT_PATH="/lab/page") as behind, answering(stripping("/lab/page", behind, astray)) as port:
         page.goto(f"http://127.0.0.1:{port}/lab/page/")
         clicked_through(page)
-        page.goto("about:blank")
+        left_for_good(page)
     assert not astray
 
 
@@ -453,7 +489,7 @@ def test_the_app_for_lent_gpus_runs_where_none_is_lent(page, tmp_path):
     with running(folder, clean_environment(folder, tmp_path / "environment"), tmp_path) as port:
         page.goto(f"http://127.0.0.1:{port}/")
         explored(page)
-        page.goto("about:blank")
+        left_for_good(page)
 
 
 @pytest.mark.slow
@@ -466,5 +502,5 @@ def test_what_pip_installs_is_enough(page, space, tmp_path):
     with running(space, python, tmp_path) as port:
         page.goto(f"http://127.0.0.1:{port}/")
         clicked_through(page)
-        page.goto("about:blank")
+        left_for_good(page)
     shutil.rmtree(tmp_path / "environment")

@@ -46,7 +46,7 @@ function load() {
   show();
 }
 
-slide.addEventListener('input', () => set(+short(dose(+slide.value))));
+slide.addEventListener('input', () => set(Math.min(said.high, Math.max(said.low, +short(dose(+slide.value))))));
 number.addEventListener('change', () => set(number.value.trim() === '' ? NaN : Number(number.value.replace(',', '.'))));
 watch('value', () => { const fresh = props.value && JSON.parse(props.value); if (JSON.stringify(fresh) !== JSON.stringify(said)) load(); });
 load();

@@ -1,20 +1,9 @@
-// props.value is JSON from Python: {title, note, maps, bars, significant, than, stale, provenance}; maps and bars are plotly figures, bars may be null.
+// props.value is JSON from Python: {title, note, maps, bars, than, stale, provenance}; maps and bars are plotly figures, bars may be null.
 // Where significance is known a map comes in two layers, and the switch makes the one of pixels that may be chance invisible; they still tell their numbers.
 const find = selector => element.querySelector(selector);
 const sure = find('.switch input'), maps = find('.maps .plot'), bars = find('.profile .plot');
 const largest = 320;      // pixels along the side of a map
 let told = null, width = 0, configs = null;
-
-function loadPlotly() {
-  window.mfmPlotly ??= new Promise((resolve, reject) => {
-    const script = document.createElement('script');
-    script.src = `${window.gradio_config.root}/gradio_api/file=${plotly}/plotly.min.js`;
-    script.onload = () => resolve(window.Plotly);
-    script.onerror = reject;
-    document.head.append(script);
-  });
-  return window.mfmPlotly;
-}
 
 // So wide that no map is too large, and as high as the maps then are.
 function size() {
@@ -45,7 +34,7 @@ async function draw() {
   width = maps.clientWidth;
   if (!told || !width) return;      // what cannot be seen yet is drawn when it can
   let Plotly;
-  try { Plotly = await loadPlotly(); } catch { find('.note').textContent = 'The figures could not be loaded from the server; reload the page to try again.'; return; }
+  try { Plotly = await window.mfmPlotly(plotly); } catch { find('.note').textContent = 'The figures could not be loaded from the server; reload the page to try again.'; return; }
   if (!told || !maps.clientWidth) return;
   configs ??= [config(Plotly, 'effect-maps', true), config(Plotly, 'morphology-profile')];
   const { data, layout } = told.maps, profile = told.bars;
@@ -66,7 +55,7 @@ function say() {
   find('.than').textContent = told.than || 'untreated';
   sure.disabled = !layers.length;
   if (sure.disabled) sure.checked = false;
-  find('.why').textContent = sure.disabled ? told.significant || 'It takes at least 6 cells to tell them.' : share ? `${(100 * share).toFixed(share < .1 ? 1 : 0)} % of all` : 'There are none.';
+  find('.why').textContent = sure.disabled ? 'It takes at least 6 cells to tell them.' : share ? `${(100 * share).toFixed(share < .1 ? 1 : 0)} % of all` : 'There are none.';
   find('.switch').classList.toggle('off', sure.disabled);
   find('.profile').hidden = !told.bars;
   legend();
@@ -103,5 +92,5 @@ new ResizeObserver(() => {
 
 watch('value', () => take(props.value ? JSON.parse(props.value) : null));
 find('.hint').textContent = hint;
-loadPlotly().catch(() => {});
+setTimeout(() => window.mfmPlotly?.(plotly).catch(() => {}));
 if (props.value) take(JSON.parse(props.value));

@@ -100,17 +100,6 @@ function enter(tr) {
 
 // The map: plotly comes with the first screen, from this server, and is told of new points at most once a second
 
-function loadPlotly() {
-  window.mfmPlotly ??= new Promise((resolve, reject) => {
-    const script = document.createElement('script');
-    script.src = `${window.gradio_config.root}/gradio_api/file=${plotly}/plotly.min.js`;
-    script.onload = () => resolve(window.Plotly);
-    script.onerror = reject;
-    document.head.append(script);
-  });
-  return window.mfmPlotly;
-}
-
 function place(row) {
   const trace = figure.data.find(t => t.name === row.mechanism);
   if (!trace) return;
@@ -129,7 +118,7 @@ function ring() {
 async function draw() {
   if (!figure || !seen) return;
   let Plotly;
-  try { Plotly = await loadPlotly(); } catch { plot.classList.add('failed'); plot.textContent = 'The map could not be loaded; the table holds everything.'; return; }
+  try { Plotly = await window.mfmPlotly(plotly); } catch { plot.classList.add('failed'); plot.textContent = 'The map could not be loaded; the table holds everything.'; return; }
   dirty = false;
   const first = !plot.data;
   buttons ??= [window.mfmSaveButton?.(Plotly, 'phenotype-map', () => provenance)].filter(Boolean);
@@ -296,7 +285,7 @@ watch('value', () => {
 new IntersectionObserver(entries => {
   seen = entries.at(-1).isIntersecting;
   if (!seen) return;
-  loadPlotly().catch(() => {});
+  setTimeout(() => window.mfmPlotly?.(plotly).catch(() => {}));
   if (dirty || (figure && !plot.data)) draw();
 }).observe(element);
 header();
