@@ -26,7 +26,7 @@ from .images import guess_channels, percentiles
 from .specimen import Brought, Reading, bring, drawn_controls, most_brought
 from .takeaway import label_of
 from .display import done_line, effects_of, frame_of, run_for, treatment_label
-from .ui_parts import (Kept, about_perturbation, amount, cell_fields, dose_of, effect_panel, experiment_field, fine, join_molecule, judged, molecule_dose, molecule_side,
+from .ui_parts import (Kept, amount, cell_fields, dose_of, effect_panel, experiment_field, fine, join_molecule, join_name, judged, molecule_dose, molecule_side,
                               name_side, newest, piece, quiet, read_uploaded, said_again, side_of, stale, takeaway_row, timely, together, trouble, upload_field, viewer, walk_fields, when_opened)
 from .viz import composite, data_uri, show
 

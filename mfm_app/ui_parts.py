@@ -151,7 +151,7 @@ def judged(question)->dict:
     except InputError as e: return gr.validate(False, str(e))
     return fine
 
-
+# %% ../nbs/24_ui_parts.ipynb #4e2febaf
 def explained(
     error:Exception,
     sorry:str="Nothing of yours is lost; try again.",      # said of one that is no `InputError`

@@ -231,6 +231,35 @@ def test_a_hostile_address_is_answered_in_a_sentence_and_the_page_stands(page, a
     assert page.locator("button:visible", has_text="Screen" if "screen" in query else "Treat cells" if "counter" in query else "Generate").first.is_enabled()
 
 
+links = ["![](//evil.invalid/a.png)", "[Sign in again](//evil.invalid/login)", "<img src=//evil.invalid/a.png>", "<a href='//evil.invalid'>x</a>", "`*_$\\alpha$"]
+
+
+@pytest.mark.parametrize("typed", links)
+@pytest.mark.parametrize("query, at", [("?perturbation={}", "#status"), ("?tab={}", "#status"), ("?tab=counterfactual&perturbation=sweller&from={}", "#cf-status"), ("?tab=screen&list=CCO&experiment={}", "#screen-status")])
+def test_what_a_link_says_makes_no_link_and_no_picture(page, address, query, at, typed):
+    page.goto(address + query.format(quote(typed)))
+    page.wait_for_function("([at, said]) => document.querySelector(at)?.innerText.includes(said)", arg=[at, typed[:38]], timeout=20 * seconds)
+    assert not page.locator(f"{at} a, {at} img, {at} code, {at} .katex").count()
+
+
+def test_a_view_that_ends_behind_another_tab_waits_for_its_turn(page, address, engine, monkeypatch):
+    page.goto(f"{address}?tab=counterfactual&perturbation=sweller&cells=2&steps=1")
+    shown(page, "cf-viewer")
+    page.get_by_role("tab", name="Explore").click()
+    page.wait_for_function("location.search === '?tab=explore'")
+    page.evaluate("window.mfmVisit('counterfactual', '?tab=counterfactual&perturbation=stabiliser')")
+    assert page.evaluate("location.search") == "?tab=explore"
+    page.get_by_role("tab", name="Counterfactual").click()
+    page.wait_for_function("location.search.includes('stabiliser')")
+
+
+def test_the_code_of_a_folder_says_that_its_path_is_wanted(engine, home):
+    first = python_of_cells(engine, check(Request("sweller"), engine)).splitlines()[2]
+    assert first.startswith("model = engine.load('small'") and "# the path of this folder; weights" in first
+    from mfm_app.engine import load
+    assert "path of this folder" not in python_of_cells(load(), check(Request("taxol"), load()))
+
+
 def test_link_and_code_are_copied(page, address):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(f"{address}?perturbation=sweller&cells=1&steps=1")

@@ -185,6 +185,12 @@ def test_a_call_that_takes_too_long_is_stopped_and_says_so(client, engine, monke
         assert refused(client, **asked, api_name=f"/{name}") == "This took more than 0.3 seconds and was stopped; ask for fewer cells, treatments or steps."
 
 
+def test_weighing_takes_its_time_from_the_same_purse(endpoints, engine, monkeypatch):
+    monkeypatch.setattr(ui_api, "timely", partial(timely, seconds=1.5))
+    engine.model.net.pause = 0.05
+    with pytest.raises(gr.Error, match="took more than 1.5 seconds"): list(endpoints["effects"](molecule=nicotine, seeds=[0, 1], steps=12))      # the walk itself takes 1.2
+
+
 def test_what_fails_inside_is_logged_and_not_told(client, engine, caplog):
     engine.model.net.fails = True
     with caplog.at_level(logging.ERROR): said = refused(client, perturbation="stabiliser", api_name="/generate")
@@ -241,6 +247,23 @@ def test_an_upload_is_gone_though_the_question_was_refused(client, cell, tmp_pat
     assert not [p for p in left() if p.name == "mine.png"]
 
 
+def test_many_bring_the_same_file_and_each_has_their_own(client, cell, tmp_path):
+    (mine := tmp_path / "mine.png").write_bytes(picture_of(cell))
+    jobs = [client.submit(perturbation="stabiliser", image=handle_file(mine), channels=[0, 1, 2], match=False, steps=1, api_name="/counterfactual") for _ in range(6)]
+    assert all(job.result(60)[0]["cells"] == 1 for job in jobs) and not [p for p in left() if p.name == "mine.png"]
+
+
+@pytest.mark.parametrize("wrong", [dict(channels=[1e300]), dict(nucleus_px=20), dict(match=False), dict(chosen=[0])])
+def test_what_is_of_an_image_needs_one(client, wrong):
+    assert refused(client, perturbation="stabiliser", seeds=[0], **wrong, api_name="/counterfactual").startswith("The arguments channels, nucleus_px, match and chosen are of an image")
+
+
+def test_an_image_inside_a_call_may_not_be_endless(endpoints, monkeypatch):
+    monkeypatch.setattr(ui_api, "most_bytes", 30_000_000)
+    with pytest.raises(gr.Error) as caught: list(endpoints["counterfactual"]("stabiliser", image="data:;base64," + "A" * 41_000_000))
+    assert plain(caught.value.message) == "The image inside the call is larger than the 30 MB that are read."
+
+
 def test_an_upload_in_the_wrong_place_is_refused_without_its_path(client, cell, tmp_path):
     (mine := tmp_path / "mine.png").write_bytes(picture_of(cell))
     assert refused(client, perturbation=[handle_file(mine)], api_name="/generate") == "'perturbation' must be text or null, not [{...}]."
@@ -263,6 +286,7 @@ def test_an_image_may_come_inside_the_call_or_by_the_address_of_its_upload(clien
     ("x" * 10_000_000, "Only a file that was uploaded here can be read."),
     ("data:image/png,abc", "An image inside a call must be base64, as in 'data:image/png;base64,...'."), ("data:image/png;base64,ä", "The image inside the call is not base64."),
     ("data:image/png;base64,AAAA", "image is none of the kinds that are read: PNG, JPEG, TIFF, NPY and NPZ."), ("data:;base64,", "image is empty."),
+    ({"path": "data:x"}, "Only a file that was uploaded here can be read."),
     (7, "'image' must be an uploaded file or text or null, not 7."), ({"path": 7}, "'image' must be an uploaded file or text or null, not {...}.")])
 def test_other_images_are_refused(client, image, said):
     assert refused(client, perturbation="stabiliser", image=image, api_name="/counterfactual") == said

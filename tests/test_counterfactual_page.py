@@ -18,11 +18,13 @@ from PIL import Image
 from conftest import typed
 from mood import Mood
 
+from mfm_app.counterfactual import counterfactual
 from mfm_app.engine import Engine
 from mfm_app.finetune import drawn_model
 from mfm_app.images import read_micrograph, read_provenance, rescale
 from mfm_app.simulator import synthetic_cells
-from mfm_app.ui_counterfactual import Bench, receive
+from mfm_app.specimen import drawn_controls
+from mfm_app.ui_counterfactual import Bench, doses_of, effects_shown, receive
 from mfm_app.ui_parts import served, uploads
 
 seconds = 1000     # Playwright counts in milliseconds
@@ -362,6 +364,17 @@ def test_a_path_in_place_of_an_upload_reads_and_deletes_nothing(address, files, 
         _, said, *_ = receive(engine, Bench(), str(path), True)
         assert said == "⚠️ Only a file that was uploaded here can be read." and path.exists() == existed
     assert victim.read_bytes() == (files / "five.npy").read_bytes() and (served() / "ketcher.html").is_file()
+
+
+def test_a_series_of_a_molecule_stays_within_its_doses(engine, monkeypatch):
+    monkeypatch.setattr(type(engine.vocab), "dose_range", lambda *_: (1 / 3, 29.999))
+    doses = doses_of(engine, "molecule", "", 1., True)
+    assert len(doses) == 5 and doses[0] == 1 / 3 and doses[-1] == 29.999 and doses == sorted(doses)
+
+
+def test_a_figure_says_which_treatment_of_a_series_it_shows(engine):
+    answer = counterfactual(engine, drawn_controls(engine, range(2))[0], "sweller", [1., 10.], steps=1)
+    assert [json.loads(effects_shown(engine, answer, i))["provenance"]["shown"] for i in (0, 1)] == ["sweller 1 µM", "sweller 10 µM"]
 
 
 # Stop, leaving, and fields

@@ -46,7 +46,7 @@ may_import = dict(
     ui_counterfactual="core viz molecules images engine effects specimen counterfactual takeaway address display ui_parts",
     ui_screen="core viz molecules engine screen address display ui_parts",
     ui_api="core viz molecules images engine effects specimen counterfactual takeaway screen display ui_parts",
-    ui="core card engine screen address display ui_parts ui_explore ui_counterfactual ui_screen ui_api",
+    ui="core images card engine screen address display ui_parts ui_explore ui_counterfactual ui_screen ui_api",
     space="core hub engine",
     cli="core viz molecules images data simulator model conditioning flow sampling training hub features evaluation effects engine specimen counterfactual takeaway screen finetune ui space",
 )

@@ -2,19 +2,28 @@
 import json
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import httpx
+import numpy as np
 import pytest
 import torch
 from gradio_client import Client
 
-from mfm_app import ui_parts
+from mfm_app import ui_counterfactual, ui_parts
 from mfm_app.core import InputError
 from mfm_app.engine import Engine
 from mfm_app.finetune import drawn_model
-from mfm_app.ui_parts import farewells, served, timely, uploads
+from mfm_app.images import read_micrograph
+from mfm_app.screen import Settings, check_settings
+from mfm_app.ui_counterfactual import Bench, read_upload
+from mfm_app.ui_parts import farewells, leave, most_sessions, served, timely, uploads, when_left
+from mfm_app.ui_screen import Desk, desks, run_screen
 
 root = Path(__file__).resolve().parent.parent
 
@@ -47,6 +56,23 @@ def test_health_says_when_questions_can_no_longer_be_answered(address, engine, m
     assert answer.status_code == 503 and answer.json()["status"] == "down"
 
 
+def test_health_answers_while_every_thread_is_taken(address, monkeypatch):
+    from mfm_app import ui_explore
+    freed = threading.Event()
+    monkeypatch.setattr(ui_explore, "verdicts", lambda *_: freed.wait(20))
+    config = httpx.get(f"{address}config").json()
+    button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "generate")
+    call = next(d for d in config["dependencies"] if [button, "click"] in d["targets"] and d["inputs"])
+    def press(): httpx.post(f"{address}gradio_api/queue/join", json=dict(fn_index=call["id"], session_hash=uuid.uuid4().hex, data=[None] * len(call["inputs"])), timeout=60)
+    crowd = [threading.Thread(target=press, daemon=True) for _ in range(60)]
+    for one in crowd: one.start()
+    time.sleep(1)
+    began = time.monotonic()
+    assert httpx.get(f"{address}health", timeout=30).status_code == 200 and time.monotonic() - began < 5
+    freed.set()
+    for one in crowd: one.join(60)
+
+
 # What may be read
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "settings.ini", "mfm_app/weights/bbbc021/model.safetensors", "mfm_app/ui.py", "../settings.ini", ".git/config"])
@@ -54,6 +80,12 @@ def test_no_file_of_the_machine_is_served(address, path):
     for at in (path, str(root / path), f"{served()}/../{path}"):
         answer = httpx.get(f"{address}gradio_api/file={at}")
         assert answer.status_code in (403, 404) and (str(root) in at or str(root) not in answer.text), at
+
+
+@pytest.mark.parametrize("url", ["http://example.org/x", "https://example.org/x", "http%3A//example.org/x", "%68ttp://127.0.0.1:1/x"])
+def test_no_address_is_fetched_for_anybody(address, url):
+    answer = httpx.get(f"{address}gradio_api/file={url}")
+    assert answer.status_code == 403 and answer.text == "An address is not fetched from here."
 
 
 def test_only_the_pieces_of_the_page_itself_are_served(address):
@@ -94,6 +126,50 @@ def test_the_cells_of_a_visitor_are_forgotten_when_they_leave(chromium, address)
     assert within(30, lambda: kept.answer is None) and not keeps()
 
 
+def visitor(): return SimpleNamespace(session_hash=uuid.uuid4().hex)
+
+
+def test_who_lost_the_connection_and_came_back_is_cleared_again(tmp_path):
+    one, desk = visitor(), Desk()
+    when_left(one, desk.clear)
+    leave(one)
+    desk.fresh("CCO", None)
+    kept = desk.path
+    assert kept.is_dir()
+    leave(one)
+    assert not kept.exists() and desk.token not in desks
+
+
+def test_of_too_many_visitors_the_first_are_forgotten(monkeypatch):
+    monkeypatch.setattr(ui_parts, "farewells", {})
+    gone = []
+    for i in range(most_sessions + 3): when_left(visitor(), lambda i=i: gone.append(i))
+    assert gone == [0, 1, 2] and len(ui_parts.farewells) == most_sessions
+
+
+def test_a_screen_whose_visitor_has_left_ends_quietly(engine, monkeypatch):
+    desk = Desk()
+    walk = run_screen(engine, desk, "CCO\nCCCC\nCCCCC", check_settings(engine, Settings(cells=1, steps=1)))
+    next(walk), next(walk), next(walk)
+    desk.clear()
+    *_, (piece, status, *_) = walk
+    assert piece == gr.skip() and "Something went wrong" not in str(status) and not desk.busy
+
+
+def test_images_of_many_visitors_take_no_more_room_than_there_is(monkeypatch):
+    monkeypatch.setattr(ui_counterfactual, "holding", [])
+    monkeypatch.setattr(ui_counterfactual, "most_held", 3 * 3 * 64 * 64)
+    monkeypatch.setattr(ui_counterfactual, "read_uploaded", lambda file: read_micrograph(file))
+    np.save(path := uploads().parent / "cell.npy", np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64), np.uint8))
+    benches = [Bench() for _ in range(5)]
+    for bench in benches: read_upload(bench, str(path))
+    assert [bench.micrograph is not None for bench in benches] == [False, False, True, True, True]
+    read_upload(benches[2], str(path))      # another image of somebody who has one
+    read_upload(benches[0], str(path))
+    assert [bench.micrograph is not None for bench in benches] == [True, False, True, False, True]
+    path.unlink()
+
+
 # How long, how many, how much
 
 def test_what_takes_too_long_is_ended_and_said():
@@ -121,6 +197,15 @@ def test_leaving_early_closes_what_is_watched():
 def test_a_file_that_is_too_large_is_refused(address):
     answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("large.npy", b"\0" * (106 * 10**6))}, timeout=60)
     assert answer.status_code == 413 and not list(uploads().rglob("large.npy"))
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with its length", "in chunks"])
+def test_an_endless_body_is_refused(address, whole):
+    part = b"x" * 10**6
+    body = b'{"smiles": "' + part * 155 + b'"}' if whole else (part for _ in range(155))
+    answer = httpx.post(f"{address}gradio_api/call/v2/molecule", content=body, headers={"Content-Type": "application/json"}, timeout=60)
+    assert answer.status_code == 413 and "150 MB" in answer.text
+    assert httpx.get(f"{address}health").status_code == 200
 
 
 def test_a_full_queue_says_so_and_the_page_stands(address, engine, monkeypatch):

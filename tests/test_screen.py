@@ -191,7 +191,7 @@ def test_mfm_screen_writes_tables_map_and_cells(model_folder, tmp_path, capsys):
     assert [row["rank"] for row in ranked] == ["1", "2"] and float(ranked[0]["strength"]) >= float(ranked[1]["strength"])
     record = json.loads((out / "settings.json").read_text())
     assert record["solver"] == "midpoint" and record["nfe"] == 1 and record["seeds"] == [0, 1] and len(record["weights_sha256"]) == 64
-    assert "ethanol" in (out / "map.html").read_text(encoding="utf-8")
+    assert "ethanol" in (map := (out / "map.html").read_text(encoding="utf-8")) and "weights_sha256" in map      # with the record of how it was made
 
 
 def test_mfm_screen_goes_on_and_refuses_another_list(model_folder, tmp_path, capsys, monkeypatch):
