@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['treatment', 'tabs', 'longest', 'View', 'number_of', 'value_of', 'read_query', 'write_query', 'seeds_of', 'request_of',
-           'whatif_of', 'settings_of', 'said_of', 'checked', 'Name', 'call', 'opening', 'python_of_cells',
+           'whatif_of', 'settings_of', 'look_of', 'said_of', 'checked', 'Name', 'call', 'opening', 'python_of_cells',
            'python_of_counterfactual', 'python_of_screen']
 
 # %% ../nbs/22_address.ipynb #40c5bdd1
 from dataclasses import dataclass, field
-from urllib.parse import urlencode
+import re
+from urllib.parse import unquote, urlencode
 
 from .core import InputError, check_int
 from .counterfactual import Treatment, WhatIf, check_whatif
@@ -24,7 +25,7 @@ class View:
     said:dict = field(default_factory=dict)
 
 
-treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, seed=int, cells=int, steps=int, guidance=float, solver=str)
+treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, seed=int, cells=int, steps=int, guidance=float, solver=str, show=str, cell=int)
 tabs = dict(explore=treatment, counterfactual=treatment | {"series": bool, "from": str}, screen=dict(list=str, dose=float, cells=int, experiment=str), about={})
 longest = 4_000      # characters of one value
 
@@ -85,6 +86,23 @@ def settings_of(said:dict)->Settings:
     "What the Screen tab is asked for; `screen.check_settings` judges it."
     return Settings(said.get("dose", 10.), said.get("cells", 4), said.get("experiment"))
 
+# %% ../nbs/22_address.ipynb #ea33a7d7
+def look_of(
+    show:str|None,      # of an address
+    names:list,         # of the channels
+)->dict:                # arguments of `viz.composite`; none where nothing is said
+    "Which channels an address shows and between which grey levels, or `InputError`."
+    if not show: return {}
+    parts = [] if show == "-" else [part.partition(":") for part in show.split(",")]
+    shown, contrast = [unquote(name) for name, *_ in parts], {}
+    if odd := next((name for name in shown if name not in names), None): raise InputError(f"In the address, show names a channel '{odd[:40]}'; there are {', '.join(names)}.")
+    for name, (*_, levels) in zip(shown, parts):
+        if not levels: continue
+        found = re.fullmatch(r"([0-9]{1,3})-([0-9]{1,3})", levels)
+        if not found or not (low := int(found[1])) < (high := int(found[2])) <= 255: raise InputError(f"In the address, {name[:40]} must be shown between two grey levels from 0 to 255, as in 0-90, not '{levels[:40]}'.")
+        contrast[name] = (low, high)
+    return dict(shown=shown, contrast=contrast)
+
 # %% ../nbs/22_address.ipynb #cde70b22
 def said_of(request:Request, **more)->dict:
     "A checked request in the words of an address."
@@ -96,6 +114,7 @@ def checked(engine:Engine, view:View)->View:
     "The view with everything filled in that it leaves open, or `InputError`; without a treatment there is nothing to draw, so its other fields say nothing."
     said = view.said
     asks = "perturbation" in said or "molecule" in said
+    look_of(said.get("show"), [c["name"] for c in engine.model.channels]), check_int(said.get("cell", 0), "In the address, cell", 0, most_seeds - 1)
     if view.tab == "explore": return View("explore", said_of(check(request_of(said), engine)) if asks else {})
     if view.tab == "screen":
         settings = check_settings(engine, settings_of(said))

@@ -189,10 +189,10 @@ def still(
     return {"text/plain": label, "text/html": image, "image/jpeg": base64.b64encode(buffer.getvalue()).decode()}
 
 
-def cells_picture(answer, most:int)->Image.Image:
+def cells_picture(answer, most:int, **kwargs)->Image.Image:     # further arguments of `viz.composite`
     "The first cells of an answer, a labelled row for each set, on white."
     told = taken(answer)
-    return Image.fromarray(answer_picture(told.pictures, {}, told.channels, most)).reduce(2)
+    return Image.fromarray(answer_picture(told.pictures, {}, told.channels, most, **kwargs)).reduce(2)
 
 
 def check_answer(answer):
@@ -329,10 +329,11 @@ class Gallery:
         self,
         answer,            # an `Answer` or a `Counterfactual`
         most:int=8,        # cells in a row, the first ones
+        **kwargs,          # further arguments of `viz.composite`: which channels, how bright
     ):
         check_answer(answer)
         check_int(most, "The number of cells in a row", 1, 64)
-        self.picture, self.label = cells_picture(answer, most), described(answer)
+        self.picture, self.label = cells_picture(answer, most, **kwargs), described(answer)
 
     def _repr_mimebundle_(self, include=None, exclude=None): return still(self.picture, f"Gallery, {self.label}")
 

@@ -10,7 +10,7 @@ __all__ = ['kinds', 'Takeaway', 'told_apart', 'label_of', 'taken', 'profile_tabl
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -32,6 +32,7 @@ class Takeaway:
     channels:list              # {"name", "colour"} a channel
     provenance:dict
     um_per_px:float|None = None
+    look:dict = field(default_factory=dict)      # arguments of `viz.composite`, by which a picture shows the channels
 
 # %% ../nbs/19_takeaway.ipynb #d6e38e04
 def told_apart(labels, taken=())->list:
@@ -50,15 +51,16 @@ def label_of(request)->str:
 def taken(
     answer,                        # an `Answer` with its control, or a `Counterfactual`
     um_per_px:float|None=None,     # of the pictures
+    look:dict={},                  # as in `Takeaway`
 )->Takeaway:
     "What there is to take of an answer."
     if isinstance(answer, Counterfactual):
         names = told_apart(["original", "regenerated", *map(label_of, answer.requests)])
         pictures, comparisons = dict(zip(names, [answer.original, answer.factual, *answer.treated])), dict(zip(names[2:], answer.comparisons))
-        return Takeaway("counterfactual", pictures, comparisons, answer.channels, answer.provenance, um_per_px)
+        return Takeaway("counterfactual", pictures, comparisons, answer.channels, answer.provenance, um_per_px, look)
     label, control = told_apart([label_of(answer.request), "control"])
     pictures = {label: answer.images} | ({} if answer.control is None else {control: answer.control})
-    return Takeaway("cells", pictures, {} if answer.control is None else {label: answer.comparison}, answer.channels, answer.provenance, um_per_px)
+    return Takeaway("cells", pictures, {} if answer.control is None else {label: answer.comparison}, answer.channels, answer.provenance, um_per_px, look)
 
 # %% ../nbs/19_takeaway.ipynb #199e69bd
 def profile_table(t:Takeaway)->pd.DataFrame:
@@ -101,8 +103,8 @@ def ome_tiff(t:Takeaway)->bytes:
 # %% ../nbs/19_takeaway.ipynb #55fb690a
 def png(t:Takeaway)->bytes:
     "A row for each set of pictures, and one for each mean effect."
-    rows = answer_picture(t.pictures, {label: c.map.mean for label, c in t.comparisons.items()}, t.channels)
-    write_png(out := io.BytesIO(), rows, t.provenance)
+    rows = answer_picture(t.pictures, {label: c.map.mean for label, c in t.comparisons.items()}, t.channels, **t.look)
+    write_png(out := io.BytesIO(), rows, t.provenance | t.look)
     return out.getvalue()
 
 

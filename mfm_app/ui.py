@@ -107,7 +107,9 @@ def theme():
     "Fonts of the reader's own machine, so that nothing is fetched."
     plain = dict(block_title_background_fill="none", block_title_text_color="*body_text_color", block_title_padding="0")
     soft = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return soft.set(**plain, **{f"{k}_dark": v for k, v in plain.items() if k != "block_title_padding"})
+    light = dict(body_background_fill="*neutral_50", body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500", input_border_width="1px", input_border_color="*neutral_300",
+                 checkbox_border_color="*neutral_400", button_secondary_border_color="*neutral_200", button_border_width="1px")      # what can be filled in has an edge
+    return soft.set(**plain, **light, **{f"{k}_dark": v for k, v in plain.items() if k != "block_title_padding"})
 
 # %% ../nbs/29_ui.ipynb #289e67ae
 class Page(gr.Blocks):

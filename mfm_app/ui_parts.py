@@ -32,7 +32,7 @@ from urllib.parse import quote
 import gradio as gr
 from gradio import route_utils
 
-from .address import View, checked, read_query, tabs, write_query
+from .address import View, checked, look_of, read_query, tabs, write_query
 from .core import InputError, usual_dose
 from .display import about_molecule, static
 from .engine import Engine, solver_names
@@ -334,11 +334,12 @@ class Kept:
         self.answer = self.um_per_px = self.turn = None
 
 
-def handed_out(kept:Kept, kind:str):
+def handed_out(kept:Kept, kind:str, show:str=""):      # show: as in `address.look_of`
     "The file as a message to the browser, and what the status line says."
     try:
         if kept.answer is None: raise InputError("There is nothing to download yet.")
-        name, media, data = written(taken(kept.answer, kept.um_per_px), kind)
+        look = look_of(show, [c["name"] for c in kept.answer.channels])
+        name, media, data = written(taken(kept.answer, kept.um_per_px, look), kind)
         return json.dumps(dict(name=name, type=media, data=base64.b64encode(data).decode(), id=uuid.uuid4().hex)), ""
     except Exception as e: return gr.skip(), trouble(e)
 
@@ -348,7 +349,8 @@ def takeaway_row(kept:gr.State, status:gr.Markdown, prefix:str=""):
     with gr.Row(elem_id=f"{prefix}takeaway"):
         buttons = [gr.Button(f"↓ {kind}", size="sm", min_width=70, elem_id=f"{prefix}take-{kind.lower()}") for kind in kinds]
     handout = piece("handout", elem_id=f"{prefix}handout")
-    for kind, button in zip(kinds, buttons): button.click(lambda kept, kind=kind: handed_out(kept, kind), kept, [handout, status], **quiet)
+    for kind, button in zip(kinds, buttons):      # a picture shows the channels as the page does
+        button.click(lambda kept, show, kind=kind: handed_out(kept, kind, show), [kept, handout], [handout, status], js="(kept, _) => [kept, window.mfmShow?.() ?? '']", **quiet)
 
 # %% ../nbs/24_ui_parts.ipynb #ec6e3b35
 def newest(

@@ -351,9 +351,10 @@ def answer_picture(
     effects:dict,           # label -> (C, H, W) grey levels
     channels:list,          # {"name", "colour"} a channel
     most:int=8,             # cells in a row
+    **kwargs,               # further arguments of `composite`
 )->np.ndarray:              # (H', W', 3) uint8
     "Sets of cells above one another, then a row of maps an effect."
-    strips = [np.asarray(show(images[:most], channels, columns=most, zoom=2)) for images in pictures.values()]
+    strips = [np.asarray(show(images[:most], channels, columns=most, zoom=2, **kwargs)) for images in pictures.values()]
     maps, wide = [np.asarray(effect_picture(mean, channels)) for mean in effects.values()], strips[0].shape[1]
     heights = [.3 + s.shape[0] / 100 for s in strips] + [.3 + m.shape[0] / 150 for m in maps]
     figure = Figure(figsize=(max([wide / 100, *(m.shape[1] / 150 for m in maps)]), sum(heights)), layout="constrained")

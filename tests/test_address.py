@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfm_app import ui_counterfactual, ui_explore, ui_parts, ui_screen
-from mfm_app.address import View, checked, longest, python_of_cells, python_of_counterfactual, python_of_screen, read_query, tabs, write_query
+from mfm_app.address import View, checked, longest, look_of, python_of_cells, python_of_counterfactual, python_of_screen, read_query, tabs, write_query
 from mfm_app.core import InputError
 from mfm_app.counterfactual import Treatment, WhatIf, check_whatif, counterfactual
 from mfm_app.engine import Engine, Request, check
@@ -23,7 +23,8 @@ from mfm_app.hub import load_model, save_model
 from mfm_app.screen import Folder, Settings, check_settings, screen_into
 from mfm_app.simulator import synthetic_cells
 from mfm_app.specimen import Reading, bring, drawn_controls
-from mfm_app.images import read_micrograph
+from mfm_app.images import read_micrograph, read_provenance
+from mfm_app.viz import composite
 
 seconds = 1000     # Playwright counts in milliseconds
 
@@ -184,6 +185,46 @@ def test_the_address_follows_what_is_shown_and_opens_the_same_picture(page, addr
     page.wait_for_function("there => location.href === there", arg=there)
 
 
+def test_how_a_picture_is_looked_at_is_in_its_address_and_in_its_code(page, address, engine, home):
+    page.goto(f"{address}?perturbation=sweller&cells=3&steps=2&show=DNA,Actin:0-90&cell=1")
+    shown(page, "viewer")
+    assert page.locator("#viewer .channel input[type=checkbox]").evaluate_all("all => all.map(box => box.checked)") == [True, True, False]
+    assert "0 to 90" in page.inner_text("#viewer .channels") and page.get_attribute("#viewer .cell[aria-selected=true]", "aria-label") == "seed 1"
+    assert "show=DNA%2CActin%3A0-90" in page.url and "cell=1" in page.url
+    names = run(home, page.text_content("#again pre"))
+    seen = page.locator("#viewer .pair canvas").first.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+    drawn = composite(names["answer"].images[1], engine.model.channels, shown=["DNA", "Actin"], contrast={"Actin": (0, 90)})
+    assert np.abs(np.reshape(seen, (*drawn.shape[:2], 4))[..., :3] - drawn.astype(int)).max() <= 1
+    with page.expect_download() as download: page.click("#take-png")
+    told = read_provenance(download.value.path())
+    assert told["shown"] == ["DNA", "Actin"] and told["contrast"] == {"Actin": [0, 90]}
+    plain = names["display"].Gallery(names["answer"]).picture
+    assert "shown=" in page.text_content("#again pre") and plain.tobytes() != names["display"].Gallery(names["answer"], shown=["DNA", "Actin"], contrast={"Actin": (0, 90)}).picture.tobytes()
+
+
+def test_what_is_changed_while_looking_is_in_the_address_at_once(page, address):
+    page.goto(f"{address}?perturbation=sweller&cells=3&steps=2")
+    shown(page, "viewer")
+    assert "show=" not in page.url and "cell=" not in page.url
+    page.locator("#viewer .channel input[type=checkbox]").nth(1).uncheck()
+    page.get_by_label("Tubulin: grey level shown as full colour").fill("120")
+    page.get_by_label("seed 2", exact=True).click()
+    there, picture = page.url, pixels(page, "viewer")
+    assert "show=DNA%2CTubulin%3A0-120" in there and "cell=2" in there and 'shown=["DNA", "Tubulin"]' in page.text_content("#again pre")
+    page.reload()
+    shown(page, "viewer")
+    assert page.url == there and pixels(page, "viewer") == picture
+    page.get_by_text("Reset contrast").click()
+    assert "show=" not in page.url and "shown=" not in page.text_content("#again pre")
+
+
+@given(st.text(max_size=40) | st.sampled_from(["-", "DNA", "DNA:0-255", "DNA:-1-5", "DNA:9-3", "DNA:0-256", "DNA:0-90:1", ",", "DNA,,Actin", "%E0%", "DNA:１-９", "DNA,DNA"]))
+def test_any_way_of_looking_is_one_that_can_be_drawn_or_a_sentence(ask, show):
+    look = ask(look_of, show, ["DNA", "Actin", "Tubulin"])
+    if isinstance(look, InputError): return
+    composite(np.zeros((3, 2, 2), np.uint8), [dict(name=n, colour="blue") for n in ("DNA", "Actin", "Tubulin")], **look)
+
+
 def test_a_molecule_and_its_dose_come_back(page, address):
     page.goto(f"{address}?molecule=CCO&dose=3&cells=2&steps=2&experiment=any")
     assert "CCO, 3 µM, experiment any" in shown(page, "viewer")
@@ -222,7 +263,8 @@ def test_a_screen_opens_from_its_address(page, address):
     ("?perturbation=sweller&dose=NaN", "#status", "A dose of nan µM is outside"), ("?perturbation=sweller&cells=1e99", "#status", "cells must be a whole number"),
     ("?perturbation=sweller&steps=-1", "#status", "steps must be a whole number"), ("?molecule=%3Cscript%3Ealert(1)%3C/script%3E", "#status", "⚠️"),
     ("?perturbation=sweller&molecule=CCO", "#status", "Give either a perturbation by its name or a molecule"), ("?tab=admin", "#status", "tab must be explore"),
-    ("?tab=counterfactual&perturbation=sweller&guidance=inf", "#cf-status", "uidance"), ("?tab=screen&cells=17", "#screen-status", "Cells a molecule must be a whole number from 1 to 16"),
+    ("?tab=counterfactual&perturbation=sweller&guidance=inf", "#cf-status", "uidance"), ("?perturbation=sweller&show=Golgi", "#status", "show names a channel 'Golgi'"), ("?perturbation=sweller&show=DNA:9-3", "#status", "two grey levels"),
+    ("?perturbation=sweller&show=%25E0%25", "#status", "show names a channel"), ("?perturbation=sweller&cell=64", "#status", "cell must be a whole number from 0 to 63"), ("?tab=screen&cells=17", "#screen-status", "Cells a molecule must be a whole number from 1 to 16"),
 ])
 def test_a_hostile_address_is_answered_in_a_sentence_and_the_page_stands(page, address, query, at, said):
     page.goto(address + query)

@@ -22,12 +22,25 @@ function take(news) {
   find('.again').hidden = !told;
   if (!told) return;
   find('output').textContent = told.note ?? '';
-  find('pre').textContent = told.python;
+  shown();
   find('.link').hidden = !told.address;
   if (told.address) window.mfmVisit?.(told.tab, told.address);
 }
 
-find('.link').addEventListener('click', () => copy(new URL(told.address, location.href.split(/[?#]/)[0]).href, 'Link'));
-find('.code').addEventListener('click', () => copy(told.python, 'Code'));
+// The picture as it is looked at: the address says so, and the code does.
+function python() {
+  const show = window.mfmShow?.();
+  if (!show) return told.python;
+  const parts = (show === '-' ? [] : show.split(',')).map(part => part.split(':')), name = JSON.stringify;
+  const contrast = parts.filter(part => part[1]).map(([channel, levels]) => `${name(decodeURIComponent(channel))}: (${levels.replace('-', ', ')})`);
+  const look = `shown=[${parts.map(([channel]) => name(decodeURIComponent(channel))).join(', ')}], contrast={${contrast.join(', ')}}`;
+  return told.python.replace('display.Gallery(answer)', () => `display.Gallery(answer, ${look})`);
+}
+
+const shown = () => { if (told) find('pre').textContent = python(); };
+
+find('.link').addEventListener('click', () => copy(new URL(window.mfmAddress?.(told.tab, told.address) ?? told.address, location.href.split(/[?#]/)[0]).href, 'Link'));
+find('.code').addEventListener('click', () => copy(python(), 'Code'));
+window.addEventListener('mfm-channels', shown);
 watch('value', () => take(props.value ? JSON.parse(props.value) : null));
 if (props.value) take(JSON.parse(props.value));

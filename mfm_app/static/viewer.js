@@ -3,14 +3,15 @@
 // Colour, contrast, the chosen cell and the place on the path are all decided here, so nothing waits for the server.
 const find = selector => element.querySelector(selector);
 const GAMMA = 0.65, past = new Set();      // runs that gave way to a newer one
-let run = null, frames = [], at = 0, chosen = 0, mode = 'guess', following = true, timer = null;
+let run = null, frames = [], at = 0, chosen = Number(new URLSearchParams(location.search).get('cell')) || 0, mode = 'guess', following = true, timer = null;
 let channels = [], controls = [], cells = [], big = [], arriving = Promise.resolve();
 let alternative = 0, small = [], halves = [];
 
 // Which channels are shown, and how bright, is one setting for all viewers of the page: name -> {on, low, high}.
 window.mfmChannels ??= {};
 const plain = { on: true, low: 0, high: 255 };
-const setting = channel => (window.mfmChannels[channel.name] ??= { ...plain });
+const asked = channel => window.mfmAsked ? window.mfmAsked.get(channel.name) ?? { ...plain, on: false } : plain;      // by the address
+const setting = channel => (window.mfmChannels[channel.name] ??= { ...asked(channel) });
 const tellOthers = () => window.dispatchEvent(new CustomEvent('mfm-channels'));
 
 function canvas(parent) {
@@ -74,6 +75,12 @@ function choose(cell) {
     cell.tabIndex = i === chosen ? 0 : -1;
   });
   redraw();
+}
+
+// Somebody wants this one large, and the address is to say so.
+function take(cell) {
+  choose(cell);
+  window.mfmLook?.(cell);
 }
 
 function pause() {
@@ -162,7 +169,7 @@ function galleryCells() {
     cell.setAttribute('aria-label', name);
     const pictures = Array.from({ length: rows }, () => canvas(cell));
     cell.append(name);
-    cell.addEventListener('click', () => choose(i));
+    cell.addEventListener('click', () => take(i));
     return { cell, pictures };
   });
   cells = made.map(m => m.pictures);
@@ -266,6 +273,6 @@ find('.gallery').addEventListener('keydown', event => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (!step || !run) return;
   event.preventDefault();
-  choose((chosen + step + run.n) % run.n);
+  take((chosen + step + run.n) % run.n);
   element.querySelectorAll('.cell')[chosen].focus();
 });
