@@ -6,7 +6,7 @@
 __all__ = ['kinds', 'most_held', 'holding', 'walk_defaults', 'welcome', 'hint', 'Bench', 'read_upload', 'channel_fields',
            'light_table', 'field_news', 'brought_anew', 'receive', 'forget', 'chosen_from', 'remap', 'resize',
            'rechoose', 'settle', 'doses_of', 'whatif_from', 'cells_from', 'fidelity_line', 'again_of', 'answered',
-           'effects_shown', 'told', 'ask', 'other', 'verdicts', 'fields_of', 'asked_by', 'reask', 'cell_side',
+           'effects_shown', 'told', 'treat', 'other', 'verdicts', 'fields_of', 'asked_by', 'reopen', 'cell_side',
            'treatment_side', 'join_image', 'join_sides', 'counterfactual_tab']
 
 # %% ../nbs/26_ui_counterfactual.ipynb #0fc4a88d
@@ -215,7 +215,7 @@ def told(engine:Engine, bench:Bench, ask):
     except Exception as e: yield gr.skip(), trouble(e), *[gr.skip()] * 3
 
 
-def ask(engine:Engine, bench:Bench, source, n, first, *fields):
+def treat(engine:Engine, bench:Bench, source, n, first, *fields):
     "The same from the fields of the page."
     def asked():
         whatif = whatif_from(engine, *fields)
@@ -263,8 +263,8 @@ def asked_by(engine:Engine, view:View)->tuple:
     return whatif, *drawn_controls(engine, range(said["seed"], said["seed"] + said["cells"]), whatif.experiment)
 
 
-def reask(engine:Engine, bench:Bench, view:View):
-    "Yield the fields of a view, then what `ask` yields; an image has to be brought again."
+def reopen(engine:Engine, bench:Bench, view:View):
+    "Yield the fields of a view, then what `treat` yields; an image has to be brought again."
     yield fields_of(engine, view)
     if view.said["from"] == "image": yield gr.skip(), "Bring your image again; everything else is as in the link.", *[gr.skip()] * 3
     else: yield from told(engine, bench, lambda: asked_by(engine, view))
@@ -339,10 +339,10 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     join_image(engine, bench, file, door, field, places, nucleus, match)
     join_sides(engine, (drawn, image, field), source, (by_name, by_structure), by, (name, about, dose), (smiles, buttons, card, molecule_amount))
     fields, shows = [bench, source, n, first, by, name, dose, smiles, molecule_amount, series, where, *walk], [player, status, trip, effects, again]
-    def treat(said, bench, *fields):
+    def settled(said, bench, *fields):
         settle(engine, bench, said)
-        yield from ask(engine, bench, *fields)
-    running = go.click(treat, [field, *fields], shows, validator=lambda _, *f: [fine, *verdicts(engine, *f)], trigger_mode="multiple", **together)
-    opened = when_opened(engine, blocks, "counterfactual", bench, reask, [sources, source, n, first, what, by, about, *fields[5:]], shows, **together)
+        yield from treat(engine, bench, *fields)
+    running = go.click(settled, [field, *fields], shows, validator=lambda _, *f: [fine, *verdicts(engine, *f)], trigger_mode="multiple", **together)
+    opened = when_opened(engine, blocks, "counterfactual", bench, reopen, [sources, source, n, first, what, by, about, *fields[5:]], shows, **together)
     stop.click(None, cancels=[running, opened], api_visibility="private")
     player.input(lambda *a: other(engine, *a), [bench, player], effects, trigger_mode="always_last", **quiet)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sampling_defaults', 'hint', 'steadiness_line', 'request_from', 'verdicts', 'answers', 'told', 'generate', 'weighed',
-           'fields_of', 'ask', 'explore_tab', 'switch_sides']
+           'fields_of', 'reopen', 'explore_tab', 'switch_sides']
 
 # %% ../nbs/25_ui_explore.ipynb #bbd2b997
 import json
@@ -90,7 +90,7 @@ def fields_of(engine:Engine, view:View)->list:
     return [*side_of(engine, said), experiment_field(engine, first, value=said["experiment"]), *(said[k] for k in ("seed", "cells", "steps", "guidance", "solver"))]
 
 
-def ask(engine:Engine, kept:Kept, view:View):
+def reopen(engine:Engine, kept:Kept, view:View):
     "Yield the fields of a view, then what `generate` yields."
     yield fields_of(engine, view)
     yield from told(engine, kept, lambda: check(request_of(view.said), engine))
@@ -125,7 +125,7 @@ def explore_tab(engine:Engine, blocks:gr.Blocks):
     if reads: switch_sides(engine, by, where, what, by_structure, drawing_tab, (smiles, buttons, card, molecule_amount, editor))
     go.click(lambda: gr.Tabs(selected="cells"), None, shown, **quiet)
     running = go.click(lambda *f: (yield from generate(engine, *f)), [kept, *fields], shows, validator=lambda kept, *f: [fine, *verdicts(engine, *f)], trigger_mode="multiple", **together)
-    opened = when_opened(engine, blocks, "explore", kept, ask, [what, by, about, *fields[1:]], shows, **together)
+    opened = when_opened(engine, blocks, "explore", kept, reopen, [what, by, about, *fields[1:]], shows, **together)
     weighings = [drawn.then(lambda kept: (yield from weighed(engine, kept)), kept, [steady, status], **together) for drawn in (running, opened)]
     stop.click(None, cancels=[running, opened, *weighings], api_visibility="private")
 

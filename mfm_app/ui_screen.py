@@ -6,7 +6,7 @@
 __all__ = ['most_screened', 'desks', 'in_a_list', 'longest_screen', 'Desk', 'clear_desks', 'news', 'gathered', 'screened',
            'screen_line', 'cells_of_one', 'told_after', 'pack', 'packed', 'list_from', 'settings_from', 'list_verdicts',
            'example_list', 'screen_fields', 'buttons', 'again_of', 'run_screen', 'stopped', 'screen_list', 'go_on',
-           'ask', 'take_list', 'screen_piece', 'screen_tab']
+           'reopen', 'take_list', 'screen_piece', 'screen_tab']
 
 # %% ../nbs/27_ui_screen.ipynb #6ca27a9f
 import atexit
@@ -252,7 +252,7 @@ def go_on(engine:Engine, desk:Desk):
     else: yield gr.skip(), "⚠️ The screen is no longer kept; press Screen.", *buttons("done"), gr.skip()
 
 
-def ask(engine:Engine, desk:Desk, view:View):
+def reopen(engine:Engine, desk:Desk, view:View):
     "Yield the fields of a view, list, dose, cells and experiment, then what `screen_list` yields."
     fields = [view.said[k] for k in ("list", "dose", "cells", "experiment")]
     yield fields
@@ -291,7 +291,7 @@ def screen_tab(engine:Engine, blocks:gr.Blocks):
     go.click(lambda *f: (yield from screen_list(engine, *f)), [desk, *fields], outputs, validator=lambda desk, *f: [fine, *list_verdicts(engine, *f)], **screening)
     resume.click(lambda desk: (yield from go_on(engine, desk)), desk, outputs, **screening)
     stop.click(lambda desk: setattr(desk, "leave", True), desk, queue=False, **quiet)
-    when_opened(engine, blocks, "screen", desk, ask, [fields[0], *fields[2:]], outputs, **screening)
+    when_opened(engine, blocks, "screen", desk, reopen, [fields[0], *fields[2:]], outputs, **screening)
     fields[1].upload(lambda desk, file: take_list(engine, desk, file), [desk, fields[1]], status, **quiet)
     fields[1].clear(lambda desk: desk.put_away(), desk, **quiet)
     ready = take.click(lambda desk: (yield from packed(engine, desk)), desk, [packet, status], **quiet)

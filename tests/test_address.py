@@ -92,7 +92,7 @@ def test_a_hostile_address_is_a_view_that_can_be_drawn_or_one_sentence(engine, a
     if view.said.get("molecule") or view.said.get("perturbation"): assert 1 <= view.said["cells"] <= 64 and 1 <= view.said["steps"] <= 1000 and np.isfinite(view.said["guidance"])
 
 
-@pytest.mark.parametrize("tab, state, ask, widths", [("explore", ui_parts.Kept, ui_explore.ask, (13, 5)), ("counterfactual", ui_counterfactual.Bench, ui_counterfactual.reask, (16, 5)), ("screen", ui_screen.Desk, ui_screen.ask, (4, 6))])
+@pytest.mark.parametrize("tab, state, ask, widths", [("explore", ui_parts.Kept, ui_explore.reopen, (13, 5)), ("counterfactual", ui_counterfactual.Bench, ui_counterfactual.reopen, (16, 5)), ("screen", ui_screen.Desk, ui_screen.reopen, (4, 6))])
 @given(params=hostile)
 def test_a_tab_says_what_is_wrong_with_an_address_and_changes_nothing(engine, tab, state, ask, widths, params):
     shown = next(ui_parts.reopened(engine, tab, params, widths, lambda view: ask(engine, state(), view)))

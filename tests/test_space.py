@@ -493,14 +493,16 @@ def test_the_app_for_lent_gpus_runs_where_none_is_lent(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_pip_installs_is_enough(page, space, tmp_path):
-    "Minutes and gigabytes: an environment as the Space would build it."
-    venv.create(tmp_path / "environment", with_pip=True)
-    python = tmp_path / "environment/bin/python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "-r", "requirements.txt", f"gradio=={front(space)[0]['sdk_version']}"], cwd=space, check=True, timeout=1800)
+@pytest.mark.parametrize("kind", ["cpu", "zero"])
+def test_what_pip_installs_is_enough(page, tmp_path, kind):
+    "Minutes and gigabytes: an environment as the Space would build it, for ZeroGPU with the PyTorch that it supports."
+    folder, environment = write_space(tmp_path / "page", "lab/page", kind=kind), tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin/python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "-r", "requirements.txt", f"gradio[oauth,mcp]=={front(folder)[0]['sdk_version']}"], cwd=folder, check=True, timeout=1800)
     subprocess.run([python, "-m", "pip", "check"], check=True)
-    with running(space, python, tmp_path) as port:
+    with running(folder, python, tmp_path) as port:
         page.goto(f"http://127.0.0.1:{port}/")
         clicked_through(page)
         left_for_good(page)
-    shutil.rmtree(tmp_path / "environment")
+    shutil.rmtree(environment)
