@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mfm_app.core import InputError
+from mfm_app.display import static
 from mfm_app.ui_parts import piece, served
 from mfm_app.viz import effect_limit, effect_maps, effect_picture, profile_bars
 
@@ -140,7 +141,7 @@ def value(seed=0, known=True, bars=True, **more):
 
 
 nothing = [np.nan] * 4
-single = json.dumps(json.loads(value(known=False)) | dict(bars=json.loads(profile_bars(table(low=nothing, high=nothing)).to_json()), significant="With 1 cell they cannot be told."))
+single = json.dumps(json.loads(value(known=False)) | dict(bars=json.loads(profile_bars(table(low=nothing, high=nothing)).to_json())))
 effect, _ = made_up()
 many = json.dumps(json.loads(value()) | dict(title="six", maps=json.loads(effect_maps(np.concatenate([effect, effect]), names(6)).to_json())))
 values = dict(first=value(), second=value(1, than="before"), few=value(known=False), single=single, maps=value(bars=False), many=many, stale=json.dumps(dict(stale=True)), none="")
@@ -154,7 +155,7 @@ def panel():
         with gr.Tab("Other"): gr.Markdown("nothing here")
         with gr.Tab("Effect"): shown = piece("effects", elem_id="effects", constants=dict(plotly=quote(served().as_posix(), safe="/:"), hint="Press Generate."))
         for name, button in buttons.items(): button.click(lambda name=name: values[name], None, shown, show_progress="hidden", api_visibility="private")
-    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, js=(static / "page.js").read_text(encoding="utf-8"))
     yield url
     blocks.close()
 
@@ -242,13 +243,13 @@ def test_the_switch_hides_what_may_be_chance_without_asking_the_server(effects):
     assert layers(effects) == 5
 
 
-@pytest.mark.parametrize("name,why", [("few", "It takes at least 6 cells to tell them."), ("single", "With 1 cell they cannot be told.")])
-def test_with_too_few_cells_the_switch_says_why_it_is_off(effects, name, why):
+@pytest.mark.parametrize("name", ["few", "single"])
+def test_with_too_few_cells_the_switch_says_why_it_is_off(effects, name):
     show(effects, "first")
     effects.get_by_label("Significant pixels only").check()
     show(effects, name)
     switch = effects.get_by_label("Significant pixels only")
-    assert switch.is_disabled() and not switch.is_checked() and layers(effects) == 3 and effects.locator("#effects .why").inner_text() == why
+    assert switch.is_disabled() and not switch.is_checked() and layers(effects) == 3 and effects.locator("#effects .why").inner_text() == "It takes at least 6 cells to tell them."
     assert effects.locator("#effects .profile path.xerror").count() == (0 if name == "single" else 4)
 
 
