@@ -276,8 +276,8 @@ def test_a_hostile_address_is_answered_in_a_sentence_and_the_page_stands(page, a
 links = ["![](//evil.invalid/a.png)", "[Sign in again](//evil.invalid/login)", "<img src=//evil.invalid/a.png>", "<a href='//evil.invalid'>x</a>", "`*_$\\alpha$"]
 
 
-@pytest.mark.parametrize("typed", links)
-@pytest.mark.parametrize("query, at", [("?perturbation={}", "#status"), ("?tab={}", "#status"), ("?tab=counterfactual&perturbation=sweller&from={}", "#cf-status"), ("?tab=screen&list=CCO&experiment={}", "#screen-status")])
+@pytest.mark.parametrize("query, at, typed", [*(("?perturbation={}", "#status", link) for link in links), ("?tab={}", "#status", links[1]),
+    ("?tab=counterfactual&perturbation=sweller&from={}", "#cf-status", links[0]), ("?tab=screen&list=CCO&experiment={}", "#screen-status", links[2])])
 def test_what_a_link_says_makes_no_link_and_no_picture(page, address, query, at, typed):
     page.goto(address + query.format(quote(typed)))
     page.wait_for_function("([at, said]) => document.querySelector(at)?.innerText.includes(said)", arg=[at, typed[:38]], timeout=20 * seconds)
