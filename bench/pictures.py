@@ -29,7 +29,7 @@ def pictures(engine):
         page.locator("#screen tbody tr", has_text="taxol").nth(1).click()
     yield "page", 1010, dict(perturbation="cyclohexamide", dose=50), cells
     yield "molecule", 1000, dict(molecule=held, dose=0.3, experiment="Week4"), cells
-    yield "counterfactual", 1800, dict(tab="counterfactual", perturbation="cyclohexamide", cells=12, series=1), treated
+    yield "counterfactual", 1800, dict(tab="counterfactual", perturbation="cyclohexamide", cells=8, series=1), treated
     yield "screen", 1000, dict(tab="screen", list=example_list(engine)), screened
 
 
