@@ -165,7 +165,7 @@ def explained(
 
 def trouble(*args, **kwargs)->str:     # as in `explained`
     "The same for a status line, which is Markdown: what somebody typed makes no link and no picture there."
-    return "⚠️ " + re.sub(r"([\\\[\]<>!*_`$])", r"\\\1", explained(*args, **kwargs))
+    return "⚠️ " + re.sub(r"([\\\[\]<>!*_$])", r"\\\1", explained(*args, **kwargs))
 
 
 def amount(dose:str)->float:
