@@ -212,7 +212,8 @@ def test_mfm_screen_goes_on_and_refuses_another_list(model_folder, tmp_path, cap
 def test_mfm_screen_stops_where_it_is_and_says_so(model_folder, tmp_path):
     (tmp_path / "list.smi").write_text("\n".join("C" * n for n in range(1, 151)), encoding="utf-8")
     command = [sys.executable, "-c", "from mfm_app.cli import main; main()", *mfm_screen(model_folder, tmp_path / "out", tmp_path / "list.smi", "--cells", "4", "--steps", "40")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)      # also where these tests run in the background, whose children would not
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     results = tmp_path / "out/results.csv"
     while not (results.is_file() and len(table(tmp_path / "out")) >= 2):
         assert process.poll() is None, process.stderr.read()
