@@ -26,12 +26,13 @@ chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic"
                  "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    "A file stays with one worker, for its server and its browser; notebooks go one by one to whoever is free, at the end."
-    items.sort(key=lambda item: item.path.stem == "test_notebooks")
-    for item in items:
-        if item.path.stem != "test_notebooks": item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "A file stays with one worker, for its server and its browser; notebooks, the shortest of all, go one by one to whoever is free at the end."
+    from xdist.scheduler import LoadScopeScheduling
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return nodeid if "test_notebooks" in nodeid else nodeid.split("::")[0]
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
