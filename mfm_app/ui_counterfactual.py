@@ -266,7 +266,7 @@ def asked_by(engine:Engine, view:View)->tuple:
 def reopen(engine:Engine, bench:Bench, view:View):
     "Yield the fields of a view, then what `treat` yields; an image has to be brought again."
     yield fields_of(engine, view)
-    if view.said["from"] == "image": yield gr.skip(), "Bring your image again; everything else is as in the link.", *[gr.skip()] * 3
+    if view.said["from"] == "image": yield gr.skip(), "Bring your image again under *Your image*; everything else is as in the link.", *[gr.skip()] * 3
     else: yield from told(engine, bench, lambda: asked_by(engine, view))
 
 # %% ../nbs/26_ui_counterfactual.ipynb #39861b3f

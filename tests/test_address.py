@@ -243,7 +243,8 @@ def test_the_counterfactual_of_an_address_is_the_one_its_code_draws(page, addres
 def test_the_link_of_an_image_asks_for_it_again(page, address, tmp_path):
     np.save(tmp_path / "mine.npy", synthetic_cells(4, seed=3).where(perturbation="DMSO").images[:2])
     page.goto(f"{address}?tab=counterfactual&perturbation=sweller&steps=2&from=image")
-    page.wait_for_function("document.querySelector('#cf-status')?.innerText.includes('Bring your image again')")
+    page.wait_for_function("document.querySelector('#cf-status')?.innerText.includes('Bring your image again under Your image')")
+    page.get_by_role("tab", name="Your image").click()      # open already, but for a slow machine
     page.set_input_files("#cf-file input", tmp_path / "mine.npy")
     page.wait_for_function("document.querySelector('#cf-field')?.innerText.includes('mine.npy')")
     page.click("#cf-go")

@@ -222,6 +222,7 @@ def test_light_size_and_channels_can_be_changed(tab, files):
     tab.get_by_role("button", name="Take none").click()
     tab.locator("#cf-field .nuclei button").first.click()
     taken(tab, 1)
+    tab.wait_for_function("document.querySelector('#cf-field .before').naturalWidth === 64")      # the server has heard of it
     before, after = picture(tab, "#cf-field .before"), picture(tab, "#cf-field .after")
     assert before != after
     tab.get_by_label("Match light").uncheck()
