@@ -26,13 +26,9 @@ chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic"
                  "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    "A file stays with one worker, for its server and its browser; notebooks, the shortest of all, go one by one to whoever is free at the end."
-    from xdist.scheduler import LoadScopeScheduling
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return nodeid if "test_notebooks" in nodeid else nodeid.split("::")[0]
-    return ByFile(config, log)
+def pytest_collection_modifyitems(items):
+    "Notebooks come last: pieces that fill up whichever worker is free."
+    items.sort(key=lambda item: item.path.stem == "test_notebooks")
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,7 @@ def test_a_perturbation_is_found_by_its_mechanism(explore):
     choose(explore, "perturbation", "swell", "sweller · Swelling")
     explore.wait_for_function("document.querySelector('#about-perturbation').textContent.includes('Swelling')")
     explore.wait_for_selector("#dose .ticks button[aria-label^='10 µM']")
+    explore.wait_for_timeout(500)      # the rest of what follows the name arrives
     explore.click("#dose .ticks button[aria-label^='10 µM']")
     generate(explore)
     assert explore.locator("#viewer figcaption").first.text_content() == "sweller, 10 µM"
