@@ -1,6 +1,7 @@
 "The page in a real browser, with a small untrained model: what a newcomer does, and what goes wrong for them."
 import json
 import threading
+import time
 
 import gradio as gr
 import pytest
@@ -24,10 +25,19 @@ def engine():
     return Engine(model, "cpu", torch.float32)
 
 
+def at_rest(engine):
+    "Wait until nothing of an earlier test is walking any more."
+    net = engine.model.net
+    net.pause, net.fails, rounds = 0, False, None
+    while rounds != engine.walks.rounds:
+        rounds = engine.walks.rounds
+        time.sleep(0.3)
+    net.calls = 0
+
+
 @pytest.fixture
 def explore(page, address, engine):
-    net = engine.model.net
-    net.pause, net.fails, net.calls = 0, False, 0
+    at_rest(engine)
     page.goto(address)
     page.wait_for_selector("#generate")
     page.wait_for_selector("#dose .ticks button")
@@ -233,13 +243,14 @@ def test_generate_again_at_once_gives_the_new_cells(explore, engine):
     given_way(explore, engine)
 
 
-def test_generate_need_not_wait_for_what_a_link_asked_for(explore, engine, address):
+def test_generate_need_not_wait_for_what_a_link_asked_for(page, engine, address):
+    at_rest(engine)
     engine.model.net.pause = 0.3
-    explore.goto(f"{address}?perturbation=sweller&cells=4&steps=100")
-    begun(explore)
-    explore.locator("button:visible", has_text="Sampling").click()
-    set_number(explore, "steps", 10)
-    given_way(explore, engine)
+    page.goto(f"{address}?perturbation=sweller&cells=4&steps=100")
+    begun(page)
+    page.locator("button:visible", has_text="Sampling").click()
+    set_number(page, "steps", 10)
+    given_way(page, engine)
 
 
 def test_what_fails_inside_stays_inside(explore, engine):
