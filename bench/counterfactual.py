@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from mfm_app.counterfactual import Treatment, WhatIf, stream
+from mfm_app.counterfactual import Treatment, CounterfactualRequest, stream
 from mfm_app.effects import Comparison
 from mfm_app.engine import load
 from mfm_app.images import Micrograph
-from mfm_app.specimen import bring, drawn_controls
+from mfm_app.preprocess import prepare_cells, sample_controls
 from mfm_app.ui_parts import effects_of
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -21,7 +21,7 @@ doses = np.geomspace(.5, 50, 8).tolist()
 
 
 def treated(engine, cells, doses):
-    *_, answer = stream(engine, cells, WhatIf(tuple(Treatment("cyclohexamide", dose) for dose in doses), "Week4"))
+    *_, answer = stream(engine, cells, CounterfactualRequest(tuple(Treatment("cyclohexamide", dose) for dose in doses), "Week4"))
     return answer
 
 
@@ -50,7 +50,7 @@ def fields(engine):
     row("16-bit field of three channels", "nuclei used", "seconds"); row("---", "---:", "---:")
     for side, nuclei in ((1024, 200), (2048, 800), (4000, 3000)):
         file = micrograph(side, nuclei, np.random.default_rng(0))
-        brought, took = seconds(bring, engine, file, repeats=2)
+        brought, took = seconds(prepare_cells, engine, file, repeats=2)
         row(f"{side:,} x {side:,}", len(brought.nuclei), f"{took:.2f}")
 
 
@@ -59,14 +59,14 @@ def shown(engine, answer):
     row("", "seconds", "kB of JSON"); row("---", "---:", "---:")
     for n in (16, 64):
         of = lambda images: np.resize(images, (n, *images.shape[1:]))
-        fresh = lambda: effects_of(Comparison(of(answer.treated[0]), of(answer.factual), [c["name"] for c in answer.channels]), answer.channels, "cyclohexamide, 50 µM")
+        fresh = lambda: effects_of(Comparison(of(answer.treated[0]), of(answer.reconstruction), [c["name"] for c in answer.channels]), answer.channels, "cyclohexamide, 50 µM")
         said, took = seconds(fresh)
         row(f"`effects_of`, {n} cells", f"{took:.2f}", f"{len(said.encode()) / 1e3:.0f}")
 
 
 if __name__ == "__main__":
     engine = load()
-    cells, _ = drawn_controls(engine, range(16), "Week4")
+    cells, _ = sample_controls(engine, range(16), "Week4")
     questions(engine, cells)
     fields(engine)
     shown(engine, treated(engine, cells, [50.]))

@@ -98,8 +98,8 @@ def bare(args)->str:
     "Arguments without annotations, and long defaults left out."
     for arg in ast.walk(args):
         if isinstance(arg, ast.arg): arg.annotation = None
-    cut = lambda defaults: [default and ast.Name(short(default)) for default in defaults]
-    args.defaults, args.kw_defaults = cut(args.defaults), cut(args.kw_defaults)
+    short_defaults = lambda defaults: [default and ast.Name(short(default)) for default in defaults]
+    args.defaults, args.kw_defaults = short_defaults(args.defaults), short_defaults(args.kw_defaults)
     return re.sub(r"^self(, )?", "", ast.unparse(args))
 
 

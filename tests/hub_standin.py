@@ -1,26 +1,26 @@
-"""A Hugging Face Hub that lives in this process, so that fetching and pushing are tested without a network.
+"""A Hugging Face Hub that runs in this process, so that downloads and pushes are tested without a network.
 
     with standin() as hub:                                  # huggingface_hub, in this process, now asks only `hub`
-        hub.add("lab/cells", {"config.json": b"{}"})        # a model; "spaces/lab/page" is a Space, "datasets/lab/x" a dataset
-        ...
-        hub.repos["spaces/lab/page"]["app.py"]              # bytes of the latest state of main, whoever put them there
+        hub.add("lab/cells", {"config.json": b"{}"})        # a model; "spaces/lab/page" is a Space, "datasets/lab/x"
+        ...                                                 # a dataset
+        hub.files["spaces/lab/page"]["app.py"]              # bytes of the latest state of main, whoever wrote them
         hub.requests                                        # "GET /api/models/lab/cells/revision/main", in order
 
 `hub.endpoint`  where it listens, as HF_ENDPOINT says while the block lasts
-`hub.repos`     key -> {path: bytes}; the key of a model is its id, others begin with "spaces/" or "datasets/"
-`hub.requests`  every request as "METHOD path"; `hub.heard` has them whole, with token, headers and body
-`hub.env`       environment of a subprocess that shall use it too
+`hub.files`     key -> {path: bytes}; the key of a model is its id, others begin with "spaces/" or "datasets/"
+`hub.requests`  every request as "METHOD path"; `hub.log` has them whole, with token, headers and body
+`hub.env`       environment of a subprocess that uses it too
 `hub.add(key, files, private=False, gated=False, tag=None, branch="main")`   commits and returns the commit's hash
-`hub.about(key)`    the `Repository`: `.private`, `.sdk`, `.settings` (a Space's variables, secrets, hardware), `.commits`
+`hub.repository(key)`    the `Repository`: `.private`, `.sdk`, `.settings` (variables, secrets, hardware), `.commits`
 `hub.close()`   the network goes away, in the middle of the block
-`hub.fail(part, status)`    answer so whenever `part` is in the path; status 0 hangs until the block ends
+`hub.fail(part, status)`    answer with a status whenever `part` is in the path; status 0 hangs until the block ends
 
-Tokens: `writer` may write to what `lab` owns, `reader` reads only, any other is not accepted. `standin(token=...)` is who
-is logged in, nobody by default. `lab` owns everything under "lab/"; "taken/..." belongs to somebody else.
+Tokens: `writer` may write to what `lab` owns, `reader` reads only, any other is not accepted. `standin(token=...)` is
+who is logged in, nobody by default. `lab` owns everything under "lab/"; "taken/..." belongs to somebody else.
 
-The tests' HF_HUB_OFFLINE=1 is read when huggingface_hub is imported. So the block sets the library's constants as well as
-the variables, switches off Xet and telemetry (which would ask huggingface.co), and puts all back at its end. Nothing
-else in the process is touched: the cache is a fresh folder, `hub.cache`."""
+The tests' HF_HUB_OFFLINE=1 is read when huggingface_hub is imported. So the block sets the library's constants as well
+as the variables, switches off Xet and telemetry (which would ask huggingface.co), and restores all at its end. Nothing
+else in the process is changed: the cache is a fresh folder, `hub.cache`."""
 import base64
 import hashlib
 import json
@@ -43,13 +43,16 @@ writer, reader = "hf_standin_writer", "hf_standin_reader"
 owner = "lab"
 
 # the identifiers on https://huggingface.co/docs/hub/repositories-licenses that are of data and code, not of one model
-licences = set("""apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
-cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
-cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl
-mpl-2.0 odc-by odbl osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl unknown other""".split())
+licences = set("""
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0
+bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
+cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
+etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0
+odc-by odbl osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl unknown other""".split())
 colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
-Heard = namedtuple("Heard", "method path token headers body")
+Request = namedtuple("Request", "method path token headers body")
 
 
 @dataclass
@@ -69,18 +72,21 @@ class Repository:
         self.messages.append(message)
         return oid
 
-    def at(self, revision:str):     # hash, files; None if there is no such revision
+    def state(self, revision:str):     # hash, files; None if there is no such revision
         oid = self.refs.get(revision, revision)
         return (oid, self.commits[oid]) if oid in self.commits else None
 
 
-def wrong_of_space(said:dict)->list:
-    "What the Hub would not accept of a Space's front matter."
+def space_errors(front:dict)->list:
+    "What the Hub does not accept in a Space's front matter."
     from huggingface_hub import SpaceHardware
-    if said.get("sdk") not in ("gradio", "docker", "static"): return ['"sdk" must be one of gradio, docker, static']
-    wrong = [f'"{k}" must be one of {sorted(colours)}' for k in ("colorFrom", "colorTo") if said.get(k, "red") not in colours]
-    wrong += ['"short_description" is longer than 60'] * (len(said.get("short_description", "")) > 60)
-    return wrong + ['"suggested_hardware" is not known'] * (said.get("suggested_hardware", "cpu-basic") not in {h.value for h in SpaceHardware})
+    if front.get("sdk") not in ("gradio", "docker", "static"): return ['"sdk" must be one of gradio, docker, static']
+    colour_keys = [k for k in ("colorFrom", "colorTo") if front.get(k, "red") not in colours]
+    errors = [f'"{k}" must be one of {sorted(colours)}' for k in colour_keys]
+    if len(front.get("short_description", "")) > 60: errors.append('"short_description" is longer than 60')
+    known_hardware = {h.value for h in SpaceHardware}
+    if front.get("suggested_hardware", "cpu-basic") not in known_hardware: errors.append('unknown "suggested_hardware"')
+    return errors
 
 
 def is_large(path:str)->bool: return path.endswith((".safetensors", ".npz", ".png"))
@@ -88,54 +94,61 @@ def is_large(path:str)->bool: return path.endswith((".safetensors", ".npz", ".pn
 
 def blob_id(path:str, data:bytes)->str:
     "What the Hub calls a file's content: the SHA-256 of a large one, git's own hash of others."
-    return hashlib.sha256(data).hexdigest() if is_large(path) else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    if is_large(path): return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def described(path:str, data:bytes, name:str)->dict:
-    lfs = dict(lfs=dict(oid=blob_id(path, data), sha256=blob_id(path, data), size=len(data), pointerSize=134)) if is_large(path) else {}
-    return {name: path, "size": len(data), "oid": blob_id(path, data), "blobId": blob_id(path, data), **lfs}
+def file_entry(path:str, data:bytes, path_key:str)->dict:
+    oid = blob_id(path, data)
+    lfs = dict(lfs=dict(oid=oid, sha256=oid, size=len(data), pointerSize=134)) if is_large(path) else {}
+    return {path_key: path, "size": len(data), "oid": oid, "blobId": oid, **lfs}
 
 
-class Refused(Exception):
-    def __init__(self, status:int, said:str, code:str=""): self.status, self.said, self.code = status, said, code
+class HubError(Exception):
+    def __init__(self, status:int, message:str, code:str=""):
+        self.status, self.message, self.code = status, message, code
 
 
 class Hub:
     def __init__(self, token:str|None):
-        self.token, self.heard, self.blobs, self.failures, self.all, self.lines, self.over = token, [], {}, {}, {}, [], threading.Event()
+        self.token, self.log, self.blobs, self.failures = token, [], {}, {}
+        self.repositories, self.connections, self.closed = {}, [], threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), dict(hub=self)))
         self.server.daemon_threads, self.server.block_on_close = True, False
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True).start()
 
     @property
-    def requests(self)->list: return [f"{h.method} {h.path}" for h in self.heard]
+    def requests(self)->list: return [f"{r.method} {r.path}" for r in self.log]
     @property
-    def repos(self)->dict: return {key: repo.at("main")[1] for key, repo in self.all.items()}
+    def files(self)->dict: return {key: repository.state("main")[1] for key, repository in self.repositories.items()}
     @property
     def env(self)->dict:
-        said = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-        return said | dict(HF_ENDPOINT=self.endpoint, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1",
-                           HF_HUB_CACHE=str(self.cache), HF_HOME=str(self.cache.parent / "home")) | (dict(HF_TOKEN=self.token) if self.token else {})
+        inherited = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+        token = dict(HF_TOKEN=self.token) if self.token else {}
+        return inherited | token | dict(
+            HF_ENDPOINT=self.endpoint, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1",
+            HF_HUB_CACHE=str(self.cache), HF_HOME=str(self.cache.parent / "home"))
 
-    def about(self, key:str)->Repository: return self.all[key]
+    def repository(self, key:str)->Repository: return self.repositories[key]
     def fail(self, part:str, status:int): self.failures[part] = status
 
     def add(self, key:str, files:dict, private=False, gated=False, tag=None, branch="main")->str:
-        repo = self.all.setdefault(key, Repository(key))
-        repo.private, repo.gated = private, gated
-        oid = repo.commit(branch, {k: v if isinstance(v, bytes) else Path(v).read_bytes() for k, v in files.items()})
-        repo.refs.setdefault("main", oid)
-        if tag: repo.refs[tag] = oid
+        repository = self.repositories.setdefault(key, Repository(key))
+        repository.private, repository.gated = private, gated
+        contents = {path: v if isinstance(v, bytes) else Path(v).read_bytes() for path, v in files.items()}
+        oid = repository.commit(branch, contents)
+        repository.refs.setdefault("main", oid)
+        if tag: repository.refs[tag] = oid
         return oid
 
     def close(self):
-        self.over.set()
+        self.closed.set()
         self.server.shutdown()
         self.server.server_close()
-        for line in self.lines:
-            try: line.shutdown(socket.SHUT_RDWR)
-            except OSError: pass      # the other side was first
+        for connection in self.connections:
+            try: connection.shutdown(socket.SHUT_RDWR)
+            except OSError: pass      # the client closed it first
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -144,13 +157,14 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args): pass
     def setup(self):
         super().setup()
-        self.hub.lines.append(self.connection)
+        self.hub.connections.append(self.connection)
 
     def do_GET(self): self.answer()
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def read(self)->bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked": return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = []
         while size := int(self.rfile.readline(), 16):
             parts.append(self.rfile.read(size))
@@ -160,109 +174,133 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status:int, body:bytes, **headers):
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | headers).items(): self.send_header(name, value)
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))} | headers
+        for name, value in headers.items(): self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD": self.wfile.write(body)
 
     def answer(self):
         self.body, quoted = self.read(), urlsplit(self.path).path
         self.path = unquote(quoted)
-        self.said_token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-        self.hub.heard.append(Heard(self.command, self.path, self.said_token, dict(self.headers), self.body))
-        try:
-            for part, status in self.hub.failures.items():
-                if part in self.path and status: self.stop(status, "Something is wrong here.")
-                if part in self.path: self.hub.over.wait()
-            if self.said_token not in (None, writer, reader): self.stop(401, "Invalid credentials in Authorization header")
-            for pattern, method in routes:
-                if found := re.fullmatch(pattern, f"{self.command} {quoted}"): return method(self, **{k: v and unquote(v) for k, v in found.groupdict().items()})
-            self.stop(404, f"The stand-in knows no {self.command} {self.path}")
-        except Refused as e:
+        self.request_token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        self.hub.log.append(Request(self.command, self.path, self.request_token, dict(self.headers), self.body))
+        try: self.dispatch(quoted)
+        except HubError as e:
             code = {"X-Error-Code": e.code} if e.code else {}
-            self.send(e.status, json.dumps(dict(error=e.said)).encode(), **code, **{"X-Error-Message": e.said})
+            self.send(e.status, json.dumps(dict(error=e.message)).encode(), **code, **{"X-Error-Message": e.message})
         except OSError: self.close_connection = True
 
-    def stop(self, status:int, said:str, code:str=""): raise Refused(status, said, code)
+    def dispatch(self, quoted:str):
+        for part, status in self.hub.failures.items():
+            if part in self.path and status: self.stop(status, "Something is wrong here.")
+            if part in self.path: self.hub.closed.wait()
+        if self.request_token not in (None, writer, reader):
+            self.stop(401, "Invalid credentials in Authorization header")
+        for pattern, method in routes:
+            if match := re.fullmatch(pattern, f"{self.command} {quoted}"):
+                return method(self, **{name: value and unquote(value) for name, value in match.groupdict().items()})
+        self.stop(404, f"The stand-in knows no {self.command} {self.path}")
+
+    def stop(self, status:int, message:str, code:str=""): raise HubError(status, message, code)
+    def no_revision(self, revision): self.stop(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     def json(self, value, status:int=200): self.send(status, json.dumps(value).encode())
     def key(self, kind:str|None, repo:str)->str: return repo if kind in (None, "models") else f"{kind}/{repo}"
 
     def readable(self, kind, repo)->Repository:
-        found = self.hub.all.get(self.key(kind, repo))
-        if found is None or found.private and not (self.said_token and repo.startswith(owner + "/")):
-            self.stop(404 if self.said_token else 401, "Repository not found" if self.said_token else "Invalid username or password.", "RepoNotFound")
-        return found
+        repository = self.hub.repositories.get(self.key(kind, repo))
+        hidden = repository and repository.private and not (self.request_token and repo.startswith(owner + "/"))
+        if repository and not hidden: return repository
+        if self.request_token: self.stop(404, "Repository not found", "RepoNotFound")
+        self.stop(401, "Invalid username or password.", "RepoNotFound")
 
     def state(self, kind, repo, revision):
-        found = self.readable(kind, repo)
-        return found, *(found.at(revision) or self.stop(404, f"Invalid rev id: {revision}", "RevisionNotFound"))
+        repository = self.readable(kind, repo)
+        return repository, *(repository.state(revision) or self.no_revision(revision))
 
     def writable(self, kind, repo)->Repository:
-        if self.said_token is None: self.stop(401, "Invalid username or password.")
-        found = self.readable(kind, repo)
-        if self.said_token != writer or not repo.startswith(owner + "/"): self.stop(403, "Forbidden: you must use a write token to upload to a repository.")
-        return found
+        if self.request_token is None: self.stop(401, "Invalid username or password.")
+        repository = self.readable(kind, repo)
+        if self.request_token == writer and repo.startswith(owner + "/"): return repository
+        self.stop(403, "Forbidden: you must use a write token to upload to a repository.")
 
     # reading
 
     def info(self, kind, repo, revision="main"):
-        found, oid, files = self.state(kind, repo, revision)
-        more = dict(sdk=found.sdk, runtime=self.runtime(found)) if kind == "spaces" else {}
-        self.json(dict(id=repo, modelId=repo, sha=oid, private=found.private, gated="manual" if found.gated else False, tags=[], downloads=0, likes=0,
-                       siblings=[described(path, data, "rfilename") for path, data in files.items()], **more))
+        repository, oid, files = self.state(kind, repo, revision)
+        space = dict(sdk=repository.sdk, runtime=self.runtime(repository)) if kind == "spaces" else {}
+        siblings = [file_entry(path, data, "rfilename") for path, data in files.items()]
+        self.json(dict(id=repo, modelId=repo, sha=oid, private=repository.private, tags=[], downloads=0, likes=0,
+                       gated="manual" if repository.gated else False, siblings=siblings, **space))
 
     def tree(self, kind, repo, revision):
         _, _, files = self.state(kind, repo, revision)
-        self.json([dict(type="file", **described(path, data, "path")) for path, data in files.items()])
+        self.json([dict(type="file", **file_entry(path, data, "path")) for path, data in files.items()])
 
     def refs(self, kind, repo):
-        found = self.readable(kind, repo)
-        self.json(dict(branches=[dict(name=n, ref=f"refs/heads/{n}", targetCommit=oid) for n, oid in found.refs.items()], tags=[], converts=[]))
+        refs = self.readable(kind, repo).refs.items()
+        branches = [dict(name=name, ref=f"refs/heads/{name}", targetCommit=oid) for name, oid in refs]
+        self.json(dict(branches=branches, tags=[], converts=[]))
 
     def resolve(self, repo, revision, path, kind=None):
-        found, oid, files = self.state(kind, repo, revision)
-        if found.gated and self.said_token != writer: self.stop(403 if self.said_token else 401, f"Access to model {repo} is restricted.", "GatedRepo")
+        repository, oid, files = self.state(kind, repo, revision)
+        if repository.gated and self.request_token != writer:
+            self.stop(403 if self.request_token else 401, f"Access to model {repo} is restricted.", "GatedRepo")
         if path not in files: self.stop(404, "Entry not found", "EntryNotFound")
-        etag = f'"{blob_id(path, files[path])}"'
-        self.send(200, files[path], **{"X-Repo-Commit": oid, "ETag": etag, "X-Linked-Etag": etag, "X-Linked-Size": str(len(files[path])), "Content-Type": "application/octet-stream"})
+        etag, size = f'"{blob_id(path, files[path])}"', str(len(files[path]))
+        self.send(200, files[path], **{"X-Repo-Commit": oid, "ETag": etag, "X-Linked-Etag": etag, "X-Linked-Size": size,
+                                       "Content-Type": "application/octet-stream"})
 
     def whoami(self):
-        if self.said_token is None: self.stop(401, "Invalid username or password.")
-        self.json(dict(type="user", name=owner, orgs=[], auth=dict(type="access_token", accessToken=dict(displayName="standin", role="write" if self.said_token == writer else "read"))))
+        if self.request_token is None: self.stop(401, "Invalid username or password.")
+        role = "write" if self.request_token == writer else "read"
+        access = dict(type="access_token", accessToken=dict(displayName="standin", role=role))
+        self.json(dict(type="user", name=owner, orgs=[], auth=access))
 
     # writing
 
     def create(self):
-        said = json.loads(self.body)
-        kind, repo = f"{said.get('type') or 'model'}s", f"{said.get('organization') or owner}/{said['name']}"
+        fields = json.loads(self.body)
+        repo_type = fields.get("type")
+        kind, repo = f"{repo_type or 'model'}s", f"{fields.get('organization') or owner}/{fields['name']}"
         key, url = self.key(kind, repo), f"{self.hub.endpoint}/{self.key(kind, repo)}"
-        if self.said_token is None: self.stop(401, "Invalid username or password.")
-        if self.said_token != writer or not repo.startswith(owner + "/"): self.stop(403, f"You don't have the rights to create a {said.get('type')} under this namespace")
-        if key in self.hub.all: return self.json(dict(error=f"You already created this {said.get('type')} repo", url=url), 409)
-        private = said.get("visibility") == "private" or bool(said.get("private"))
+        if self.request_token is None: self.stop(401, "Invalid username or password.")
+        if self.request_token != writer or not repo.startswith(owner + "/"):
+            self.stop(403, f"You don't have the rights to create a {repo_type} under this namespace")
+        if key in self.hub.repositories:
+            return self.json(dict(error=f"You already created this {repo_type} repo", url=url), 409)
+        private = fields.get("visibility") == "private" or bool(fields.get("private"))
         self.hub.add(key, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=private)
-        self.hub.about(key).sdk = said.get("sdk")
-        self.hub.about(key).settings |= {k: said[k] for k in ("hardware", "variables", "secrets", "sleepTimeSeconds") if k in said}
+        repository, settings = self.hub.repository(key), ("hardware", "variables", "secrets", "sleepTimeSeconds")
+        repository.sdk = fields.get("sdk")
+        repository.settings |= {k: fields[k] for k in settings if k in fields}
         self.json(dict(url=url, name=repo, id=key))
 
     def validate(self):
-        asked = json.loads(self.body)
-        front = re.match(r"---\n(.*?)\n---\n", asked["content"], re.S)
-        try: said = yaml.safe_load(front[1]) if front else {}
-        except yaml.YAMLError as e: return self.json(dict(error="Invalid metadata", errors=[dict(message=str(e))], warnings=[]), 400)
-        wrong = [f'"license" must be one of {sorted(licences)}'] if said.get("license", "other") not in licences else []
-        if asked.get("repoType") == "space": wrong += wrong_of_space(said)
-        self.json(dict(errors=[dict(message=m) for m in wrong], warnings=[]), 400 if wrong else 200)
+        fields = json.loads(self.body)
+        match = re.match(r"---\n(.*?)\n---\n", fields["content"], re.S)
+        try: front = yaml.safe_load(match[1]) if match else {}
+        except yaml.YAMLError as e:
+            return self.json(dict(error="Invalid metadata", errors=[dict(message=str(e))], warnings=[]), 400)
+        known = front.get("license", "other") in licences
+        errors = [] if known else [f'"license" must be one of {sorted(licences)}']
+        if fields.get("repoType") == "space": errors += space_errors(front)
+        self.json(dict(errors=[dict(message=m) for m in errors], warnings=[]), 400 if errors else 200)
 
     def preupload(self, kind, repo, revision):
-        files = (self.writable(kind, repo).at(revision) or self.stop(404, f"Invalid rev id: {revision}", "RevisionNotFound"))[1]
-        there = lambda path: blob_id(path, files[path]) if path in files else None
-        self.json(dict(files=[dict(path=f["path"], uploadMode="lfs" if is_large(f["path"]) else "regular", shouldIgnore=False, oid=there(f["path"]))
-                              for f in json.loads(self.body)["files"]]))
+        _, files = self.writable(kind, repo).state(revision) or self.no_revision(revision)
+        entries = []
+        for path in (entry["path"] for entry in json.loads(self.body)["files"]):
+            oid = blob_id(path, files[path]) if path in files else None
+            mode = "lfs" if is_large(path) else "regular"
+            entries.append(dict(path=path, uploadMode=mode, shouldIgnore=False, oid=oid))
+        self.json(dict(files=entries))
 
     def batch(self, repo, kind=None):
         self.writable(kind, repo)
-        actions = lambda oid: {} if oid in self.hub.blobs else dict(actions=dict(upload=dict(href=f"{self.hub.endpoint}/blobs/{oid}")))
-        self.json(dict(transfer="basic", objects=[dict(oid=o["oid"], size=o["size"], **actions(o["oid"])) for o in json.loads(self.body)["objects"]]))
+        upload = lambda oid: dict(actions=dict(upload=dict(href=f"{self.hub.endpoint}/blobs/{oid}")))
+        actions = lambda oid: {} if oid in self.hub.blobs else upload(oid)
+        objects = [(entry["oid"], entry["size"]) for entry in json.loads(self.body)["objects"]]
+        self.json(dict(transfer="basic", objects=[dict(oid=oid, size=size, **actions(oid)) for oid, size in objects]))
 
     def put_blob(self, oid):
         if hashlib.sha256(self.body).hexdigest() != oid: self.stop(400, "The content is not what its hash says")
@@ -270,52 +308,61 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, b"")
 
     def commit(self, kind, repo, revision):
-        found = self.writable(kind, repo)
-        _, files = found.at(revision) or self.stop(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        if revision not in found.refs: self.stop(400, "A commit goes to a branch")
+        repository = self.writable(kind, repo)
+        _, files = repository.state(revision) or self.no_revision(revision)
+        if revision not in repository.refs: self.stop(400, "A commit goes to a branch")
         files, lines = dict(files), [json.loads(line) for line in self.body.splitlines()]
-        for line in lines[1:]:
-            said = line["value"]
-            if line["key"] == "file": files[said["path"]] = base64.b64decode(said["content"])
-            if line["key"] == "lfsFile": files[said["path"]] = self.hub.blobs[said["oid"]]
-            if line["key"] == "deletedFile": files.pop(said["path"], None)
-            if line["key"] == "deletedFolder": files = {k: v for k, v in files.items() if not k.startswith(said["path"].rstrip("/") + "/")}
-        oid = found.commit(revision, files, lines[0]["value"]["summary"])
-        self.json(dict(success=True, commitOid=oid, commitUrl=f"{self.hub.endpoint}/{self.key(kind, repo)}/commit/{oid}"))
+        for operation, value in ((line["key"], line["value"]) for line in lines[1:]):
+            if operation == "file": files[value["path"]] = base64.b64decode(value["content"])
+            if operation == "lfsFile": files[value["path"]] = self.hub.blobs[value["oid"]]
+            if operation == "deletedFile": files.pop(value["path"], None)
+            if operation == "deletedFolder":
+                folder = value["path"].rstrip("/") + "/"
+                files = {path: data for path, data in files.items() if not path.startswith(folder)}
+        oid = repository.commit(revision, files, lines[0]["value"]["summary"])
+        url = f"{self.hub.endpoint}/{self.key(kind, repo)}/commit/{oid}"
+        self.json(dict(success=True, commitOid=oid, commitUrl=url))
 
-    def ref(self, kind, repo, what, name):
-        found = self.writable(kind, repo)
-        if name in found.refs: self.stop(409, f"Reference already exists: {name}")
+    def create_ref(self, kind, repo, ref_type, name):
+        repository = self.writable(kind, repo)
+        if name in repository.refs: self.stop(409, f"Reference already exists: {name}")
         start = json.loads(self.body or b"{}").get("startingPoint") or "main"
-        found.refs[name] = (found.at(start) or self.stop(404, f"Invalid rev id: {start}", "RevisionNotFound"))[0]
+        repository.refs[name] = (repository.state(start) or self.no_revision(start))[0]
         self.json({})
 
     # what only Spaces have
 
-    def runtime(self, found)->dict:
-        now = found.settings.get("hardware", "cpu-basic")
-        return dict(stage="RUNNING", hardware=dict(current=now, requested=now), storage=None, gcTimeout=None, replicas=dict(requested=1))
+    def runtime(self, repository)->dict:
+        hardware = repository.settings.get("hardware", "cpu-basic")
+        return dict(stage="RUNNING", hardware=dict(current=hardware, requested=hardware), storage=None, gcTimeout=None,
+                    replicas=dict(requested=1))
 
     def space_runtime(self, repo): self.json(self.runtime(self.readable("spaces", repo)))
 
-    def space_setting(self, repo, what):
-        found, said = self.writable("spaces", repo), json.loads(self.body or b"{}")
-        if what == "hardware": found.settings["hardware"] = said["flavor"]
-        elif what == "sleeptime": found.settings["sleepTimeSeconds"] = said["seconds"]
-        else: found.settings.setdefault(what, []).append(said)
-        self.json(self.runtime(found) if what in ("hardware", "sleeptime") else {v["key"]: dict(value=v["value"]) for v in found.settings.get("variables", [])})
+    def space_setting(self, repo, setting):
+        repository, fields = self.writable("spaces", repo), json.loads(self.body or b"{}")
+        if setting == "hardware": repository.settings["hardware"] = fields["flavor"]
+        elif setting == "sleeptime": repository.settings["sleepTimeSeconds"] = fields["seconds"]
+        else: repository.settings.setdefault(setting, []).append(fields)
+        if setting in ("hardware", "sleeptime"): return self.json(self.runtime(repository))
+        self.json({v["key"]: dict(value=v["value"]) for v in repository.settings.get("variables", [])})
 
 
 kind, repo, revision = r"(?P<kind>models|datasets|spaces)", r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>.+?)"
+prefix, path = r"(?:(?P<kind>datasets|spaces)/)?", r"(?P<path>[^/]+(?:/.+)?)"
+settings = r"(?P<setting>hardware|sleeptime|variables|secrets)"
 routes = [
-    (r"GET /api/whoami-v2", Handler.whoami), (r"POST /api/repos/create", Handler.create), (r"POST /api/validate-yaml", Handler.validate),
-    (rf"GET /api/{kind}/{repo}", Handler.info), (rf"GET /api/{kind}/{repo}/revision/{revision}", Handler.info),
+    (r"GET /api/whoami-v2", Handler.whoami), (r"POST /api/repos/create", Handler.create),
+    (r"POST /api/validate-yaml", Handler.validate), (rf"GET /api/{kind}/{repo}", Handler.info),
+    (rf"GET /api/{kind}/{repo}/revision/{revision}", Handler.info),
     (rf"GET /api/{kind}/{repo}/tree/{revision}", Handler.tree), (rf"GET /api/{kind}/{repo}/refs", Handler.refs),
-    (rf"POST /api/{kind}/{repo}/preupload/{revision}", Handler.preupload), (rf"POST /api/{kind}/{repo}/commit/{revision}", Handler.commit),
-    (rf"POST /api/{kind}/{repo}/(?P<what>branch|tag)/(?P<name>.+)", Handler.ref),
-    (rf"POST /(?:(?P<kind>datasets|spaces)/)?{repo}\.git/info/lfs/objects/batch", Handler.batch), (r"PUT /blobs/(?P<oid>\w+)", Handler.put_blob),
-    (rf"GET /api/spaces/{repo}/runtime", Handler.space_runtime), (rf"POST /api/spaces/{repo}/(?P<what>hardware|sleeptime|variables|secrets)", Handler.space_setting),
-    (rf"(?:GET|HEAD) /(?:(?P<kind>datasets|spaces)/)?{repo}/resolve/{revision}/(?P<path>[^/]+(?:/.+)?)", Handler.resolve),
+    (rf"POST /api/{kind}/{repo}/preupload/{revision}", Handler.preupload),
+    (rf"POST /api/{kind}/{repo}/commit/{revision}", Handler.commit),
+    (rf"POST /api/{kind}/{repo}/(?P<ref_type>branch|tag)/(?P<name>.+)", Handler.create_ref),
+    (rf"POST /{prefix}{repo}\.git/info/lfs/objects/batch", Handler.batch),
+    (r"PUT /blobs/(?P<oid>\w+)", Handler.put_blob), (rf"GET /api/spaces/{repo}/runtime", Handler.space_runtime),
+    (rf"POST /api/spaces/{repo}/{settings}", Handler.space_setting),
+    (rf"(?:GET|HEAD) /{prefix}{repo}/resolve/{revision}/{path}", Handler.resolve),
 ]
 
 
@@ -328,13 +375,17 @@ def standin(token:str|None=None):
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         hub.cache = home / "hub"
-        said = dict(ENDPOINT=hub.endpoint, HUGGINGFACE_CO_URL_TEMPLATE=hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-                    HF_HUB_OFFLINE=False, HF_HUB_DISABLE_XET=True, HF_HUB_DISABLE_TELEMETRY=True, HF_HUB_DISABLE_IMPLICIT_TOKEN=False,
-                    HF_HUB_CACHE=str(hub.cache), HF_TOKEN_PATH=str(home / "home/token"), HF_STORED_TOKENS_PATH=str(home / "home/stored_tokens"))
-        stack.enter_context(patch.multiple(constants, **said))
-        env = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE")}
-        stack.enter_context(patch.dict(os.environ, env | dict(HF_ENDPOINT=hub.endpoint) | (dict(HF_TOKEN=token) if token else {}), clear=True))
+        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        stack.enter_context(patch.multiple(
+            constants, ENDPOINT=hub.endpoint, HUGGINGFACE_CO_URL_TEMPLATE=url, HF_HUB_OFFLINE=False,
+            HF_HUB_DISABLE_XET=True, HF_HUB_DISABLE_TELEMETRY=True, HF_HUB_DISABLE_IMPLICIT_TOKEN=False,
+            HF_HUB_CACHE=str(hub.cache), HF_TOKEN_PATH=str(home / "home/token"),
+            HF_STORED_TOKENS_PATH=str(home / "home/stored_tokens")))
+        removed = "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"
+        env = {k: v for k, v in os.environ.items() if k not in removed} | dict(HF_ENDPOINT=hub.endpoint)
+        if token: env["HF_TOKEN"] = token
+        stack.enter_context(patch.dict(os.environ, env, clear=True))
         stack.callback(close_session)
-        stack.callback(lambda: hub.over.is_set() or hub.close())
+        stack.callback(lambda: hub.closed.is_set() or hub.close())
         close_session()
         yield hub

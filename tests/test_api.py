@@ -23,14 +23,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mood import Mood
+from controllable_net import ControllableNet
 
 from mfm_app import ui, ui_api
-from mfm_app.engine import Engine, weigh
-from mfm_app.finetune import drawn_model
+from mfm_app.engine import Engine, robustness
+from mfm_app.finetune import random_model
 from mfm_app.images import read_provenance
 from mfm_app.simulator import synthetic_cells
-from mfm_app.specimen import drawn_controls
+from mfm_app.preprocess import sample_controls
 from mfm_app.ui_api import api, offered
 from mfm_app.ui_parts import timely
 
@@ -40,8 +40,8 @@ nicotine = "CN1CCC[C@H]1c1cccnc1"
 
 @pytest.fixture(scope="module")
 def engine(own_temporary):
-    model = drawn_model()
-    model.net = Mood(model.net)
+    model = random_model()
+    model.net = ControllableNet(model.net)
     return Engine(model, "cpu", torch.float32)
 
 
@@ -221,8 +221,8 @@ def test_drawn_cells_are_treated_and_the_way_is_measured(client, engine):
     *steps, (facts, file) = client.submit(perturbation="stabiliser", doses_um=[0.1, 1.], seeds=[0, 1, 2], steps=3, file="NPZ", api_name="/counterfactual")
     assert [f["step"] for f, _ in steps] == list(range(7)) and facts["treatments"] == ["stabiliser 0.1 µM", "stabiliser 1 µM"]
     with np.load(file, allow_pickle=False) as arrays:
-        assert (arrays["original"] == drawn_controls(engine, [0, 1, 2])[0]).all()
-        error = arrays["regenerated"].astype(float) - arrays["original"]
+        assert (arrays["original"] == sample_controls(engine, [0, 1, 2])[0]).all()
+        error = arrays["reconstruction"].astype(float) - arrays["original"]
     told = facts["fidelity"]
     assert told["psnr_db"] == pytest.approx(10 * math.log10(255 ** 2 / np.square(error).mean()), abs=0.01)
     assert [c["mean_absolute_error"] for c in told["channels"].values()] == pytest.approx(np.abs(error).mean((0, 2, 3)), abs=1e-3)
@@ -304,7 +304,7 @@ def test_what_is_dressed_up_as_an_upload_is_refused_like_any_other(address, path
 def test_effects_come_as_a_table_with_what_they_resemble(client, engine):
     facts, file = client.predict(molecule=nicotine, seeds=list(range(6)), steps=2, features=5, file="CSV", api_name="/effects")
     answer = engine.generate(molecule=nicotine, seeds=range(6), steps=2)
-    whole, effect = answer.comparison.table.reset_index().head(5), weigh(engine, answer).effect
+    whole, effect = answer.comparison.table.reset_index().head(5), robustness(engine, answer).effect
     assert pd.DataFrame(facts["features"])[list(whole)].equals(pd.read_json(io.StringIO(whole.to_json(orient="records", double_precision=6))))
     assert [row["channel"] for row in facts["channels"]] == [c["name"] for c in engine.model.channels] and all(row["significant_share"] is not None for row in facts["channels"])
     assert [r["mechanism"] for r in facts["steadiness"]["resembles"]] == [m for m, _ in effect.resembles] and facts["steadiness"]["thinned_fingerprints"] == 8
@@ -379,12 +379,12 @@ def tools(engine):
 
 
 def test_a_language_model_finds_the_tools_with_their_descriptions(tools):
-    listed = {tool.name: tool for tool in tools()}
-    assert list(listed) == names
-    for tool in listed.values():
+    by_name = {tool.name: tool for tool in tools()}
+    assert list(by_name) == names
+    for tool in by_name.values():
         assert len(tool.description) > 80 and all(len(p.get("description", "")) > 20 for p in tool.inputSchema["properties"].values())
-    asked = listed["generate"].inputSchema["properties"]
-    assert asked["solver"]["enum"] == ["euler", "midpoint", "heun", "rk4"] and asked["seeds"]["items"] == {"type": "integer"} and listed["screen"].inputSchema["required"] == ["molecules"]
+    asked = by_name["generate"].inputSchema["properties"]
+    assert asked["solver"]["enum"] == ["euler", "midpoint", "heun", "rk4"] and asked["seeds"]["items"] == {"type": "integer"} and by_name["screen"].inputSchema["required"] == ["molecules"]
 
 
 def test_a_language_model_is_shown_a_picture_and_told_the_facts(tools):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mfm_app.cli import cells_of_condition, generate_condition
-from mfm_app.core import InputError, check_dose
-from mfm_app.evaluation import calibrate, tell_apart
+from mfm_app.core import InputError
+from mfm_app.vocabulary import check_dose
+from mfm_app.evaluation import calibrate, classify
 from mfm_app.features import morphology, seam
 from mfm_app.hub import bundled, load_model
 
@@ -60,7 +61,7 @@ def test_the_readme_gives_the_figures_of_the_card():
 
 def test_it_reads_every_training_compound_that_has_a_structure_nearly_as_its_name(model):
     from mfm_app.conditioning import treatment
-    from mfm_app.core import condition
+    from mfm_app.vocabulary import condition
     from mfm_app.molecules import read_molecule
     cosines = []
     for p in model.vocab.perturbations:
@@ -110,7 +111,7 @@ def test_a_classifier_of_real_cells_recognises_generated_ones(drawn, real_cells)
     train = [part.where(experiment=["Week4", "Week2", "Week1", "Week5"]) for part in train]
     images, labels = np.concatenate([p.images[:400] for p in train]), np.concatenate([p.table["perturbation"][:400] for p in train])
     cells = morphology(np.concatenate(list(drawn.values())), names)
-    found = tell_apart(morphology(images, names), labels, dict(generated=(cells, np.repeat(list(drawn), 48))))["generated"]
+    found = classify(morphology(images, names), labels, dict(generated=(cells, np.repeat(list(drawn), 48))))["generated"]
     assert found.balanced_accuracy > 0.75, found
 
 

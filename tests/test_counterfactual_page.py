@@ -16,15 +16,16 @@ import torch
 from PIL import Image
 
 from conftest import typed
-from mood import Mood
+from controllable_net import ControllableNet
 
 from mfm_app.counterfactual import counterfactual
 from mfm_app.engine import Engine
-from mfm_app.finetune import drawn_model
-from mfm_app.images import read_micrograph, read_provenance, rescale
+from mfm_app.finetune import random_model
+from mfm_app.images import read_micrograph, read_provenance
+from mfm_app.preprocess import rescale
 from mfm_app.simulator import synthetic_cells
-from mfm_app.specimen import drawn_controls
-from mfm_app.ui_counterfactual import Bench, doses_of, effects_shown, receive
+from mfm_app.preprocess import sample_controls
+from mfm_app.ui_counterfactual import ImageSession, doses_of, effects_shown, receive
 from mfm_app.ui_parts import served, uploads
 
 seconds = 1000     # Playwright counts in milliseconds
@@ -33,8 +34,8 @@ door, status = (f"#cf-{name} [data-testid=markdown]" for name in ("door", "statu
 
 @pytest.fixture(scope="module")
 def engine(own_temporary):
-    model = drawn_model()
-    model.net = Mood(model.net)
+    model = random_model()
+    model.net = ControllableNet(model.net)
     return Engine(model, "cpu", torch.float32)
 
 
@@ -58,7 +59,7 @@ def tab(page, address): return opened(page, address)
 def number(page, field, value): typed(page, f"#cf-{field} input", value)
 
 
-def says(page, selector, text):
+def wait_for_text(page, selector, text):
     page.wait_for_function("([at, said]) => document.querySelector(at).innerText.includes(said)", arg=[selector, text], timeout=20 * seconds)
     return page.inner_text(selector)
 
@@ -103,8 +104,8 @@ def test_drawn_cells_walk_there_and_back_and_show_what_the_treatment_did(tab):
     assert tab.locator("#cf-viewer .cell").count() == 6 and tab.locator("#cf-viewer .cell").first.inner_text() == "seed 0"
     painted = brightest(tab, "#cf-viewer canvas")
     assert len(painted) == 3 + 2 + 2 * 6 and min(painted) > 0
-    assert " dB. Originals and regenerated cells differ by DNA" in says(tab, "#cf-trip", "Round trip")
-    assert says(tab, "#cf-effects h3", "Effect") == "Effect of stabiliser, 0.1 µM: counterfactual minus regenerated"
+    assert " dB. Originals and regenerated cells differ by DNA" in wait_for_text(tab, "#cf-trip", "Round trip")
+    assert wait_for_text(tab, "#cf-effects h3", "Effect") == "Effect of stabiliser, 0.1 µM: counterfactual minus regenerated"
     assert tab.locator("#cf-effects .maps .heatmaplayer").count() >= 3 and tab.locator("#cf-effects .profile .bars path").count() > 5
     assert tab.locator("#cf-effects .switch input").is_enabled()
 
@@ -140,17 +141,17 @@ def test_a_dose_of_a_series_is_chosen_and_everything_follows(tab, engine):
     assert doses.last.get_attribute("aria-pressed") == "true" and doses.first.get_attribute("aria-pressed") == "false"
     assert tab.locator("#cf-viewer .pair figcaption").last.inner_text() == "stabiliser, 1 µM"
     assert before != picture(tab, "#cf-viewer .pair canvas") == picture(tab, "#cf-viewer .alternative canvas") == picture(tab, "#cf-viewer .stack canvas")
-    says(tab, "#cf-effects h3", "Effect of stabiliser, 1 µM")
+    wait_for_text(tab, "#cf-effects h3", "Effect of stabiliser, 1 µM")
     doses.first.click(), doses.last.click(), doses.first.click()      # the last counts, however quickly
-    says(tab, "#cf-effects h3", "Effect of stabiliser, 0.1 µM")
+    wait_for_text(tab, "#cf-effects h3", "Effect of stabiliser, 0.1 µM")
     engine.model.net.pause = .1
     tab.evaluate("document.querySelector('#cf-viewer .provenance').textContent = ''")
     tab.click("#cf-go")
     tab.wait_for_function("/step [1-3]/.test(document.querySelector('#cf-viewer .where').textContent)")
     doses.last.click()      # before its effect is known
-    says(tab, "#cf-effects .stale", "of the cells before")
-    says(tab, "#cf-viewer .provenance", "2 cells")
-    says(tab, "#cf-effects h3", "Effect of stabiliser, 1 µM")
+    wait_for_text(tab, "#cf-effects .stale", "of the cells before")
+    wait_for_text(tab, "#cf-viewer .provenance", "2 cells")
+    wait_for_text(tab, "#cf-effects h3", "Effect of stabiliser, 1 µM")
 
 
 # Cells somebody brings
@@ -168,7 +169,7 @@ def files(tmp_path_factory):
     return folder
 
 
-def bring(page, path):
+def prepare_cells(page, path):
     if page.locator("#cf-field").is_hidden(): cells_from(page, "Your image")
     if page.locator("#cf-file button[aria-label=Clear]").count(): page.click("#cf-file button[aria-label=Clear]")
     page.set_input_files("#cf-file input", path)
@@ -193,16 +194,16 @@ def changes(page, selector, before):
 
 
 def test_a_field_is_read_its_channels_guessed_and_two_of_its_cells_treated(tab, files):
-    bring(tab, files / "field.ome.tif")
+    prepare_cells(tab, files / "field.ome.tif")
     rings = tab.locator("#cf-field .nuclei button")
     rings.nth(23).wait_for()
-    says(tab, "#cf-field .whole figcaption", "field.ome.tif: 24 nuclei found")
+    wait_for_text(tab, "#cf-field .whole figcaption", "field.ome.tif: 24 nuclei found")
     assert channels(tab) == ["2: Hoechst 33342", "3: phalloidin", "1: beta-tubulin"] and tab.inner_text(door) == "" and left() == []
     taken(tab, 24)
     tab.get_by_role("button", name="Take none").click()
     taken(tab, 0)
     tab.click("#cf-go")
-    says(tab, status, "No nucleus is taken; choose at least one in your image.")
+    wait_for_text(tab, status, "No nucleus is taken; choose at least one in your image.")
     rings.evaluate_all("rings => [3, 7].forEach(i => rings[i].click())")      # the second before the first is answered
     assert treat(tab).startswith("2 cells, ") and tab.locator("#cf-viewer .cell").all_inner_texts() == ["cell 1", "cell 2"]
     assert rings.nth(3).get_attribute("aria-pressed") == rings.nth(7).get_attribute("aria-pressed") == "true"
@@ -217,7 +218,7 @@ def test_a_field_is_read_its_channels_guessed_and_two_of_its_cells_treated(tab, 
 
 
 def test_light_size_and_channels_can_be_changed(tab, files):
-    bring(tab, files / "field.ome.tif")
+    prepare_cells(tab, files / "field.ome.tif")
     taken(tab, 24)
     tab.get_by_role("button", name="Take none").click()
     tab.locator("#cf-field .nuclei button").first.click()
@@ -227,16 +228,16 @@ def test_light_size_and_channels_can_be_changed(tab, files):
     assert before != after
     tab.get_by_label("Match light").uncheck()
     assert changes(tab, "#cf-field .after", after) == picture(tab, "#cf-field .before") == before
-    says(tab, "#cf-field .after-title", "light left alone")
+    wait_for_text(tab, "#cf-field .after-title", "light left alone")
     tab.focus("#cf-nucleus input"), tab.keyboard.press("Tab")      # passing through changes nothing
     tab.wait_for_timeout(500)
     assert tab.locator("#cf-field .before").evaluate("sheet => [sheet.naturalWidth, sheet.naturalHeight]") == [64, 64]
     number(tab, "nucleus", 40)
-    says(tab, "#cf-field .notes", "A nucleus is 40 px wide in the file")
+    wait_for_text(tab, "#cf-field .notes", "A nucleus is 40 px wide in the file")
     taken(tab, 1)
     assert changes(tab, "#cf-field .before", before)
     number(tab, "nucleus", 0)
-    assert says(tab, door, "A nucleus must be 3 to 218 pixels wide in the file") and "Traceback" not in tab.inner_text("body")
+    assert wait_for_text(tab, door, "A nucleus must be 3 to 218 pixels wide in the file") and "Traceback" not in tab.inner_text("body")
     whole = picture(tab, "#cf-field .whole img")
     choose(tab, 1, "1: beta-tubulin")
     changes(tab, "#cf-field .whole img", whole)
@@ -247,27 +248,27 @@ def test_light_size_and_channels_can_be_changed(tab, files):
 
 
 def test_channels_that_nobody_can_guess_are_told_and_one_cell_or_several_are_treated(tab, files):
-    bring(tab, files / "odd.ome.tif")
-    says(tab, door, "The file has 3 channels and the model needs DNA, Actin, Tubulin; say which is DNA and which Actin and which Tubulin.")
+    prepare_cells(tab, files / "odd.ome.tif")
+    wait_for_text(tab, door, "The file has 3 channels and the model needs DNA, Actin, Tubulin; say which is DNA and which Actin and which Tubulin.")
     assert tab.locator("#cf-field .hint").is_visible()
     for i, option in enumerate(["2: middle", "3: right", "1: left"]): choose(tab, i, option)
-    says(tab, "#cf-field .whole figcaption", "odd.ome.tif: ")
+    wait_for_text(tab, "#cf-field .whole figcaption", "odd.ome.tif: ")
     assert channels(tab) == ["2: middle", "3: right", "1: left"] and tab.inner_text(door) == ""
-    bring(tab, files / "cell.png")
-    says(tab, "#cf-field .whole figcaption", "cell.png")
+    prepare_cells(tab, files / "cell.png")
+    wait_for_text(tab, "#cf-field .whole figcaption", "cell.png")
     assert channels(tab) == ["3: blue", "2: green", "1: red"] and tab.inner_text(door) == ""
-    says(tab, "#cf-field .notes", "The image has the size of the model's own cells and is taken as it is.")
+    wait_for_text(tab, "#cf-field .notes", "The image has the size of the model's own cells and is taken as it is.")
     tab.get_by_label("Match light").uncheck()
-    says(tab, "#cf-field .after-title", "light left alone")
-    says(tab, "#cf-field .notes", "taken as it is")
+    wait_for_text(tab, "#cf-field .after-title", "light left alone")
+    wait_for_text(tab, "#cf-field .notes", "taken as it is")
     assert treat(tab).startswith("1 cell, ")
     assert tab.locator("#cf-effects .switch input").is_disabled()
-    bring(tab, files / "five.npy")
-    says(tab, "#cf-field .whole figcaption", "five.npy")
+    prepare_cells(tab, files / "five.npy")
+    wait_for_text(tab, "#cf-field .whole figcaption", "five.npy")
     assert tab.locator("#cf-field .nuclei button").count() == 0 and tab.locator("#cf-field .choose").is_hidden()
     assert treat(tab).startswith("5 cells, ")
     tab.click("#cf-file button[aria-label=Clear]")
-    says(tab, door, "One cell, several, or a field with many")
+    wait_for_text(tab, door, "One cell, several, or a field with many")
     assert tab.locator("#cf-field .hint").is_visible() and left() == []
 
 
@@ -310,8 +311,8 @@ def test_a_bad_file_is_refused_in_a_sentence_and_nothing_is_lost(tab, files, tmp
     done = treat(tab)
     for name, (content, said) in bad_files.items():
         (tmp_path / name).write_bytes(content)
-        bring(tab, tmp_path / name)
-        told = says(tab, door, said).strip()
+        prepare_cells(tab, tmp_path / name)
+        told = wait_for_text(tab, door, said).strip()
         assert told.startswith("⚠️ ") and len(told.splitlines()) == 1 and len(told) < 350, told
         everything = tab.inner_text("body")
         assert "Traceback" not in everything and tempfile.gettempdir() not in everything and str(tmp_path) not in everything, name
@@ -320,16 +321,16 @@ def test_a_bad_file_is_refused_in_a_sentence_and_nothing_is_lost(tab, files, tmp
     with tab.expect_download() as download: tab.click("#cf-take-png")
     assert read_provenance(download.value.path())["source"]["kind"] == "drawn"
     tab.click("#cf-go")
-    says(tab, status, "Bring an image first, or take drawn controls.")
-    bring(tab, files / "field.ome.tif")
+    wait_for_text(tab, status, "Bring an image first, or take drawn controls.")
+    prepare_cells(tab, files / "field.ome.tif")
     tab.locator("#cf-field .nuclei button").first.wait_for()
-    bring(tab, files / "odd.ome.tif")      # whose channels nobody can guess
-    says(tab, door, "The file has 3 channels")
+    prepare_cells(tab, files / "odd.ome.tif")      # whose channels nobody can guess
+    wait_for_text(tab, door, "The file has 3 channels")
     tab.locator("#cf-field .hint").wait_for()      # and not the image before it
     cells_from(tab, "Drawn controls")
     assert treat(tab).startswith("2 cells, ")
     (tmp_path / "program.exe").write_bytes(b"MZ")      # a kind that is not listed is not even sent
-    bring(tab, tmp_path / "program.exe")
+    prepare_cells(tab, tmp_path / "program.exe")
     tab.locator(".toast-body.error").wait_for()
     assert "png" in tab.inner_text(".toast-body.error") and left() == []
 
@@ -362,7 +363,7 @@ def test_a_path_in_place_of_an_upload_reads_and_deletes_nothing(address, files, 
         assert "picture" not in told, told[:500]
     for path in (victim, served() / "plotly.min.js", uploads() / ".." / "none.npy", tmp_path):      # though Gradio let it pass
         existed = path.exists()
-        _, said, *_ = receive(engine, Bench(), str(path), True)
+        _, said, *_ = receive(engine, ImageSession(), str(path), True)
         assert said == "⚠️ Only a file that was uploaded here can be read." and path.exists() == existed
     assert victim.read_bytes() == (files / "five.npy").read_bytes() and (served() / "ketcher.html").is_file()
 
@@ -374,7 +375,7 @@ def test_a_series_of_a_molecule_stays_within_its_doses(engine, monkeypatch):
 
 
 def test_a_figure_says_which_treatment_of_a_series_it_shows(engine):
-    answer = counterfactual(engine, drawn_controls(engine, range(2))[0], "sweller", [1., 10.], steps=1)
+    answer = counterfactual(engine, sample_controls(engine, range(2))[0], "sweller", [1., 10.], steps=1)
     assert [json.loads(effects_shown(engine, answer, i))["provenance"]["shown"] for i in (0, 1)] == ["sweller 1 µM", "sweller 10 µM"]
 
 
@@ -403,7 +404,7 @@ def test_stop_and_leaving_end_the_network_calls(tab, engine):
     ends(tab, engine, 2 * seconds)
     assert tab.inner_text("#cf-viewer .provenance") == ""
     tab.click("#cf-take-png")
-    says(tab, status, "There is nothing to download yet.")      # what is shown is not done, and what was done is not shown
+    wait_for_text(tab, status, "There is nothing to download yet.")      # what is shown is not done, and what was done is not shown
     tab.wait_for_timeout(300)
     walks(tab)
     tab.goto("about:blank")
@@ -425,7 +426,7 @@ def test_what_is_wrong_with_a_field_is_said_at_it(tab, engine):
     def refused(at, said):
         rounds = engine.walks.rounds
         tab.click("#cf-go")
-        says(tab, at, said)
+        wait_for_text(tab, at, said)
         tab.wait_for_timeout(300)
         assert engine.walks.rounds == rounds and "Traceback" not in tab.inner_text("body")
         for e in [e for e in tab.errors if "422" in e]: tab.errors.remove(e)      # the browser's own note of the refusal
@@ -472,7 +473,7 @@ def taken_away(page, prefix, name, sets, cells, tmp_path):
 
 def test_what_is_taken_away_tells_what_the_page_says(tab, chromium, address, tmp_path):
     tab.click("#cf-take-csv")
-    says(tab, status, "There is nothing to download yet.")
+    wait_for_text(tab, status, "There is nothing to download yet.")
     number(tab, "cells", 3), number(tab, "seed", 5)
     said = treat(tab)
     told = taken_away(tab, "cf-", "counterfactual", 3, 3, tmp_path)
@@ -482,21 +483,21 @@ def test_what_is_taken_away_tells_what_the_page_says(tab, chromium, address, tmp
     with chromium.new_context() as context:      # nobody else's
         other = opened(context.new_page(), address)
         other.click("#cf-take-png")
-        says(other, status, "There is nothing to download yet.")
+        wait_for_text(other, status, "There is nothing to download yet.")
 
 
 def test_explore_shows_its_effect_and_hands_it_out(page, address, tmp_path):
     page.goto(address)
     page.wait_for_selector("#dose .ticks button")
     page.click("#take-png")
-    says(page, "#status", "There is nothing to download yet.")
+    wait_for_text(page, "#status", "There is nothing to download yet.")
     page.locator("button:visible", has_text="Sampling").click()
     for cells, enabled in ((6, True), (4, False)):
         for field, value in (("steps", 2), ("cells", cells)): typed(page, f"#{field} input", value)
         page.click("#generate")
-        says(page, "#viewer .provenance", f"{cells} cells: stabiliser, 0.1 µM")
+        wait_for_text(page, "#viewer .provenance", f"{cells} cells: stabiliser, 0.1 µM")
         page.wait_for_function("document.querySelector('#effects .maps .main-svg') && document.querySelector('#effects .stale').hidden", timeout=20 * seconds)
-        says(page, "#effects .note", f"{cells} cells")
+        wait_for_text(page, "#effects .note", f"{cells} cells")
         assert page.inner_text("#effects h3") == "Effect of stabiliser, 0.1 µM: treated minus DMSO from the same noise"
         assert page.locator("#effects .switch input").is_enabled() == enabled
     assert "at least 6 cells" in page.inner_text("#effects .switch .why")
@@ -517,7 +518,7 @@ contrast = """all => {
 
 def test_all_words_can_be_read_and_all_rings_reached_by_keyboard(page, address, files):
     tab = opened(page, f"{address}?__theme=dark")
-    bring(tab, files / "field.ome.tif")
+    prepare_cells(tab, files / "field.ome.tif")
     ring = tab.get_by_role("button", name="Nucleus 3", exact=True)
     ring.wait_for()
     ring.focus()

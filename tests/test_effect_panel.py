@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from mfm_app.core import InputError
 from mfm_app.display import static
-from mfm_app.ui_parts import piece, served
+from mfm_app.ui_parts import component, served
 from mfm_app.viz import effect_limit, effect_maps, effect_picture, profile_bars
 
 channels = [dict(name=name, colour="white") for name in ("DNA", "Actin", "Tubulin")]
@@ -153,7 +153,7 @@ def panel():
     with gr.Blocks(analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(): buttons = {name: gr.Button(name, elem_id=name, min_width=60) for name in values}
         with gr.Tab("Other"): gr.Markdown("nothing here")
-        with gr.Tab("Effect"): shown = piece("effects", elem_id="effects", constants=dict(plotly=quote(served().as_posix(), safe="/:"), hint="Press Generate."))
+        with gr.Tab("Effect"): shown = component("effects", elem_id="effects", constants=dict(plotly=quote(served().as_posix(), safe="/:"), hint="Press Generate."))
         for name, button in buttons.items(): button.click(lambda name=name: values[name], None, shown, show_progress="hidden", api_visibility="private")
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, js=(static / "page.js").read_text(encoding="utf-8"))
     yield url

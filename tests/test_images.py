@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from mfm_app.core import InputError
-from mfm_app.images import (Micrograph, as_fraction, crop_around, guess_channels, match_intensities, percentiles, read_micrograph,
-                            read_provenance, rescale, write_npz, write_ome_tiff, write_png)
+from mfm_app.images import Micrograph, read_micrograph, read_provenance, write_npz, write_ome_tiff, write_png
+from mfm_app.preprocess import as_fraction, crop_around, guess_channels, match_intensities, percentiles, rescale
 
 rng = np.random.default_rng(0)
 grey, deep = rng.integers(0, 256, (24, 20), dtype=np.uint8), rng.integers(0, 65536, (24, 20), dtype=np.uint16)
@@ -61,9 +61,9 @@ def tiff_saying(data=b"", count=None, then=0, **tags):
     "A TIFF of one strip, written tag by tag."
     said = dict(width=(256, 64), height=(257, 64), bits=(258, 8), compression=(259, 1), photometric=(262, 1), at=(273, 8), samples=(277, 1),
                 rows=(278, tags.get("height", (0, 64))[1]), bytes=(279, len(data) if count is None else count))
-    listed = sorted({**said, **tags}.values())
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(listed)) \
-        + b"".join(struct.pack("<HHII", code, 4, 1, value) for code, value in listed) + struct.pack("<I", then)
+    tag_list = sorted({**said, **tags}.values())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tag_list)) \
+        + b"".join(struct.pack("<HHII", code, 4, 1, value) for code, value in tag_list) + struct.pack("<I", then)
 
 
 def zipped(content, name="images.npy", method=zipfile.ZIP_DEFLATED):
@@ -378,8 +378,8 @@ def test_significant_bits_are_believed_where_they_make_sense(place, bits, taken)
 
 def test_limits_are_the_callers(ask, place):
     path = place("three.npy", npy(three))
-    assert isinstance(ask(read_micrograph, path, most_pixels=three.size - 1), InputError) and isinstance(ask(read_micrograph, path, most_bytes=99), InputError)
-    assert isinstance(ask(read_micrograph, path, most_pixels=three.size), Micrograph)
+    assert isinstance(ask(read_micrograph, path, max_values=three.size - 1), InputError) and isinstance(ask(read_micrograph, path, max_bytes=99), InputError)
+    assert isinstance(ask(read_micrograph, path, max_values=three.size), Micrograph)
 
 
 def test_a_file_does_not_lead_to_another(ask, place):

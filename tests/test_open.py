@@ -18,18 +18,18 @@ from gradio_client import Client
 from mfm_app import ui_counterfactual, ui_parts
 from mfm_app.core import InputError
 from mfm_app.engine import Engine
-from mfm_app.finetune import drawn_model
+from mfm_app.finetune import random_model
 from mfm_app.images import read_micrograph
 from mfm_app.screen import Settings, check_settings
-from mfm_app.ui_counterfactual import Bench, read_upload
-from mfm_app.ui_parts import farewells, leave, most_sessions, served, timely, uploads, when_left
-from mfm_app.ui_screen import Desk, desks, run_screen
+from mfm_app.ui_counterfactual import ImageSession, read_upload
+from mfm_app.ui_parts import farewells, leave, max_sessions, served, timely, uploads, when_left
+from mfm_app.ui_screen import ScreenSession, desks, run_screen
 
 root = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def engine(own_temporary): return Engine(drawn_model(), "cpu", torch.float32)
+def engine(own_temporary): return Engine(random_model(), "cpu", torch.float32)
 
 
 def within(seconds, question):
@@ -120,7 +120,7 @@ def test_the_cells_of_a_visitor_are_forgotten_when_they_leave(chromium, address)
     page = context.new_page()
     page.goto(f"{address}?perturbation=sweller&cells=1&steps=1")
     page.wait_for_function("document.querySelector('#viewer .provenance')?.textContent")
-    keeps = lambda: [f.__self__ for all in farewells.values() for f in all if isinstance(f.__self__, ui_parts.Kept) and f.__self__.answer is not None]
+    keeps = lambda: [f.__self__ for all in farewells.values() for f in all if isinstance(f.__self__, ui_parts.Session) and f.__self__.answer is not None]
     kept, = within(30, keeps)
     context.close()
     assert within(30, lambda: kept.answer is None) and not keeps()
@@ -130,7 +130,7 @@ def visitor(): return SimpleNamespace(session_hash=uuid.uuid4().hex)
 
 
 def test_who_lost_the_connection_and_came_back_is_cleared_again(tmp_path):
-    one, desk = visitor(), Desk()
+    one, desk = visitor(), ScreenSession()
     when_left(one, desk.clear)
     leave(one)
     desk.fresh("CCO", None)
@@ -143,17 +143,17 @@ def test_who_lost_the_connection_and_came_back_is_cleared_again(tmp_path):
 def test_of_too_many_visitors_the_first_are_forgotten(monkeypatch):
     monkeypatch.setattr(ui_parts, "farewells", {})
     gone = []
-    for i in range(most_sessions + 3): when_left(visitor(), lambda i=i: gone.append(i))
-    assert gone == [0, 1, 2] and len(ui_parts.farewells) == most_sessions
+    for i in range(max_sessions + 3): when_left(visitor(), lambda i=i: gone.append(i))
+    assert gone == [0, 1, 2] and len(ui_parts.farewells) == max_sessions
 
 
 def test_a_screen_whose_visitor_has_left_ends_quietly(engine, monkeypatch):
-    desk = Desk()
+    desk = ScreenSession()
     walk = run_screen(engine, desk, "CCO\nCCCC\nCCCCC", check_settings(engine, Settings(cells=1, steps=1)))
     next(walk), next(walk), next(walk)
     desk.clear()
-    *_, (piece, status, *_) = walk
-    assert piece == gr.skip() and "Something went wrong" not in str(status) and not desk.busy
+    *_, (component, status, *_) = walk
+    assert component == gr.skip() and "Something went wrong" not in str(status) and not desk.busy
 
 
 def test_images_of_many_visitors_take_no_more_room_than_there_is(monkeypatch):
@@ -161,7 +161,7 @@ def test_images_of_many_visitors_take_no_more_room_than_there_is(monkeypatch):
     monkeypatch.setattr(ui_counterfactual, "most_held", 3 * 3 * 64 * 64)
     monkeypatch.setattr(ui_counterfactual, "read_uploaded", lambda file: read_micrograph(file))
     np.save(path := uploads().parent / "cell.npy", np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64), np.uint8))
-    benches = [Bench() for _ in range(5)]
+    benches = [ImageSession() for _ in range(5)]
     for bench in benches: read_upload(bench, str(path))
     assert [bench.micrograph is not None for bench in benches] == [False, False, True, True, True]
     read_upload(benches[2], str(path))      # another image of somebody who has one

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from conftest import typed
-from mood import Mood
+from controllable_net import ControllableNet
 
 from mfm_app import ui, ui_explore, ui_parts
 from mfm_app.core import InputError
 from mfm_app.engine import Engine, Request, check
-from mfm_app.finetune import drawn_model
+from mfm_app.finetune import random_model
 
 seconds = 1000     # Playwright counts in milliseconds
 
 
 @pytest.fixture(scope="module")
 def engine():
-    model = drawn_model()
-    model.net = Mood(model.net)
+    model = random_model()
+    model.net = ControllableNet(model.net)
     return Engine(model, "cpu", torch.float32)
 
 
@@ -128,7 +128,7 @@ def test_channels_and_contrast_change_every_picture_at_once(explore):
 
 def test_viewers_share_channels_and_contrast(page, engine):
     request = check(Request("sweller", seeds=(0, 1), steps=1), engine)
-    *_, last = (shown for shown, *_ in ui_explore.answers(engine, ui_parts.Kept(), request) if isinstance(shown, str) and "frame" in json.loads(shown))
+    *_, last = (shown for shown, *_ in ui_explore.answers(engine, ui_parts.Session(), request) if isinstance(shown, str) and "frame" in json.loads(shown))
     with gr.Blocks() as blocks:
         viewers = [ui_parts.viewer("Nothing yet.", elem_id=name) for name in ("one", "other")]
         blocks.load(lambda: [last, last], None, viewers)
@@ -268,7 +268,7 @@ def test_about_says_what_the_model_has_seen_and_how_to_cite_and_call_it(explore,
     explore.locator("#about", has_text="What it has seen").wait_for()
     said = explore.inner_text("#about")
     assert "2603.26790" in said and "Few cells" in said and "Licence of the data" in said and "hypothesis" in said
-    for title, text in {"Cells of each compound": "sweller", "The whole model card": "How good it is", "Call it from Python": "engine.load(", "Call it from anywhere": f'Client("{address.rstrip("/")}'}.items():
+    for title, text in {"Cells of each compound": "sweller", "The whole model card": "Evaluation", "Call it from Python": "engine.load(", "Call it from anywhere": f'Client("{address.rstrip("/")}'}.items():
         explore.locator("button", has_text=title).click()
         explore.locator("[data-testid=markdown]:visible", has_text=text).first.wait_for()
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 from hypothesis import given, settings as profile, strategies as st
 
-from mood import Mood
+from controllable_net import ControllableNet
 
 from mfm_app import screen as room, ui_screen
 from mfm_app.cli import main
 from mfm_app.core import InputError
 from mfm_app.engine import Engine
 from mfm_app.features import morphology
-from mfm_app.finetune import drawn_model
+from mfm_app.finetune import random_model
 from mfm_app.hub import save_model
 from mfm_app.molecules import read_rows
 from mfm_app.screen import Folder, Found, Settings, screen, screen_into
@@ -35,7 +35,7 @@ five = "CCO, 1, ethanol\nsweller\nC1CC\nCCCCCC\nCCN, 0\nCC(=O)O, 1, acid\nCCOCC"
 
 def untaught():
     "A small model with random weights that reads molecules, one of which was held out."
-    model = drawn_model()
+    model = random_model()
     model.config["molecules"]["held_out"] = [dict(name="acid", moa="Swelling", smiles="CC(=O)O")]
     return model
 
@@ -43,7 +43,7 @@ def untaught():
 @pytest.fixture(scope="module")
 def engine():
     model = untaught()
-    model.net = Mood(model.net)
+    model.net = ControllableNet(model.net)
     return Engine(model, "cpu", torch.float32)
 
 
@@ -136,14 +136,14 @@ def test_a_thousand_molecules_hold_memory_flat(engine, tmp_path, monkeypatch):
     profile_of_one = morphology(np.random.default_rng(0).integers(0, 255, (1, 3, 64, 64), np.uint8), ["DNA", "Actin", "Tubulin"])
     monkeypatch.setattr(room, "morphology", lambda images, names: profile_of_one)      # measured elsewhere; here it would only take time
     alone = Settings(dose_um=1., cells=1, steps=1)
-    def most_held(n):
+    def max_held_bytes(n):
         text = "\n".join("C" * (1 + i % 50) + "O" * (1 + i // 50) for i in range(n))
         tracemalloc.reset_peak()
         for event in screen_into(tmp_path / str(n), engine, text, alone): pass
         return tracemalloc.get_traced_memory()[1]
-    most_held(40)
+    max_held_bytes(40)
     tracemalloc.start()
-    try: few, many = most_held(200), most_held(1000)
+    try: few, many = max_held_bytes(200), max_held_bytes(1000)
     finally: tracemalloc.stop()
     assert len(Folder(tmp_path / "1000").results) == 1000
     assert many - few < 2 * 2**20 < 800 * 3 * 64 * 64      # kept in memory, the cells of 800 molecules more would weigh more than this
@@ -450,7 +450,7 @@ def test_the_example_is_a_list_that_runs(tab):
 
 
 def test_a_screen_goes_when_its_visitor_goes():
-    desk = ui_screen.Desk()
+    desk = ui_screen.ScreenSession()
     desk.fresh("CCO", quick)
     path = desk.path
     assert path.is_dir() and ui_screen.desks[desk.token] is desk

@@ -1,7 +1,10 @@
-// What Gradio gives the viewer on the page, given here; `told` is {run, frames, done}.
+// What Gradio gives the viewer on the page, given here; `player` is {run, frames, done}.
 const props = {}, watchers = [];
-viewer(document.body, props, (name, tell) => watchers.push(tell), () => {}, '');
-document.querySelector('.viewer').classList.toggle('with-states', 'state' in told.frames[0]);
-const tell = news => { props.value = JSON.stringify({ run: told.run, ...news }); watchers.forEach(watcher => watcher()); };
-told.frames.forEach(frame => tell({ frame: { state: frame.guess, ...frame } }));
-tell({ done: told.done });
+viewer(document.body, props, (name, watcher) => watchers.push(watcher), () => {}, '');
+document.querySelector('.viewer').classList.toggle('with-states', 'xt' in player.frames[0]);
+const send = message => {
+  props.value = JSON.stringify({ run: player.run, ...message });
+  watchers.forEach(watcher => watcher());
+};
+player.frames.forEach(frame => send({ frame: { xt: frame.x1_pred, ...frame } }));
+send({ done: player.done });

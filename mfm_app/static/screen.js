@@ -1,31 +1,40 @@
-// props.value is JSON from Python, a little more of the screen each time: {run, state, total, found, refused, from, rows, badFrom, bad, figure, provenance}.
-// A message that got lost on the way shows as a gap, and what is missing is asked for. Rows are only ever added.
+// props.value is JSON from Python, a little more of the screen each time:
+// {run, state, total, results, refused, new_results, new_refused, figure, provenance}.
+// `results` and `refused` count all rows so far: a lost message shows as a gap, and what is missing is asked for.
 const find = selector => element.querySelector(selector);
-const plot = find('.plot'), body = find('.table tbody'), head = find('.table thead tr'), chosenBox = find('.chosen');
-const signs = { known: 'circle', close: 'diamond', far: 'circle-open' };
-const words = { known: 'taught', close: 'close', far: 'far' };
-let run = null, rows = [], bad = [], lines = new Map(), figure = null, provenance = null, colours = {}, chosen = null, asked = 0;
-let total = null, began = null, arriving = Promise.resolve(), drawing = null, dirty = false, drawn = 0, pace = 1000, seen = false;
-let buttons = null;
-let order = { key: 'strength', down: true };
+const plot = find('.plot'), body = find('.table tbody'), head = find('.table thead tr'), details = find('.chosen');
+const symbols = { known: 'circle', close: 'diamond', far: 'circle-open' };
+const verdicts = {
+  known: 'the model was trained on this compound',
+  close: 'close to a compound it was trained on',
+  far: 'far from all it was trained on; take it as a guess',
+};
+let run = null, total = null, results = [], refused = [], lines = new Map();      // lines: number -> tr
+let figure = null, provenance = null, colours = {}, buttons = null;
+let chosen = null, queries = 0, queue = Promise.resolve(), order = { key: 'strength', descending: true };
+let started = null, timer = null, dirty = false, drawn = 0, interval = 1000, visible = false;
 
-const who = row => row.name || row.smiles;
+const label = result => result.name || result.smiles;
 const columns = [
-  { key: 'rank', name: 'Rank', wide: 7, number: true },
-  { key: 'who', name: 'Molecule', wide: 15, value: who },
-  { key: 'dose_um', name: 'µM', wide: 7, number: true, title: 'Dose, micromolar' },
-  { key: 'strength', name: 'Effect', wide: 13, title: 'Strength of the effect; 1 is the spread of cells within a mechanism' },
-  { key: 'mechanism', name: 'Resembles', wide: 23, title: 'The real mechanism whose effect is most alike, and the cosine between the two' },
-  { key: 'agreement', name: 'Agree', wide: 8, number: true, title: 'Share of the cells that agree on the mechanism' },
-  { key: 'verdict', name: 'Confidence', wide: 12, title: 'Is it near what the model was taught, and how often held-out compounds of this kind came out right', value: row => ['known', 'close', 'far'].indexOf(row.verdict) },
-  { key: 'tanimoto', name: 'Nearest', wide: 15, title: 'The compound with the most similar structure, and the Tanimoto similarity' },
+  { key: 'rank', name: 'Rank', width: 7, number: true },
+  { key: 'molecule', name: 'Molecule', width: 15, value: label },
+  { key: 'dose_um', name: 'µM', width: 7, number: true, title: 'Dose, micromolar' },
+  { key: 'strength', name: 'Effect', width: 13,
+    title: 'Strength of the effect; 1 is the spread of cells within a mechanism' },
+  { key: 'mechanism', name: 'Resembles', width: 23,
+    title: 'The real mechanism whose effect is most alike, and the cosine between the two' },
+  { key: 'agreement', name: 'Agree', width: 8, number: true, title: 'Share of the cells that agree on the mechanism' },
+  { key: 'verdict', name: 'Confidence', width: 12, value: result => Object.keys(verdicts).indexOf(result.verdict),
+    title: 'Is it near what the model was trained on, and how often held-out compounds of this kind came out right' },
+  { key: 'tanimoto', name: 'Nearest', width: 15,
+    title: 'The compound with the most similar structure, and the Tanimoto similarity' },
 ];
 
 function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
 }
 
 // The table
@@ -34,13 +43,13 @@ function header() {
   head.replaceChildren(...columns.map(column => {
     const th = make('th'), button = make('button', column.number ? 'number' : '', column.name);
     th.scope = 'col';
-    th.style.width = `${column.wide}%`;
+    th.style.width = `${column.width}%`;
     th.dataset.key = column.key;
     button.type = 'button';
     if (column.title) button.title = column.title;
     button.addEventListener('click', () => {
-      const down = ['strength', 'agreement', 'tanimoto'].includes(column.key);
-      order = { key: column.key, down: order.key === column.key ? !order.down : down };
+      const descending = ['strength', 'agreement', 'tanimoto'].includes(column.key);
+      order = { key: column.key, descending: order.key === column.key ? !order.descending : descending };
       arrange();
     });
     th.append(button);
@@ -48,243 +57,298 @@ function header() {
   }));
 }
 
-function line(row) {
-  const tr = make('tr'), cell = (className, ...inside) => { const td = make('td', className); td.append(...inside); tr.append(td); return td; };
-  tr.dataset.number = row.number;
+function line(result) {
+  const tr = make('tr');
+  const cell = (className, ...content) => {
+    const td = make('td', className);
+    td.append(...content);
+    tr.append(td);
+    return td;
+  };
+  tr.dataset.number = result.number;
   tr.tabIndex = -1;
   tr.setAttribute('aria-selected', 'false');
   cell('number rank', '');
-  cell('who', who(row)).title = row.name ? `${row.name}: ${row.smiles}` : row.smiles;
-  cell('number', String(+row.dose_um.toPrecision(3)));
+  cell('molecule', label(result)).title = result.name ? `${result.name}: ${result.smiles}` : result.smiles;
+  cell('number', String(+result.dose_um.toPrecision(3)));
   const strength = make('div', 'strength');
-  strength.append(make('span', '', row.strength.toFixed(1)), make('i'));
+  strength.append(make('span', '', result.strength.toFixed(1)), make('i'));
   cell('', strength);
-  const dot = make('span', 'dot');
-  dot.style.background = colours[row.mechanism] || '#888';
-  cell('', make('small', '', row.cosine.toFixed(2)), dot, row.mechanism).title = `${row.mechanism}, cosine ${row.cosine.toFixed(2)}`;
-  cell('number', `${Math.round(100 * row.agreement)} %`);
-  const trust = cell('', words[row.verdict]);
-  if (row.confidence) trust.append(make('small', '', `, ${row.confidence}`));
-  cell('near', make('small', '', row.tanimoto.toFixed(2)), ` ${row.nearest}`).title = row.nearest;
+  const dot = make('span', 'dot'), cosine = result.cosine.toFixed(2);
+  dot.style.background = colours[result.mechanism] || '#888';
+  cell('', make('small', '', cosine), dot, result.mechanism).title = `${result.mechanism}, cosine ${cosine}`;
+  cell('number', `${Math.round(100 * result.agreement)} %`);
+  const confidence = cell('', result.verdict);
+  if (result.confidence) confidence.append(make('small', '', `, ${result.confidence}`));
+  cell('nearest', make('small', '', result.tanimoto.toFixed(2)), ` ${result.nearest}`).title = result.nearest;
   return tr;
 }
 
-function arrange() {
-  const ranked = [...rows].sort((a, b) => b.strength - a.strength || a.number - b.number), most = ranked.length ? ranked[0].strength : 1;
-  ranked.forEach((row, i) => {
-    const tr = lines.get(row.number);
-    if (row.rank !== i + 1) tr.firstChild.textContent = row.rank = i + 1;
-    if (row.most !== most) tr.querySelector('i').style.width = `${100 * row.strength / Math.max(row.most = most, 1e-9)}%`;
+function rankAll() {
+  const ranked = [...results].sort((a, b) => b.strength - a.strength || a.number - b.number);
+  const strongest = Math.max(ranked.length ? ranked[0].strength : 1, 1e-9);
+  ranked.forEach((result, i) => {
+    const tr = lines.get(result.number);
+    if (result.rank !== i + 1) tr.firstChild.textContent = result.rank = i + 1;
+    if (result.strongest === strongest) return;
+    result.strongest = strongest;
+    tr.querySelector('i').style.width = `${100 * result.strength / strongest}%`;
   });
-  const value = columns.find(c => c.key === order.key).value || (row => row[order.key]), sign = order.down ? -1 : 1;
-  const compare = (a, b) => { const x = value(a), y = value(b); return sign * (typeof x === 'string' ? x.localeCompare(y) : x - y) || a.rank - b.rank; };
+  return ranked;
+}
+
+function arrange() {
+  const ranked = rankAll(), sign = order.descending ? -1 : 1;
+  const value = columns.find(c => c.key === order.key).value || (result => result[order.key]);
+  const compare = (a, b) => {
+    const x = value(a), y = value(b);
+    return sign * (typeof x === 'string' ? x.localeCompare(y) : x - y) || a.rank - b.rank;
+  };
   const focused = body.contains(document.activeElement) && document.activeElement;
-  let at = body.firstChild;
-  for (const row of ranked.sort(compare)) {
-    const tr = lines.get(row.number);
-    if (tr === at) at = at.nextSibling; else body.insertBefore(tr, at);
+  let next = body.firstChild;
+  for (const result of ranked.sort(compare)) {
+    const tr = lines.get(result.number);
+    if (tr === next) next = next.nextSibling; else body.insertBefore(tr, next);
   }
   if (focused && focused !== document.activeElement) focused.focus({ preventScroll: true });
   head.querySelectorAll('th').forEach(th => {
-    if (th.dataset.key === order.key) th.setAttribute('aria-sort', order.down ? 'descending' : 'ascending');
+    if (th.dataset.key === order.key) th.setAttribute('aria-sort', order.descending ? 'descending' : 'ascending');
     else th.removeAttribute('aria-sort');
   });
-  enter(focused || lines.get(chosen) || body.firstChild);
+  makeTabStop(focused || lines.get(chosen) || body.firstChild);
 }
 
 // One row at a time is reached by Tab; arrows go on from there.
-function enter(tr) {
+function makeTabStop(tr) {
   body.querySelectorAll('tr[tabindex="0"]').forEach(other => { other.tabIndex = -1; });
   if (tr) tr.tabIndex = 0;
 }
 
-// The map: plotly comes with the first screen, from this server, and is told of new points at most once a second
+function keepInView(tr) {
+  const box = find('.table'), top = tr.offsetTop - head.offsetHeight, bottom = tr.offsetTop + tr.offsetHeight;
+  if (top < box.scrollTop) box.scrollTop = top;
+  if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight;
+}
 
-function place(row) {
-  const trace = figure.data.find(t => t.name === row.mechanism);
+// The map: plotly comes with the first screen, from this server, and gets new points at most once a second
+
+function addPoint(result) {
+  const trace = figure.data.find(t => t.name === result.mechanism);
   if (!trace) return;
-  trace.x.push(row.x);
-  trace.y.push(row.y);
-  trace.marker.symbol.push(signs[row.verdict]);
-  trace.customdata.push([row.number, who(row).slice(0, 60), row.dose_um, row.strength]);
+  trace.x.push(result.x);
+  trace.y.push(result.y);
+  trace.marker.symbol.push(symbols[result.verdict]);
+  trace.customdata.push([result.number, label(result).slice(0, 60), result.dose_um, result.strength]);
+}
+
+function setFigure(message) {
+  ({ figure, provenance } = message);
+  colours = {};
+  for (const trace of figure.data.filter(t => t.customdata)) {
+    colours[trace.name] = trace.marker.color;
+    Object.assign(trace, { x: [], y: [], customdata: [] });
+    trace.marker.symbol = [];
+  }
+  results.forEach(addPoint);
 }
 
 function ring() {
-  const row = rows.find(r => r.number === chosen);
-  return { x: row ? [row.x] : [], y: row ? [row.y] : [], mode: 'markers', hoverinfo: 'skip', showlegend: false, name: 'chosen',
-    marker: { symbol: 'circle-open', size: 19, color: getComputedStyle(element).getPropertyValue('--color-accent') || '#6366f1', line: { width: 3 } } };
+  const result = results.find(r => r.number === chosen);
+  const color = getComputedStyle(element).getPropertyValue('--color-accent') || '#6366f1';
+  return { x: result ? [result.x] : [], y: result ? [result.y] : [], mode: 'markers', hoverinfo: 'skip',
+    showlegend: false, name: 'chosen', marker: { symbol: 'circle-open', size: 19, color, line: { width: 3 } } };
 }
 
 async function draw() {
-  if (!figure || !seen) return;
+  if (!figure || !visible) return;
   let Plotly;
-  try { Plotly = await window.mfmPlotly(plotly); } catch { plot.classList.add('failed'); plot.textContent = 'The map could not be loaded; the table holds everything.'; return; }
+  try { Plotly = await window.mfmPlotly(plotly); } catch {
+    plot.classList.add('failed');
+    plot.textContent = 'The map could not be loaded; the table holds everything.';
+    return;
+  }
   dirty = false;
   const first = !plot.data;
   buttons ??= [window.mfmSaveButton?.(Plotly, 'phenotype-map', () => provenance)].filter(Boolean);
-  await Plotly.react(plot, [...figure.data, ring()], { ...figure.layout, uirevision: run }, { responsive: true, displaylogo: false, modeBarButtons: [['zoom2d', 'pan2d', 'resetScale2d', ...buttons]] });
-  if (first) plot.on('plotly_click', event => { const number = event.points.map(p => p.customdata?.[0]).find(Boolean); if (number) choose(number); });
+  const bar = [['zoom2d', 'pan2d', 'resetScale2d', ...buttons]];
+  await Plotly.react(plot, [...figure.data, ring()], { ...figure.layout, uirevision: run },
+    { responsive: true, displaylogo: false, modeBarButtons: bar });
+  if (!first) return;
+  plot.on('plotly_click', event => {
+    const number = event.points.map(p => p.customdata?.[0]).find(Boolean);
+    if (number) choose(number);
+  });
 }
 
 function drawSoon(wait) {
   dirty = true;
-  clearTimeout(drawing);
-  drawing = setTimeout(async () => {
+  clearTimeout(timer);
+  timer = setTimeout(async () => {
     const start = performance.now();
     arrange();
     await draw();
     drawn = performance.now();
-    pace = Math.max(1000, 4 * (drawn - start));      // a long table leaves the page three quarters of the time
+    interval = Math.max(1000, 4 * (drawn - start));      // a long table leaves the page three quarters of the time
   }, Math.max(0, wait - (performance.now() - drawn)));
 }
 
 // One molecule and its cells
 
-function figures(row) {
-  const list = make('dl'), say = (term, what) => list.append(make('dt', '', term), make('dd', '', what));
-  say('Effect', `${row.strength.toFixed(1)}, rank ${row.rank} of ${rows.length}`);
-  say('Resembles', `${row.mechanism} (cosine ${row.cosine.toFixed(2)}); ${Math.round(100 * row.agreement)} % of its cells agree`);
-  say('Confidence', `${{ known: 'the model was taught this compound', close: 'close to a compound it was taught', far: 'far from all it was taught; take it as a guess' }[row.verdict]}`
-    + (row.confidence ? `; of held-out compounds of this kind ${row.confidence} came out right` : ''));
-  say('Nearest taught', `${row.nearest} (Tanimoto ${row.tanimoto.toFixed(2)})`);
-  say('In the list', row.place);
+function facts(result) {
+  const list = make('dl'), add = (term, text) => list.append(make('dt', '', term), make('dd', '', text));
+  const heldOut = `; of held-out compounds of this kind ${result.confidence} came out right`;
+  add('Effect', `${result.strength.toFixed(1)}, rank ${result.rank} of ${results.length}`);
+  add('Resembles', `${result.mechanism} (cosine ${result.cosine.toFixed(2)}); `
+    + `${Math.round(100 * result.agreement)} % of its cells agree`);
+  add('Confidence', verdicts[result.verdict] + (result.confidence ? heldOut : ''));
+  add('Nearest known', `${result.nearest} (Tanimoto ${result.tanimoto.toFixed(2)})`);
+  add('In the list', result.place);
   return list;
 }
 
-async function choose(number) {
-  const row = rows.find(r => r.number === number), mine = ++asked, of = run;
-  if (!row) return;
+function select(number) {
+  const tr = lines.get(number);
   if (lines.has(chosen)) lines.get(chosen).setAttribute('aria-selected', 'false');
   chosen = number;
-  lines.get(number).setAttribute('aria-selected', 'true');
-  enter(lines.get(number));
-  keepInView(lines.get(number));
+  tr.setAttribute('aria-selected', 'true');
+  makeTabStop(tr);
+  keepInView(tr);
   draw();
-  let told;
-  try { told = JSON.parse(await server.cells_asked({ run, number })); } catch { told = { trouble: 'The server did not answer; try again.' }; }
-  if (mine !== asked || of !== run) return;
-  const title = make('h3', '', `${who(row)} `), small = make('small', '', `${+row.dose_um.toPrecision(3)} µM`);
-  title.append(small);
-  chosenBox.replaceChildren(title);
-  if (row.name) chosenBox.append(Object.assign(make('code', '', row.smiles), { title: row.smiles }));
-  if (told.trouble) return chosenBox.append(make('p', 'empty', told.trouble));
-  const picture = (label, source) => {
+}
+
+async function choose(number) {
+  const result = results.find(r => r.number === number), query = ++queries, queriedRun = run;
+  if (!result) return;
+  select(number);
+  let cells;
+  try { cells = JSON.parse(await server.get_cells({ run, number })); }
+  catch { cells = { error: 'The server did not answer; try again.' }; }
+  if (query === queries && queriedRun === run) showDetails(result, cells);
+}
+
+function showDetails(result, cells) {
+  const title = make('h3', '', `${label(result)} `);
+  title.append(make('small', '', `${+result.dose_um.toPrecision(3)} µM`));
+  details.replaceChildren(title);
+  if (result.name) details.append(Object.assign(make('code', '', result.smiles), { title: result.smiles }));
+  if (cells.error) return details.append(make('p', 'empty', cells.error));
+  const picture = (caption, source) => {
     const image = make('img');
     image.src = source;
-    image.alt = `${label}: predicted cells`;
-    chosenBox.append(make('p', 'label', label), image);
+    image.alt = `${caption}: predicted cells`;
+    details.append(make('p', 'caption', caption), image);
   };
-  picture('Treated', told.treated);
-  picture(`${told.control_name}, from the same noise`, told.control);
+  picture('Treated', cells.treated);
+  picture(`${cells.control_name}, from the same noise`, cells.control);
   const structure = make('div', 'structure');
-  structure.innerHTML = told.structure;
-  chosenBox.append(structure, figures(row));
+  structure.innerHTML = cells.structure;
+  details.append(structure, facts(result));
   if (plot.data) window.Plotly.Plots.resize(plot);
 }
 
-function keepInView(tr) {
-  const box = find('.table'), top = tr.offsetTop - head.offsetHeight;
-  if (top < box.scrollTop) box.scrollTop = top;
-  if (tr.offsetTop + tr.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = tr.offsetTop + tr.offsetHeight - box.clientHeight;
-}
-
-body.addEventListener('click', event => { const tr = event.target.closest('tr'); if (tr) choose(+tr.dataset.number); });
+body.addEventListener('click', event => {
+  const tr = event.target.closest('tr');
+  if (tr) choose(+tr.dataset.number);
+});
 body.addEventListener('keydown', event => {
   const tr = event.target.closest('tr');
   if (!tr) return;
   if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); return void choose(+tr.dataset.number); }
-  const next = { ArrowDown: tr.nextSibling, ArrowUp: tr.previousSibling, Home: body.firstChild, End: body.lastChild }[event.key];
+  const next = {
+    ArrowDown: tr.nextSibling, ArrowUp: tr.previousSibling, Home: body.firstChild, End: body.lastChild,
+  }[event.key];
   if (!next) return;
   event.preventDefault();
-  enter(next);
+  makeTabStop(next);
   next.focus({ preventScroll: true });
   keepInView(next);
 });
 
-// What comes from Python
+// Messages from Python
 
-function begin(news) {
-  run = news.run;
-  total = null;
-  rows = []; bad = []; chosen = null; lines = new Map();
+function startRun(message) {
+  run = message.run;
+  total = chosen = null;
+  results = []; refused = []; lines = new Map();
   body.replaceChildren();
   find('.refused tbody').replaceChildren();
   find('.refused').hidden = true;
-  chosenBox.replaceChildren(make('p', 'empty', 'Click a point or a row to see its cells.'));
+  details.replaceChildren(make('p', 'empty', 'Click a point or a row to see its cells.'));
   find('.hint').hidden = true;
   find('.stage').hidden = false;
-  if (!seen) element.scrollIntoView({ behavior: 'smooth' });      // on a narrow page it begins below the fields
+  if (!visible) element.scrollIntoView({ behavior: 'smooth' });      // on a narrow page it begins below the fields
 }
 
-function add(fresh) {
-  for (const row of fresh) {
-    rows.push(row);
-    lines.set(row.number, line(row));
-    place(row);
+function addResults(rows) {
+  for (const result of rows) {
+    results.push(result);
+    lines.set(result.number, line(result));
+    addPoint(result);
   }
 }
 
-function refuse(fresh) {
-  for (const row of fresh) {
+function addRefused(rows) {
+  for (const row of rows) {
     const tr = make('tr');
-    bad.push(row);
-    tr.append(make('td', '', row.place), make('td', '', row.said), make('td', '', row.problem));
+    refused.push(row);
+    tr.append(make('td', '', row.place), make('td', '', row.text), make('td', '', row.problem));
     find('.refused tbody').append(tr);
   }
-  find('.refused').hidden = !bad.length;
-  find('.refused summary').textContent = `${bad.length} ${bad.length === 1 ? 'row was' : 'rows were'} refused; the others went on`;
+  const n = refused.length;
+  find('.refused').hidden = !n;
+  find('.refused summary').textContent = `${n} ${n === 1 ? 'row was' : 'rows were'} refused; the others went on`;
 }
 
-function left(news) {
-  const done = news.found + news.refused;
-  if (!began || done <= began.done) { began ??= { done, at: performance.now() }; return ''; }
-  const seconds = (performance.now() - began.at) / 1000 / (done - began.done) * (news.total - done);
+function timeLeft(done) {
+  const now = performance.now();
+  if (!started || done <= started.done) { started ??= { done, time: now }; return ''; }
+  const seconds = (now - started.time) / 1000 / (done - started.done) * (total - done);
   return `, about ${seconds < 90 ? `${Math.max(1, Math.round(seconds))} s` : `${Math.round(seconds / 60)} min`} left`;
 }
 
-function say(news) {
-  const bar = find('progress'), said = find('output'), done = news.found + news.refused;
-  if (news.state === 'stopped') news.total = total;
-  else if (news.total === null) { bar.removeAttribute('value'); said.textContent = 'Reading the list'; began = null; return; }
-  total = news.total;
+function showProgress(message) {
+  const bar = find('progress'), output = find('output'), done = message.results + message.refused;
+  if (message.state !== 'stopped') total = message.total;
+  if (message.state === 'running' && total === null) {
+    bar.removeAttribute('value');
+    output.textContent = 'Reading the list';
+    started = null;
+    return;
+  }
   bar.max = Math.max(1, total || done);
   bar.value = done;
-  const refused = news.refused ? `, ${news.refused} refused` : '';
-  const what = { running: `${done} of ${news.total}${refused}${left(news)}`, stopped: `Stopped after ${done}${total ? ` of ${total}` : ''}${refused}`, done: `All ${news.total} done${refused}` };
-  said.textContent = what[news.state];
+  const some = message.refused ? `, ${message.refused} refused` : '';
+  if (message.state === 'running') output.textContent = `${done} of ${total}${some}${timeLeft(done)}`;
+  else if (message.state === 'done') output.textContent = `All ${total} done${some}`;
+  else output.textContent = `Stopped after ${done}${total ? ` of ${total}` : ''}${some}`;
 }
 
-async function take(news) {
-  if (news.run !== run) begin(news);
-  if (news.figure) {
-    figure = news.figure;
-    provenance = news.provenance;
-    colours = {};
-    for (const trace of figure.data) if (trace.customdata) colours[trace.name] = trace.marker.color;
-    for (const trace of figure.data) if (trace.customdata) Object.assign(trace, { x: [], y: [], customdata: [] }), trace.marker.symbol = [];
-    rows.forEach(place);
+async function receive(message) {
+  if (message.run !== run) startRun(message);
+  if (message.figure) setFigure(message);
+  const before = message.results - message.new_results.length;
+  const refusedBefore = message.refused - message.new_refused.length;
+  if (before > results.length || refusedBefore > refused.length) {
+    const missed = JSON.parse(await server.get_missed({ run, results: results.length, refused: refused.length }));
+    if (message.run !== run) return;
+    addResults(missed.new_results);
+    addRefused(missed.new_refused);
   }
-  if (news.from > rows.length || news.badFrom > bad.length) {
-    const missing = JSON.parse(await server.told_asked({ run, found: rows.length, refused: bad.length }));
-    if (news.run !== run) return;
-    add(missing.rows);
-    refuse(missing.bad);
-  }
-  add(news.rows.filter(row => row.number > rows.length));
-  refuse(news.bad.slice(Math.max(0, bad.length - news.badFrom)));
-  say(news);
-  drawSoon(news.state === 'running' ? pace : 0);
+  addResults(message.new_results.filter(result => result.number > results.length));
+  addRefused(message.new_refused.slice(Math.max(0, refused.length - refusedBefore)));
+  showProgress(message);
+  drawSoon(message.state === 'running' ? interval : 0);
 }
 
 watch('value', () => {
   if (!props.value) return;
-  const news = JSON.parse(props.value);
-  arriving = arriving.then(() => take(news)).catch(error => console.error(error));
+  const message = JSON.parse(props.value);
+  queue = queue.then(() => receive(message)).catch(error => console.error(error));
 });
 
 new IntersectionObserver(entries => {
-  seen = entries.at(-1).isIntersecting;
-  if (!seen) return;
+  visible = entries.at(-1).isIntersecting;
+  if (!visible) return;
   setTimeout(() => window.mfmPlotly?.(plotly).catch(() => {}));
   if (dirty || (figure && !plot.data)) draw();
 }).observe(element);

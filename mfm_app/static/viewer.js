@@ -1,24 +1,26 @@
 // Frames arrive one by one as grey atlases: rows are channel x group, columns are cells.
-// A group is one row of pictures. Where a run has a series, the groups from `run.series` on are alternatives: one of them is shown large.
-// Colour, contrast, the chosen cell and the place on the path are all decided here, so nothing waits for the server.
+// A group is one row of images. Where a run has a series, the groups from `run.series` on are alternatives:
+// one of them is shown large. Colour, contrast, the chosen cell and the step shown are all decided here,
+// so nothing waits for the server.
 const find = selector => element.querySelector(selector);
 const GAMMA = 0.65, past = new Set();      // runs that gave way to a newer one
-let run = null, frames = [], at = 0, chosen = Number(new URLSearchParams(location.search).get('cell')) || 0, mode = 'guess', following = true, timer = null;
-let channels = [], controls = [], cells = [], big = [], arriving = Promise.resolve();
+let run = null, frames = [], at = 0, mode = 'x1_pred', following = true, timer = null;
+let chosen = Number(new URLSearchParams(location.search).get('cell')) || 0;
+let channels = [], controls = [], cells = [], large = [], arriving = Promise.resolve();
 let alternative = 0, small = [], halves = [];
 
 // Which channels are shown, and how bright, is one setting for all viewers of the page: name -> {on, low, high}.
 window.mfmChannels ??= {};
 const plain = { on: true, low: 0, high: 255 };
-const asked = channel => window.mfmAsked ? window.mfmAsked.get(channel.name) ?? { ...plain, on: false } : plain;      // by the address
-const setting = channel => (window.mfmChannels[channel.name] ??= { ...asked(channel) });
-const tellOthers = () => window.dispatchEvent(new CustomEvent('mfm-channels'));
+const inAddress = channel => window.mfmAsked ? window.mfmAsked.get(channel.name) ?? { ...plain, on: false } : plain;
+const setting = channel => (window.mfmChannels[channel.name] ??= { ...inAddress(channel) });
+const notifyViewers = () => window.dispatchEvent(new CustomEvent('mfm-channels'));
 
 function canvas(parent) {
-  const made = document.createElement('canvas');
-  [made.height, made.width] = run.size;
-  parent.append(made);
-  return made;
+  const added = document.createElement('canvas');
+  [added.height, added.width] = run.size;
+  parent.append(added);
+  return added;
 }
 
 // One table a channel: grey level -> red, green, blue to add.
@@ -34,7 +36,8 @@ function tables() {
 }
 
 function paint(target, plane, group, seed, luts) {
-  const [h, w] = run.size, context = target.getContext('2d'), picture = context.createImageData(w, h), out = picture.data;
+  const [h, w] = run.size, context = target.getContext('2d');
+  const picture = context.createImageData(w, h), out = picture.data;
   for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
     let red = 0, green = 0, blue = 0;
     for (let c = 0; c < luts.length; c++) {
@@ -51,19 +54,19 @@ function redraw() {
   const frame = frames[at];
   if (!frame) return;
   const luts = tables(), plane = frame[mode];
-  const large = shownLarge(), inGallery = run.series ? [0, large.at(-1)] : large;
-  big.forEach((c, i) => paint(c, plane, large[i], chosen, luts));
-  halves.forEach((c, i) => paint(c, plane, large.at(i - 2), chosen, luts));
+  const groups = largeGroups(), inGallery = run.series ? [0, groups.at(-1)] : groups;
+  large.forEach((c, i) => paint(c, plane, groups[i], chosen, luts));
+  halves.forEach((c, i) => paint(c, plane, groups.at(i - 2), chosen, luts));
   small.forEach((c, i) => paint(c, plane, run.series + i, chosen, luts));
   cells.forEach((pair, cell) => pair.forEach((c, i) => paint(c, plane, inGallery[i], cell, luts)));
   find('.scrub').value = at;
-  const way = !run.series ? '' : frame.step < run.steps / 2 ? 'back to noise, ' : 'forth again, ';
-  const where = `${way}t = ${frame.t.toFixed(2)}, step ${frame.step} of ${run.steps}`;
+  const direction = !run.series ? '' : frame.step < run.steps / 2 ? 'inverting, ' : 'sampling, ';
+  const where = `${direction}t = ${frame.t.toFixed(2)}, step ${frame.step} of ${run.steps}`;
   find('.where').textContent = where;
   find('.scrub').setAttribute('aria-valuetext', where);
 }
 
-function shownLarge() {
+function largeGroups() {
   const fixed = [...Array(run.series ?? run.groups).keys()];
   return run.series ? [...fixed, run.series + alternative] : fixed;
 }
@@ -77,8 +80,8 @@ function choose(cell) {
   redraw();
 }
 
-// Somebody wants this one large, and the address is to say so.
-function take(cell) {
+// Choose a cell and put it into the address.
+function select(cell) {
   choose(cell);
   window.mfmLook?.(cell);
 }
@@ -106,13 +109,15 @@ function play() {
 function channelControl(c) {
   const row = document.createElement('div');
   row.className = 'channel';
-  row.innerHTML = `<label><input type="checkbox"><i style="background:rgb(${c.rgb.map(v => 255 * v)})"></i><span></span></label>
-    <input type="range" min="0" max="254"><input type="range" min="1" max="255"><span class="levels"></span>`;
+  row.innerHTML = `<label>
+      <input type="checkbox"><i style="background:rgb(${c.rgb.map(v => 255 * v)})"></i><span></span></label>
+    <input type="range" min="0" max="254"><input type="range" min="1" max="255">
+    <span class="levels"></span>`;
   row.querySelector('label span').textContent = c.name;
   const [on, low, high] = row.querySelectorAll('input'), levels = row.querySelector('.levels');
   low.setAttribute('aria-label', `${c.name}: grey level shown as black`);
   high.setAttribute('aria-label', `${c.name}: grey level shown as full colour`);
-  const change = what => { Object.assign(setting(c), what); tellOthers(); };
+  const change = fields => { Object.assign(setting(c), fields); notifyViewers(); };
   on.addEventListener('input', () => change({ on: on.checked }));
   low.addEventListener('input', () => change({ low: Math.min(+low.value, setting(c).high - 1) }));
   high.addEventListener('input', () => change({ high: Math.max(+high.value, setting(c).low + 1) }));
@@ -135,7 +140,7 @@ function channelControls() {
   reset.textContent = 'Reset contrast';
   reset.addEventListener('click', () => {
     channels.forEach(c => Object.assign(setting(c), plain));
-    tellOthers();
+    notifyViewers();
   });
   find('.channels').replaceChildren(...controls.map(control => control.row), reset);
 }
@@ -153,7 +158,7 @@ function largePicture(group) {
   const picture = canvas(figure);
   picture.setAttribute('role', 'img');
   picture.setAttribute('aria-label', `Cell: ${run.labels[group]}`);
-  big.push(picture);
+  large.push(picture);
   return figure;
 }
 
@@ -161,7 +166,7 @@ function galleryCells() {
   const legend = document.createElement('div'), rows = run.series ? 2 : run.groups;
   legend.className = 'legend';
   legend.textContent = `${run.legend} Choose one to see it large.`;
-  const made = run.names.map((name, i) => {
+  const options = run.names.map((name, i) => {
     const cell = document.createElement('button');
     cell.type = 'button';
     cell.className = 'cell';
@@ -169,11 +174,11 @@ function galleryCells() {
     cell.setAttribute('aria-label', name);
     const pictures = Array.from({ length: rows }, () => canvas(cell));
     cell.append(name);
-    cell.addEventListener('click', () => take(i));
+    cell.addEventListener('click', () => select(i));
     return { cell, pictures };
   });
-  cells = made.map(m => m.pictures);
-  find('.gallery').replaceChildren(legend, ...made.map(m => m.cell));
+  cells = options.map(option => option.pictures);
+  find('.gallery').replaceChildren(legend, ...options.map(option => option.cell));
 }
 
 // The last two large pictures on top of each other, and every alternative small beside them.
@@ -195,7 +200,11 @@ function seriesControls() {
     button.setAttribute('aria-pressed', i === alternative);
     small.push(canvas(button));
     button.append(label);
-    button.addEventListener('click', () => { pick(i); props.value = JSON.stringify({ alternative: i }); trigger('input'); });
+    button.addEventListener('click', () => {
+      pick(i);
+      props.value = JSON.stringify({ alternative: i });
+      trigger('input');
+    });
     strip.append(button);
   });
 }
@@ -204,7 +213,7 @@ function pick(i) {
   alternative = i;
   element.querySelectorAll('.alternative').forEach((button, k) => button.setAttribute('aria-pressed', k === i));
   find('.pair').lastChild.firstChild.textContent = run.labels[run.series + i];
-  big.at(-1).setAttribute('aria-label', `Cell: ${run.labels[run.series + i]}`);
+  large.at(-1).setAttribute('aria-label', `Cell: ${run.labels[run.series + i]}`);
   redraw();
 }
 
@@ -217,7 +226,7 @@ function wipe() {
 function begin(start) {
   pause();
   if (run) past.add(run.id);
-  run = start; frames = []; at = 0; following = true; big = [];
+  run = start; frames = []; at = 0; following = true; large = [];
   channels = run.channels;
   find('.hint').hidden = true;
   find('.stage').hidden = false;
@@ -225,7 +234,7 @@ function begin(start) {
   find('.where').textContent = 'starting';
   find('.scrub').max = 0;
   alternative = 0;
-  find('.pair').replaceChildren(...shownLarge().map(largePicture));
+  find('.pair').replaceChildren(...largeGroups().map(largePicture));
   seriesControls();
   galleryCells();
   channelControls();
@@ -246,33 +255,42 @@ async function grey(uri) {
 }
 
 async function show(frame) {
-  const mine = run.id;
-  const [guess, state] = await Promise.all([grey(frame.guess), grey(frame.state)]);
-  if (mine !== run.id) return;
-  frames = [...frames.filter(earlier => earlier.step < frame.step), { t: frame.t, step: frame.step, guess, state }];
+  const { id } = run, { t, step } = frame;
+  const [x1_pred, xt] = await Promise.all([grey(frame.x1_pred), grey(frame.xt)]);
+  if (id !== run.id) return;
+  frames = [...frames.filter(earlier => earlier.step < step), { t, step, x1_pred, xt }];
   find('.scrub').max = frames.length - 1;
   if (following) { at = frames.length - 1; redraw(); }
 }
 
 watch('value', () => {
   if (!props.value) return;
-  const news = JSON.parse(props.value);
-  if (!news.run || past.has(news.run.id)) return;
-  if (run?.id !== news.run.id) begin(news.run);
-  if (news.frame) arriving = arriving.then(() => show(news.frame)).catch(() => {});     // in the order they were sent
-  if (news.done) find('.provenance').textContent = news.done;
+  const message = JSON.parse(props.value);
+  if (!message.run || past.has(message.run.id)) return;
+  if (run?.id !== message.run.id) begin(message.run);
+  // Frames are decoded in the order they were sent.
+  if (message.frame) arriving = arriving.then(() => show(message.frame)).catch(() => {});
+  if (message.done) find('.provenance').textContent = message.done;
 });
 
 find('.hint').innerHTML = HINT;
 window.addEventListener('mfm-channels', channelsChanged);
 find('.wipe').addEventListener('input', wipe);
 find('.play').addEventListener('click', play);
-find('.scrub').addEventListener('input', event => { pause(); following = false; at = +event.target.value; redraw(); });
-element.querySelectorAll('.mode input').forEach(input => input.addEventListener('change', () => { mode = input.value; redraw(); }));
+find('.scrub').addEventListener('input', event => {
+  pause();
+  following = false;
+  at = +event.target.value;
+  redraw();
+});
+element.querySelectorAll('.mode input').forEach(input => input.addEventListener('change', () => {
+  mode = input.value;
+  redraw();
+}));
 find('.gallery').addEventListener('keydown', event => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (!step || !run) return;
   event.preventDefault();
-  take((chosen + step + run.n) % run.n);
+  select((chosen + step + run.n) % run.n);
   element.querySelectorAll('.cell')[chosen].focus();
 });
