@@ -1,4 +1,4 @@
-"Distance of each solver to dopri5 at 1e-6, and its cost. `python bench/solvers.py [model folder]` prints a Markdown table."
+"Distance of each solver to dopri5 at 1e-6, and its cost: `python bench/solvers.py [model folder]`."
 import sys
 import time
 
@@ -53,4 +53,4 @@ def comparison(model):      # yields rows of the table
 if __name__ == "__main__":
     model = load_model(sys.argv[1] if len(sys.argv) > 1 else None, device)
     with torch.inference_mode(): rows = list(comparison(model))
-    print(markdown_table(["solver", "steps", "evaluations", "seconds", "PSNR to dopri5 at 1e-6, dB"], rows))
+    print(markdown_table(["solver", "steps", "evaluations", "seconds", "PSNR to dopri5 at 1e-6, dB"], rows, "lrrrr"))

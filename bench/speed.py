@@ -1,4 +1,4 @@
-"Training and sampling speed, float32 beside bfloat16, in one run. `python bench/speed.py [model folder]` prints Markdown."
+"Training and sampling speed, float32 beside bfloat16, in one run: `python bench/speed.py [model folder]`."
 import sys
 import time
 
@@ -70,7 +70,7 @@ def timings(model):
     rows = [row(f"training, images/s (batch {batch})", train, 0, faster(train[::-1])),
             row("one image, s", one, 2, faster(one)), row(f"{several} images, s", many, 2, faster(many)),
             row(f"an image among {several}, s", each, 3, "")]
-    return markdown_table(["", "float32", "bfloat16", "ratio"], rows)
+    return markdown_table(["", "float32", "bfloat16", "ratio"], rows, "lrrr")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ significance_note = ("An effect is significant if flipping the sign of some cell
 
 
 def effect_note(comparison:Comparison)->str:
-    "How many cells an effect is the mean of, and how chance is told apart."
+    "How many cells an effect is the mean of, and whether it may be chance."
     cells = comparison.map.cells
     if comparison.map.significant is not None: return f"Mean over {cell_count(cells)}. {significance_note}"
     return f"{'One cell' if cells == 1 else cell_count(cells)}: what is seen may be chance."

@@ -532,7 +532,8 @@ def push_space(
         files = {p.relative_to(folder).as_posix(): p for p in Path(folder).rglob("*") if p.is_file()}
         outdated = {file.rfilename for file in info.siblings} - set(files) - {".gitattributes"}
         operations = [*(Add(name, path) for name, path in files.items()), *map(Delete, sorted(outdated))]
-        api.create_commit(repo, operations, "Upload Space", repo_type="space", parent_commit=info.sha)
+        commit = dict(commit_message="Upload Space", parent_commit=info.sha)
+        api.create_commit(repo, operations, repo_type="space", **commit)
     return f"{api.endpoint}/spaces/{repo}"
 
 # %% ../nbs/14_hub.ipynb #fcf72612

@@ -405,8 +405,8 @@ def screen(
                 if progress: counts = dict(total=progress.total, found=progress.results, refused=progress.refused)
                 yield dict(**counts, rows=[asdict(r) for r in progress.new_results] if progress else []), None
         folder = ScreenFolder(path)
-        facts = dict(**counts, ranked=folder.ranked(), refused_rows=[asdict(r) for r in folder.refused], note=hypothesis,
-                     provenance=read_settings(folder.path / "settings.json"))
+        facts = dict(**counts, ranked=folder.ranked(), refused_rows=[asdict(r) for r in folder.refused],
+                     note=hypothesis, provenance=read_settings(folder.path / "settings.json"))
         write_zip(folder, tables := io.BytesIO())
         yield facts, file_data("screen.csv.zip", "application/zip", tables.getvalue())
 

@@ -263,19 +263,19 @@ good_sampling = inversion.steps, inversion.cfg_scale, inversion.solver
 
 
 def counterfactual_validity(engine:Engine, session:ImageSession, source, cells, first, *fields)->list:
-    "For the source of the cells and each field, whether it is good and what is wrong with it."
+    "For session, source and each field, whether it is good and what is wrong with it."
     by, name, _, smiles = fields[:4]
     seeds = field_validity(seed_range, (first, cells), (0, 1))[::-1] if source == "drawn" else [valid, valid]
     treatment = validity(lambda: check_treatment(engine, by, name, smiles))
     if treatment != valid:
         wrong = 1 if by == "perturbation" else 3
-        return [valid, *seeds, *(treatment if i == wrong else valid for i in range(len(fields)))]
+        return [valid, valid, *seeds, *(treatment if i == wrong else valid for i in range(len(fields)))]
     doses = perturbation_dose(engine, name), by != "perturbation" and molecule_dose(engine, smiles)
     good, count = [by, name, doses[0], smiles, doses[1], False, None, *good_sampling], 1
     if source == "drawn" and seeds[0] == valid: count = int(cells)
     if source == "image" and session.prepared: count = len(session.prepared.cells)
     def check(*values): resolve_counterfactual(counterfactual_request_from(engine, *values), count, engine)
-    return [valid, *seeds, *field_validity(check, fields, good)]
+    return [valid, valid, *seeds, *field_validity(check, fields, good)]
 
 # %% ../nbs/30_ui_counterfactual.ipynb #a4304eba
 image_again = "Import your image again under *Your image*; everything else is as in the link."

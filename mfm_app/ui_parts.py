@@ -196,7 +196,7 @@ def sampling_fields(prefix:str="", default:Sampling=generation, info:str="More i
         solver = gr.Dropdown(list(solvers), value=default.solver, label="Solver", elem_id=f"{prefix}solver")
     return steps, scale, solver
 
-
+# %% ../nbs/28_ui_parts.ipynb #58097aef
 def treatment_tabs(engine:Engine, prefix:str="", elem_id:str="what"):
     "The two sides of a treatment: the tabs, each side's tab, the fields of a perturbation and of a molecule."
     reads = engine.model.encode is not None

@@ -56,25 +56,21 @@ class Vocabulary:
 
     @property
     def names(self): return [p.name for p in self.perturbations]
-
     @property
-    def unlisted(self)->Perturbation:
-        "A molecule without a label: every dose and experiment that some compound had."
-        return merged("a new molecule", [p for p in self.perturbations if p.doses])
+    def unlisted(self): return merged("a new molecule", [p for p in self.perturbations if p.doses])
 
-    def perturbation(self, name)->Perturbation:
-        "A perturbation by its name, in any case, or `InputError`; a `Perturbation` is returned as it is."
+    def perturbation(self, name)->Perturbation:      # a `Perturbation` is returned as it is
+        "A perturbation by its name, in any case, or `InputError`."
         if isinstance(name, Perturbation): return name
         return self.perturbations[index_of_name(name, self.names, "perturbation")]
 
     def dose_range(self, name)->tuple|None:
-        "Smallest and largest dose that may be asked for, in micromolar; None for the control."
+        "Smallest and largest allowed dose in micromolar; None for the control."
         p = self.perturbation(name)
         margin = self.dose_margin if p.name in self.names else 1
         return (min(p.doses) / margin, max(p.doses) * margin) if p.doses else None
 
     def to_dict(self)->dict: return asdict(self)
-
     @classmethod
     def from_dict(cls, d:dict)->"Vocabulary":
         number = lambda doses: {float(k): v for k, v in doses.items()}

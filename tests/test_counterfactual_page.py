@@ -99,8 +99,8 @@ def test_drawn_cells_walk_there_and_back_and_show_what_the_treatment_did(tab):
     assert tab.locator("#cf-viewer .hint").is_visible() and tab.locator("#cf-field").is_hidden()
     number(tab, "cells", 6)
     said = treat(tab)
-    assert said.startswith("6 cells, experiment Week1. midpoint in 2 steps each way, 7 network evaluations a picture") and "Weights drawn 000000000000" in said
-    assert tab.locator("#cf-viewer .pair figcaption").all_text_contents() == ["Original", "Regenerated, still DMSO", "stabiliser, 0.1 µM"]
+    assert said.startswith("6 cells, experiment Week1. midpoint in 2 steps each way, 7 network evaluations an image") and "Weights drawn 000000000000" in said
+    assert tab.locator("#cf-viewer .pair figcaption").all_text_contents() == ["Original", "Reconstruction (still DMSO)", "stabiliser, 0.1 µM"]
     assert tab.locator("#cf-viewer .cell").count() == 6 and tab.locator("#cf-viewer .cell").first.inner_text() == "seed 0"
     painted = brightest(tab, "#cf-viewer canvas")
     assert len(painted) == 3 + 2 + 2 * 6 and min(painted) > 0
@@ -114,13 +114,13 @@ def test_the_way_is_scrubbed_and_before_slides_over_after(tab):
     number(tab, "cells", 1)
     treat(tab)
     where, scrub, wipe = tab.locator("#cf-viewer .where"), tab.locator("#cf-viewer .scrub"), tab.get_by_role("slider", name="How much of the picture shows the cell before").locator("visible=true")
-    assert scrub.get_attribute("max") == "4" and where.inner_text() == "forth again, t = 1.00, step 4 of 4"
+    assert scrub.get_attribute("max") == "4" and where.inner_text() == "sampling, t = 1.00, step 4 of 4"
     end = picture(tab, "#cf-viewer .pair canvas")
     tab.get_by_text("Noisy state").locator("visible=true").click()
     scrub.press("Home")
-    assert where.inner_text() == "back to noise, t = 1.00, step 0 of 4"
+    assert where.inner_text() == "inverting, t = 1.00, step 0 of 4"
     scrub.press("ArrowRight"), scrub.press("ArrowRight")
-    assert where.inner_text().startswith("forth again, t = 0") and picture(tab, "#cf-viewer .pair canvas") != end
+    assert where.inner_text().startswith("sampling, t = 0") and picture(tab, "#cf-viewer .pair canvas") != end
     clip = lambda: tab.locator("#cf-viewer .stack canvas").last.evaluate("c => getComputedStyle(c).clipPath")
     assert clip() == "inset(0px 0px 0px 50%)"
     wipe.press("ArrowRight")

@@ -18,37 +18,45 @@ notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpo
 # in the order of the notebooks' numbers; a room imports from earlier ones only
 may_import = dict(
     core="",
+    vocabulary="core",
     viz="core",
     molecules="core",
     images="core",
-    data="core molecules images",
+    data="core vocabulary molecules images",
     simulator="core data",
     model="core",
     conditioning="core model",
     flow="core",
     sampling="core flow",
+    scheduler="core sampling",
     training="core flow",
-    card="core",
-    hub="core molecules model conditioning card",
+    card="core vocabulary",
+    hub="core vocabulary molecules model conditioning card",
     features="core",
     evaluation="core features",
     effects="core features",
-    engine="core molecules data card hub sampling features evaluation effects",
-    specimen="core images features engine",
-    counterfactual="core sampling evaluation effects engine specimen",
-    takeaway="core viz images effects engine counterfactual",
-    screen="core molecules sampling features evaluation engine",
-    finetune="core molecules data simulator conditioning sampling training hub features evaluation specimen",
-    address="core engine counterfactual screen",
-    display="core viz molecules effects engine counterfactual takeaway",
-    ui_parts="core molecules images engine takeaway address display",
-    ui_explore="core viz molecules images engine effects specimen counterfactual takeaway address display ui_parts",
-    ui_counterfactual="core viz molecules images engine effects specimen counterfactual takeaway address display ui_parts",
-    ui_screen="core viz molecules engine screen address display ui_parts",
-    ui_api="core viz molecules images engine effects specimen counterfactual takeaway screen display ui_parts",
-    ui="core images card engine screen address display ui_parts ui_explore ui_counterfactual ui_screen ui_api",
+    preprocess="core images hub features",
+    engine="core vocabulary molecules sampling scheduler card hub features evaluation effects",
+    counterfactual="core images sampling effects engine",
+    validation="core vocabulary data sampling hub features evaluation engine counterfactual",
+    export="core viz images counterfactual",
+    screen="core viz molecules sampling features evaluation engine",
+    finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
+             "preprocess",
+    permalink="core sampling engine counterfactual screen",
+    display="core viz molecules sampling effects engine counterfactual export",
+    ui_session="core images",
+    ui_parts="core vocabulary molecules sampling engine export permalink display ui_session",
+    ui_explore="sampling engine permalink display ui_session ui_parts",
+    ui_counterfactual="core viz sampling preprocess engine counterfactual export permalink display ui_session "
+                      "ui_parts",
+    ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
+    ui_api="core vocabulary viz images sampling preprocess engine counterfactual export screen ui_session ui_parts",
+    ui="core vocabulary images card engine permalink display ui_session ui_parts ui_explore ui_counterfactual "
+       "ui_screen ui_api",
     space="core hub engine",
-    cli="core viz molecules images data simulator model conditioning flow sampling training hub features evaluation effects engine specimen counterfactual takeaway screen finetune ui space",
+    cli="core vocabulary viz molecules data flow sampling training hub preprocess engine validation export "
+        "screen finetune ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`
@@ -153,9 +161,76 @@ def test_a_notebook_stores_no_error(path):
 def test_an_exported_cell_holds_one_idea_and_prose_goes_with_it(path):
     cells = nbformat.read(path, 4).cells
     exported = [c.source for c in cells if c.cell_type == "code" and re.search(r"^#\|\s*export", c.source, re.M)]
-    long = {source.splitlines()[1]: n for source in exported if (n := len(source.splitlines())) > 30}
+    imports = lambda source: all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
+    long = {s.splitlines()[1]: n for s in exported if (n := len(s.splitlines())) > 30 and not imports(s)}
     assert not long, "more than 30 lines"
     assert sum(c.cell_type == "markdown" for c in cells) >= len(exported) / 2
+
+
+def code_cells(path): return [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+
+
+def wide(text): return [line[:60] for line in text.splitlines() if len(line) > 120]
+
+
+@each_notebook
+def test_a_line_of_code_in_a_notebook_has_120_characters_at_most(path):
+    assert not [line for source in code_cells(path) for line in wide(source)]
+
+
+@pytest.mark.parametrize("folder", ["mfm_app", "mfm_app/static", "tests", "bench", "nbs", "."])
+def test_a_line_of_code_has_120_characters_at_most(folder):
+    files = [p for p in tracked() if p.parent == root / folder and p.suffix in (".py", ".js", ".css", ".html")]
+    generated = {root / "mfm_app/_modidx.py"}
+    assert not {p.name: lines for p in files if p not in generated and (lines := wide(text_of(p)))}
+
+
+@each_notebook
+def test_imports_stand_in_cells_of_their_own(path):
+    "An exported cell is either imports or definitions."
+    mixed = []
+    for source in code_cells(path):
+        if not re.search(r"^#\|\s*export", source, re.M): continue
+        body = ast.parse(source).body
+        imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in body]
+        defines = any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body)
+        if any(imports) and defines: mixed.append(source.splitlines()[1])
+    assert not mixed
+
+
+@each_notebook
+def test_an_example_ends_on_something_worth_seeing(path):
+    "The last statement of a cell that is not exported is an expression, unless the cell is imports or definitions alone."
+    silent = []
+    for source in code_cells(path):
+        if not source.strip() or re.search(r"^#\|\s*(export|hide|default_exp)", source, re.M): continue
+        body = ast.parse(re.sub(r"^\s*[%!].*$", "pass", source, flags=re.M)).body
+        quiet = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+        shows = any(isinstance(node, ast.Expr) for last in body[-1:] for node in [last, *getattr(last, "body", [])])
+        if not shows and not all(isinstance(node, quiet) for node in body): silent.append(source.splitlines()[0])
+    assert not silent
+
+
+# Words of an earlier dialect, each with the word that took its place
+
+old_words = dict(there_and_back="invert_then_sample", WhatIf="CounterfactualRequest", Brought="PreparedCells",
+                 Steadiness="Robustness", Lesson="FinetuneConfig", Takeaway="Export", Moment="SampleStep",
+                 Together="BatchScheduler", Lent="ZeroGPURunner", drawn_model="random_model", kernel_distance="kid",
+                 specimen="preprocess", takeaway="export", head_start="warm_start", averaged="ema", factual="reconstruction")
+
+
+def test_one_thing_has_one_name():
+    "No identifier of the earlier dialect in code; keys of old files are strings and stay readable."
+    found = [f"{name}: {node} is {old_words[node]}" for name, source in python_sources()
+             for node in identifiers(ast.parse(source)) if node in old_words]
+    assert not found
+
+
+def identifiers(tree):
+    "Names, attributes, arguments and definitions."
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name"):
+            if isinstance(value := getattr(node, field, None), str): yield value
 
 
 # Nothing private, nothing unsafe

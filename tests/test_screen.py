@@ -1,7 +1,8 @@
-"Screens of many molecules: on disk, from the command line and in a real browser, stopped, resumed and given bad lists."
+"Screens of many molecules: on disk, from the command line and in a real browser, stopped, resumed and with bad rows."
 import csv
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as profile, strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from controllable_net import ControllableNet
 
-from mfm_app import screen as room, ui_screen
+from mfm_app import screen as screen_module, ui_screen
 from mfm_app.cli import main
 from mfm_app.core import InputError
 from mfm_app.engine import Engine
@@ -26,14 +27,22 @@ from mfm_app.features import morphology
 from mfm_app.finetune import random_model
 from mfm_app.hub import save_model
 from mfm_app.molecules import read_rows
-from mfm_app.screen import Folder, Found, Settings, screen, screen_into
+from mfm_app.sampling import Sampling
+from mfm_app.screen import (CsvTable, RefusedRow, ScreenFolder, ScreenResult, ScreenSettings, check_settings, screen,
+                            screen_into)
 
 seconds = 1000     # Playwright counts in milliseconds
-quick = Settings(dose_um=1., cells=2, steps=1)
+
+
+def quick_settings(dose_um=1., cells=2, steps=1): return ScreenSettings(dose_um, cells, sampling=Sampling(steps=steps))
+
+
+quick = quick_settings()
 five = "CCO, 1, ethanol\nsweller\nC1CC\nCCCCCC\nCCN, 0\nCC(=O)O, 1, acid\nCCOCC"      # five molecules and two bad rows
+alkanes = lambda n: "\n".join("C" * length for length in range(1, n + 1))
 
 
-def untaught():
+def small_model():
     "A small model with random weights that reads molecules, one of which was held out."
     model = random_model()
     model.config["molecules"]["held_out"] = [dict(name="acid", moa="Swelling", smiles="CC(=O)O")]
@@ -42,18 +51,18 @@ def untaught():
 
 @pytest.fixture(scope="module")
 def engine():
-    model = untaught()
+    model = small_model()
     model.net = ControllableNet(model.net)
     return Engine(model, "cpu", torch.float32)
 
 
 @pytest.fixture(autouse=True)
-def awake(engine): engine.model.net.pause, engine.model.net.calls = 0, 0
+def reset_network(engine): engine.model.net.pause, engine.model.net.calls = 0, 0
 
 
 def run(path, engine, source, settings=quick):
     "Screen to the end; the last `Progress`."
-    *_, last = (event for event in screen_into(path, engine, source, settings) if event)
+    *_, last = (progress for progress in screen_into(path, engine, source, settings) if progress)
     return last
 
 
@@ -61,48 +70,82 @@ def table(path, name="results"):
     with open(Path(path) / f"{name}.csv", newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
 
 
+def screened(events): return [event for event in events if isinstance(event, tuple) and event.result]
+
+
 # On disk
 
-def test_bad_rows_are_named_by_line_and_stop_nobody(engine, tmp_path):
+def test_bad_rows_are_named_by_line_and_do_not_stop_the_others(engine, tmp_path):
     last = run(tmp_path, engine, five)
-    assert (last.total, last.found, last.refused) == (7, 5, 2)
-    bad = {row["place"]: row["problem"] for row in table(tmp_path, "refused")}
-    assert set(bad) == {"line 3", "line 5"} and "Ring 1" in bad["line 3"] and "dose" in bad["line 5"]
-    assert [row["place"] for row in table(tmp_path)] == ["line 1", "line 2", "line 4", "line 6", "line 7"]
-    assert [row["verdict"] for row in table(tmp_path)][:2] == ["far", "known"] and table(tmp_path)[1]["tanimoto"] == "1.0"
+    assert (last.total, last.results, last.refused) == (7, 5, 2)
+    problems = {row["place"]: row["problem"] for row in table(tmp_path, "refused")}
+    assert set(problems) == {"line 3", "line 5"} and "Ring 1" in problems["line 3"] and "dose" in problems["line 5"]
+    results = table(tmp_path)
+    assert [row["place"] for row in results] == ["line 1", "line 2", "line 4", "line 6", "line 7"]
+    assert [row["verdict"] for row in results][:2] == ["far", "known"] and results[1]["tanimoto"] == "1.0"
 
 
-def test_cancelled_in_the_middle_and_resumed_it_is_what_it_would_have_been(engine, tmp_path):
+def test_a_row_is_looked_up_once(engine, tmp_path, monkeypatch):
+    reports, report = [], engine.molecules.report
+    def counted(molecule):
+        reports.append(molecule.smiles)
+        return report(molecule)
+    monkeypatch.setattr(engine.molecules, "report", counted)
+    run(tmp_path, engine, "CCO\nCCCCCC", quick)
+    assert reports.count("CCO") == reports.count("CCCCCC") == 1
+    run(tmp_path, engine, "CCO\nCCCCCC", quick)
+    assert reports.count("CCO") == 1
+
+
+def test_cancelled_in_the_middle_and_resumed_it_gives_the_same_results(engine, tmp_path):
     run(tmp_path / "whole", engine, five)
-    running = screen_into(tmp_path / "parts", engine, five, Settings(dose_um=1., cells=2, steps=1))
-    for event in running:
-        if event and event.found == 3: break
+    running = screen_into(tmp_path / "parts", engine, five, quick)
+    for progress in running:
+        if progress and progress.results == 3: break
     running.close()
     assert [row["number"] for row in table(tmp_path / "parts")] == ["1", "2", "3"]
     run(tmp_path / "parts", engine, five)
     for name in ("results", "refused"):
         whole, parts = table(tmp_path / "whole", name), table(tmp_path / "parts", name)
         assert [row["place"] for row in whole] == [row["place"] for row in parts]
-    for a, b in zip(Folder(tmp_path / "whole").found(), Folder(tmp_path / "parts").found()):
+    for a, b in zip(ScreenFolder(tmp_path / "whole").results, ScreenFolder(tmp_path / "parts").results, strict=True):
         assert a.smiles == b.smiles and a.strength == pytest.approx(b.strength, rel=0.02)
 
 
-def test_a_line_cut_short_by_a_power_failure_is_done_again(engine, tmp_path):
+def test_a_line_cut_short_by_a_power_failure_is_computed_again(engine, tmp_path):
     run(tmp_path, engine, five)
     whole = (tmp_path / "results.csv").read_text()
     (tmp_path / "results.csv").write_text(whole[:-25])
     last = run(tmp_path, engine, five)
-    assert last.found == 5 and [row["number"] for row in table(tmp_path)] == ["1", "2", "3", "4", "5"]
+    assert last.results == 5 and [row["number"] for row in table(tmp_path)] == ["1", "2", "3", "4", "5"]
     assert [row["place"] for row in table(tmp_path)][-1] == "line 7"
 
 
-def test_a_finished_screen_asks_the_network_nothing(engine, tmp_path):
+def test_a_finished_screen_makes_no_network_call(engine, tmp_path):
     run(tmp_path, engine, five)
     engine.model.net.calls = 0
-    assert run(tmp_path, engine, five).found == 5 and engine.model.net.calls == 0
+    assert run(tmp_path, engine, five).results == 5 and engine.model.net.calls == 0
 
 
-@pytest.mark.parametrize("source,settings", [("CCO", quick), (five, Settings(dose_um=1., cells=3, steps=1)), (five, Settings(dose_um=2., cells=2, steps=1))])
+def test_a_screen_of_an_earlier_version_goes_on(engine, tmp_path):
+    "Its record has the settings flat, its refused rows a column of another name."
+    run(tmp_path, engine, five)
+    flat = dict(solver="midpoint", steps=1, cfg_scale=1., nfe=1, seeds=[0, 1], dose_um=1., cells=2, seed=0)
+    record, refused = json.loads((tmp_path / "settings.json").read_text()), tmp_path / "refused.csv"
+    assert flat.items() <= record.items() and {"grid", "experiment", "list_sha256", "weights_sha256"} <= set(record)
+    header, first, _ = refused.read_text().splitlines()
+    assert header == "place,text,problem"
+    refused.write_text(f"place,said,problem\n{first}\n")
+    engine.model.net.calls = 0
+    last = run(tmp_path, engine, five)
+    assert (last.results, last.refused, engine.model.net.calls) == (5, 2, 0)
+    assert [row["said"] for row in table(tmp_path, "refused")] == ["C1CC", "CCN, 0"]
+    assert [row.text for row in ScreenFolder(tmp_path).refused] == ["C1CC", "CCN, 0"]
+
+
+@pytest.mark.parametrize("source,settings", [
+    ("CCO", quick), (five, quick_settings(cells=3)), (five, quick_settings(dose_um=2.)),
+    (five, quick_settings(steps=2))])
 def test_another_list_or_other_settings_leave_the_folder_alone(engine, tmp_path, ask, source, settings):
     run(tmp_path, engine, five)
     before = (tmp_path / "results.csv").read_text()
@@ -111,118 +154,156 @@ def test_another_list_or_other_settings_leave_the_folder_alone(engine, tmp_path,
 
 
 def test_the_first_result_comes_before_the_last_row_is_read(engine):
-    read = []
+    places = []
     def rows():
-        for row in read_rows("\n".join("C" * n for n in range(1, 101)), None, (0.1, 10.)):
-            read.append(row.place)
+        for row in read_rows(alkanes(100), None, (0.1, 10.)):
+            places.append(row.place)
             yield row
-    events = screen(engine, rows(), room.check_settings(engine, quick))
-    first = next(e for e in events if isinstance(e, tuple) and isinstance(e[0], Found))
+    events = screen(engine, rows(), check_settings(engine, quick))
+    first = next(event for event in events if isinstance(event, tuple) and isinstance(event.result, ScreenResult))
     events.close()
-    assert first[0].number == 1 and len(read) <= 16
+    assert first.result.number == 1 and len(places) <= 16
 
 
-def test_a_molecule_looks_the_same_in_any_company(engine):
-    def found(text, **kwargs):
-        events = screen(engine, read_rows(text, None, (0.1, 10.)), room.check_settings(engine, Settings(dose_um=1., cells=2, steps=3)), **kwargs)
-        return {e[0].smiles: e for e in events if isinstance(e, tuple) and e[0]}
-    alone, among = found("CCO", together=2), found("CCCC\nc1ccccc1\nCCO\nCCN", together=64)
-    one, other = alone["CCO"], among["CCO"]
-    assert np.abs(one[1].astype(int) - other[1]).max() <= 1
-    assert one[0].strength == pytest.approx(other[0].strength, rel=0.02) and one[0].mechanism == other[0].mechanism
+def test_a_molecule_has_the_same_cells_in_any_batch(engine):
+    settings = check_settings(engine, quick_settings(steps=3))
+    def by_smiles(text, batch):
+        events = screen(engine, read_rows(text, None, (0.1, 10.)), settings, batch=batch)
+        return {event.result.smiles: event for event in screened(events)}
+    alone, among = by_smiles("CCO", 2)["CCO"], by_smiles("CCCC\nc1ccccc1\nCCO\nCCN", 64)["CCO"]
+    assert np.abs(alone.images.astype(int) - among.images).max() <= 1
+    assert alone.result.strength == pytest.approx(among.result.strength, rel=0.02)
+    assert alone.result.mechanism == among.result.mechanism
 
 
-def test_a_thousand_molecules_hold_memory_flat(engine, tmp_path, monkeypatch):
-    profile_of_one = morphology(np.random.default_rng(0).integers(0, 255, (1, 3, 64, 64), np.uint8), ["DNA", "Actin", "Tubulin"])
-    monkeypatch.setattr(room, "morphology", lambda images, names: profile_of_one)      # measured elsewhere; here it would only take time
-    alone = Settings(dose_um=1., cells=1, steps=1)
-    def max_held_bytes(n):
+def test_the_cells_of_many_molecules_are_not_kept_in_memory(engine, tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (1, 3, 64, 64), np.uint8)
+    profile = morphology(noise, ["DNA", "Actin", "Tubulin"])
+    monkeypatch.setattr(screen_module, "morphology", lambda images, names: profile)      # measuring takes long
+    def peak_bytes(n):
         text = "\n".join("C" * (1 + i % 50) + "O" * (1 + i // 50) for i in range(n))
         tracemalloc.reset_peak()
-        for event in screen_into(tmp_path / str(n), engine, text, alone): pass
+        for _ in screen_into(tmp_path / str(n), engine, text, quick_settings(cells=1)): pass
         return tracemalloc.get_traced_memory()[1]
-    max_held_bytes(40)
+    peak_bytes(20)
     tracemalloc.start()
-    try: few, many = max_held_bytes(200), max_held_bytes(1000)
+    try: few, many = peak_bytes(100), peak_bytes(500)
     finally: tracemalloc.stop()
-    assert len(Folder(tmp_path / "1000").results) == 1000
-    assert many - few < 2 * 2**20 < 800 * 3 * 64 * 64      # kept in memory, the cells of 800 molecules more would weigh more than this
+    assert len(ScreenFolder(tmp_path / "500").results) == 500
+    assert many - few < 2**20 < 400 * 3 * 64 * 64      # the cells of 400 more molecules would take more than this
 
 
-@profile(max_examples=25)
-@given(text=st.text(max_size=120) | st.lists(st.sampled_from(["CCO", "sweller, 1", "x", "CCO,,,", "[Na+].[Cl-]", "C,1e400", "\"", "#", "N\t5 µM"]), max_size=6).map("\n".join))
+odd_lines = ["CCO", "sweller, 1", "x", "CCO,,,", "[Na+].[Cl-]", "C,1e400", "\"", "#", "N\t5 µM"]
+
+
+@hypothesis_settings(max_examples=25)
+@given(text=st.text(max_size=120) | st.lists(st.sampled_from(odd_lines), max_size=6).map("\n".join))
 def test_any_text_is_screened_or_refused(engine, ask, text):
-    with tempfile.TemporaryDirectory() as tmp:
-        last = ask(run, tmp, engine, text, Settings(dose_um=1., cells=1, steps=1))
-        if not isinstance(last, InputError): assert last.found + last.refused == last.total
+    with tempfile.TemporaryDirectory() as folder:
+        last = ask(run, folder, engine, text, quick_settings(cells=1))
+        if not isinstance(last, InputError): assert last.results + last.refused == last.total
 
 
 def test_too_many_molecules_for_the_page_are_refused(engine, tmp_path, ask):
-    assert "more than 3 molecules" in str(ask(lambda: list(screen_into(tmp_path, engine, five, quick, most=3))))
+    assert "more than 3 molecules" in str(ask(lambda: list(screen_into(tmp_path, engine, five, quick, limit=3))))
+
+
+def test_a_screen_goes_on_with_another_dtype(engine, tmp_path):
+    run(tmp_path, engine, five)
+    path = tmp_path / "settings.json"
+    path.write_text(path.read_text().replace("float32", "bfloat16"))
+    assert run(tmp_path, engine, five).results == 5 and "bfloat16" in path.read_text()
+    path.write_text("{")
+    with pytest.raises(InputError, match="settings.json in .* is damaged"): run(tmp_path, engine, five)
+
+
+short_texts = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), max_size=20)
+
+
+@given(st.lists(st.builds(RefusedRow, short_texts, short_texts, short_texts), max_size=4), st.integers(0, 60))
+def test_a_table_reads_what_it_wrote_and_loses_at_most_its_last_line(rows, cut):
+    with tempfile.TemporaryDirectory() as folder:
+        table = CsvTable(Path(folder) / "refused.csv", RefusedRow)
+        for row in rows: table.append(row)
+        assert list(table) == rows and len(table) == len(rows)
+        if not rows: return
+        *_, last = (data := table.path.read_bytes()).splitlines()
+        table.path.write_bytes(data[:len(data) - 1 - cut % len(last)])
+        table.repair()
+        assert list(table) == rows[:-1]
+        table.append(rows[-1])
+        assert list(table) == rows
 
 
 # From the command line
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    folder, model = tmp_path_factory.mktemp("screen") / "model", untaught()
+    folder, model = tmp_path_factory.mktemp("screen") / "model", small_model()
     save_model(folder, model.net, model.config)
     return folder
 
 
-def mfm_screen(model, out, source, *more):
-    return ["screen", str(source), "--out", str(out), "--model", str(model), "--dose", "1", "--cells", "2", "--steps", "1", *more]
+def mfm_screen(model, out, source, *more, cells=2, steps=1):
+    return ["screen", str(source), "--out", str(out), "--model", str(model), "--dose", "1", "--cells", str(cells),
+            "--steps", str(steps), *more]
 
 
-def exit_code(args):
-    try: main(args)
+def exit_code(arguments):
+    try: main(arguments)
     except SystemExit as stop: return stop.code
 
 
 def test_mfm_screen_writes_tables_map_and_cells(model_folder, tmp_path, capsys):
-    (tmp_path / "list.csv").write_text("smiles,dose_um,name\nCCO,1,ethanol\nC1CC,1,open\nCCN,1,amine\n", encoding="utf-8")
-    assert not exit_code(mfm_screen(model_folder, tmp_path / "out", tmp_path / "list.csv"))
-    said = capsys.readouterr().out
-    assert "Refused line 3: 'C1CC,1,open'." in said and "Traceback" not in said
-    out = tmp_path / "out"
-    assert {p.name for p in out.iterdir()} == {"results.csv", "ranked.csv", "refused.csv", "settings.json", "map.html", "cells"}
-    assert sorted(p.name for p in (out / "cells").iterdir()) == ["00000.npy", "00001.npy", "00001.png", "00002.npy", "00002.png"]
+    listing, out = tmp_path / "list.csv", tmp_path / "out"
+    listing.write_text("smiles,dose_um,name\nCCO,1,ethanol\nC1CC,1,open\nCCN,1,amine\n", encoding="utf-8")
+    assert not exit_code(mfm_screen(model_folder, out, listing))
+    printed = capsys.readouterr().out
+    assert "Refused line 3: 'C1CC,1,open'." in printed and "Traceback" not in printed
+    names = {"results.csv", "ranked.csv", "refused.csv", "settings.json", "map.html", "cells"}
+    assert {path.name for path in out.iterdir()} == names
+    cells = ["00000.npy", "00001.npy", "00001.png", "00002.npy", "00002.png"]
+    assert sorted(path.name for path in (out / "cells").iterdir()) == cells
     ranked = table(out, "ranked")
-    assert [row["rank"] for row in ranked] == ["1", "2"] and float(ranked[0]["strength"]) >= float(ranked[1]["strength"])
-    record = json.loads((out / "settings.json").read_text())
-    assert record["solver"] == "midpoint" and record["nfe"] == 1 and record["seeds"] == [0, 1] and len(record["weights_sha256"]) == 64
-    assert "ethanol" in (map := (out / "map.html").read_text(encoding="utf-8")) and "weights_sha256" in map      # with the record of how it was made
+    assert [row["rank"] for row in ranked] == ["1", "2"]
+    assert float(ranked[0]["strength"]) >= float(ranked[1]["strength"])
+    record, page = json.loads((out / "settings.json").read_text()), (out / "map.html").read_text(encoding="utf-8")
+    assert record["solver"] == "midpoint" and record["nfe"] == 1 and record["seeds"] == [0, 1]
+    assert len(record["weights_sha256"]) == 64
+    assert "ethanol" in page and "weights_sha256" in page      # with the record of how it was made
 
 
 def test_mfm_screen_goes_on_and_refuses_another_list(model_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("CCO\nCCN"))
-    assert not exit_code(mfm_screen(model_folder, tmp_path / "out", "-"))
-    (tmp_path / "out/results.csv").write_text("".join((tmp_path / "out/results.csv").read_text().splitlines(True)[:2]))
-    (tmp_path / "out/cells/00001.png").unlink()
-    monkeypatch.setattr("sys.stdin", io.StringIO("CCO\nCCN"))
-    assert not exit_code(mfm_screen(model_folder, tmp_path / "out", "-"))
-    assert len(table(tmp_path / "out")) == 2 and (tmp_path / "out/cells/00001.png").is_file()
-    monkeypatch.setattr("sys.stdin", io.StringIO("CCC"))
+    out = tmp_path / "out"
+    def from_standard_input(text):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        return exit_code(mfm_screen(model_folder, out, "-"))
+    assert not from_standard_input("CCO\nCCN")
+    (out / "results.csv").write_text("".join((out / "results.csv").read_text().splitlines(True)[:2]))
+    (out / "cells/00001.png").unlink()
+    assert not from_standard_input("CCO\nCCN")
+    assert len(table(out)) == 2 and (out / "cells/00001.png").is_file()
     capsys.readouterr()
-    assert exit_code(mfm_screen(model_folder, tmp_path / "out", "-")) == 2
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("mfm: ")] == \
-        ["mfm: 'out' holds a screen of another list, with another model or with other settings; choose another folder."]
+    assert from_standard_input("CCC") == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mfm: ")]
+    assert errors == ["mfm: 'out' holds a screen of another list, with another model or with other settings; "
+                      "choose another folder."]
 
 
-def test_mfm_screen_stops_where_it_is_and_says_so(model_folder, tmp_path):
-    (tmp_path / "list.smi").write_text("\n".join("C" * n for n in range(1, 151)), encoding="utf-8")
-    command = [sys.executable, "-c", "from mfm_app.cli import main; main()", *mfm_screen(model_folder, tmp_path / "out", tmp_path / "list.smi", "--cells", "4", "--steps", "40")]
-    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)      # also where these tests run in the background, whose children would not
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+def test_mfm_screen_stops_at_an_interrupt_and_reports_how_far_it_is(model_folder, tmp_path):
+    (tmp_path / "list.smi").write_text(alkanes(150), encoding="utf-8")
+    arguments = mfm_screen(model_folder, tmp_path / "out", tmp_path / "list.smi", cells=4, steps=40)
+    command = [sys.executable, "-c", "from mfm_app.cli import main; main()", *arguments]
+    def obey_interrupts(): signal.signal(signal.SIGINT, signal.SIG_DFL)      # children of background tests ignore them
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=obey_interrupts)
     results = tmp_path / "out/results.csv"
     while not (results.is_file() and len(table(tmp_path / "out")) >= 2):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and "of 150; the same command goes on." in said and "Traceback" not in said
-    done = len(table(tmp_path / "out"))
-    assert f"Stopped after {done} of 150" in said
+    printed = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and "of 150; the same command goes on." in printed and "Traceback" not in printed
+    assert f"Stopped after {len(table(tmp_path / 'out'))} of 150" in printed
 
 
 # On the page
@@ -237,50 +318,68 @@ def tab(page, address):
     return page
 
 
+def wait_for(page, expression, **kwargs): page.wait_for_function(expression, **kwargs)
+
+
+def wait_for_text(page, selector, text, **kwargs):
+    includes = "([selector, text]) => document.querySelector(selector).innerText.includes(text)"
+    wait_for(page, includes, arg=[selector, text], **kwargs)
+
+
+def wait_for_progress(page, text, **kwargs):
+    wait_for(page, "text => document.querySelector('#screen output').textContent.startsWith(text)", arg=text, **kwargs)
+
+
 def paste(page, text):
     page.fill("#screen-list textarea", text)
     page.press("#screen-list textarea", "Tab")
 
 
-def go(page, text=None, rows=7):
+def run_on_page(page, text=None, rows=7):
     if text: paste(page, text)
     page.click("#screen-go")
-    finished(page, rows)
+    wait_until_done(page, rows)
 
 
-def finished(page, rows):
-    page.wait_for_function("n => document.querySelector('#screen output').textContent.startsWith(`All ${n} done`)", arg=rows, timeout=120 * seconds)
-    page.wait_for_function("document.querySelector('#screen .plot .main-svg')")
+def wait_until_done(page, rows):
+    wait_for_progress(page, f"All {rows} done", timeout=120 * seconds)
+    wait_for(page, "document.querySelector('#screen .plot .main-svg')")
 
 
-def molecules(page, column=1):
-    return page.locator("#screen .table tbody tr").evaluate_all("(rows, i) => rows.map(r => r.children[i].textContent.trim())", column)
+def column(page, i=1):
+    "The texts of a column of the table; the molecules by default."
+    cells = "(rows, i) => rows.map(row => row.children[i].textContent.trim())"
+    return page.locator("#screen .table tbody tr").evaluate_all(cells, i)
 
 
 def points(page):
-    return page.evaluate("document.querySelector('#screen .plot').data.reduce((n, t) => n + (t.customdata ? t.x.length : 0), 0)")
+    traces = "document.querySelector('#screen .plot').data"
+    return page.evaluate(f"{traces}.reduce((n, t) => n + (t.customdata ? t.x.length : 0), 0)")
 
 
-def chosen(page, name):
-    page.wait_for_function("n => document.querySelector('#screen .chosen h3')?.textContent.startsWith(n) && document.querySelectorAll('#screen .chosen img').length === 2", arg=name)
-    assert page.locator("#screen .chosen svg").first.is_visible() and page.locator("#screen .chosen svg").last.is_hidden()
-    assert page.locator("#screen tr[aria-selected=true] .who").text_content() == name
+def check_chosen(page, name):
+    wait_for(page, """name => document.querySelector('#screen .chosen h3')?.textContent.startsWith(name)
+        && document.querySelectorAll('#screen .chosen img').length === 2""", arg=name)
+    drawings = page.locator("#screen .chosen svg")
+    assert drawings.first.is_visible() and drawings.last.is_hidden()
+    assert page.locator("#screen tr[aria-selected=true] .molecule").text_content() == name
 
 
-def refused_at(page, field, said):
-    "The sentence stands at its field, nothing ran; the browser's own note of the refusal (422) is expected."
+def check_refused(page, field, message):
+    "The message stands at its field and nothing ran; the browser's own note of the refusal (422) is expected."
     page.click("#screen-go")
-    page.wait_for_function("([at, said]) => document.querySelector(at).innerText.includes(said)", arg=[field, said])
+    wait_for_text(page, field, message)
     page.wait_for_timeout(300)
-    assert page.locator("#screen .hint").is_visible() and "Traceback" not in page.inner_text("body") and tempfile.gettempdir() not in page.inner_text("body")
-    for e in [e for e in page.errors if "422" in e]: page.errors.remove(e)
+    text = page.inner_text("body")
+    assert page.locator("#screen .hint").is_visible() and "Traceback" not in text and tempfile.gettempdir() not in text
+    page.errors[:] = [error for error in page.errors if "422" not in error]
 
 
 def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
-    go(tab, five)
-    strengths = [float(s) for s in molecules(tab, 3)]
-    assert len(strengths) == 5 and strengths == sorted(strengths, reverse=True) and molecules(tab, 0) == ["1", "2", "3", "4", "5"]
-    assert points(tab) == 5
+    run_on_page(tab, five)
+    strengths = [float(text) for text in column(tab, 3)]
+    assert len(strengths) == 5 and strengths == sorted(strengths, reverse=True)
+    assert column(tab, 0) == ["1", "2", "3", "4", "5"] and points(tab) == 5
     assert tab.locator("#screen .refused summary").text_content() == "2 rows were refused; the others went on"
     refused = tab.locator("#screen .refused tbody tr").all_text_contents()
     assert refused[0].startswith("line 3C1CC") and refused[1].startswith("line 5CCN, 0")
@@ -288,61 +387,78 @@ def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
 
 
 def test_the_table_sorts_by_its_headers(tab):
-    go(tab, five)
-    tab.get_by_role("button", name="Molecule", exact=True).click()
-    names = molecules(tab)
-    assert names == sorted(names, key=str.lower) and tab.locator("#screen th[data-key=who]").get_attribute("aria-sort") == "ascending"
-    tab.get_by_role("button", name="Molecule", exact=True).press("Enter")
-    assert molecules(tab) == names[::-1]
+    run_on_page(tab, five)
+    header = tab.get_by_role("button", name="Molecule", exact=True)
+    header.click()
+    names = column(tab)
+    assert names == sorted(names, key=str.lower)
+    assert tab.locator("#screen th[data-key=molecule]").get_attribute("aria-sort") == "ascending"
+    header.press("Enter")
+    assert column(tab) == names[::-1]
 
 
 def test_a_row_shows_its_cells_by_click_and_by_keyboard(tab):
-    go(tab, five)
-    names = molecules(tab)
+    run_on_page(tab, five)
+    names = column(tab)
     tab.locator("#screen .table tbody tr").nth(1).click()
-    chosen(tab, names[1])
+    check_chosen(tab, names[1])
     tab.keyboard.press("Tab")
     tab.locator("#screen .table tbody tr[tabindex='0']").focus()
     tab.keyboard.press("ArrowDown")
     tab.keyboard.press("Enter")
-    chosen(tab, names[2])
+    check_chosen(tab, names[2])
 
 
 def test_a_point_of_the_map_shows_its_cells(tab):
-    go(tab, "CCO, 1, ethanol", 1)
-    at = tab.evaluate("""() => {
-        const plot = document.querySelector('#screen .plot'), box = plot.getBoundingClientRect(), { xaxis, yaxis } = plot._fullLayout;
-        const trace = plot.data.find(t => t.customdata?.length);
+    run_on_page(tab, "CCO, 1, ethanol", 1)
+    position = tab.evaluate("""() => {
+        const plot = document.querySelector('#screen .plot'), box = plot.getBoundingClientRect();
+        const { xaxis, yaxis } = plot._fullLayout, trace = plot.data.find(t => t.customdata?.length);
         return [box.x + xaxis._offset + xaxis.d2p(trace.x[0]), box.y + yaxis._offset + yaxis.d2p(trace.y[0])];
     }""")
-    tab.mouse.move(*at)
+    tab.mouse.move(*position)
     tab.wait_for_timeout(300)
-    tab.mouse.click(*at)
-    chosen(tab, "ethanol")
+    tab.mouse.click(*position)
+    check_chosen(tab, "ethanol")
+
+
+def test_a_page_that_missed_a_message_asks_for_its_rows(tab):
+    tab.evaluate("""() => {
+        const parse = JSON.parse;
+        let lost = false;
+        JSON.parse = text => {      // the first message with results loses them
+            const message = parse(text);
+            if (lost || !message?.new_results?.length) return message;
+            lost = true;
+            return { ...message, results: 0, refused: 0, new_results: [], new_refused: [] };
+        };
+    }""")
+    run_on_page(tab, five)
+    assert len(column(tab)) == 5 == points(tab) and tab.locator("#screen .refused tbody tr").count() == 2
 
 
 def test_stop_within_a_second_then_go_on_has_each_row_once(tab, engine):
     engine.model.net.pause = 0.05
-    paste(tab, "\n".join("C" * n for n in range(1, 31)))
+    paste(tab, alkanes(20))
     tab.click("#screen-go")
     tab.wait_for_selector("#screen .table tbody tr", timeout=60 * seconds)
     tab.wait_for_selector("#screen-go:disabled")
     tab.click("#screen-stop")
     tab.wait_for_timeout(1 * seconds)
     calls = engine.model.net.calls
-    tab.wait_for_function("document.querySelector('#screen output').textContent.startsWith('Stopped after')")
+    wait_for_progress(tab, "Stopped after")
     tab.wait_for_timeout(500)
     assert engine.model.net.calls == calls
-    assert 0 < len(molecules(tab)) < 30
+    assert 0 < len(column(tab)) < 20
     engine.model.net.pause = 0
     tab.click("#screen-resume")
-    finished(tab, 30)
-    assert sorted(molecules(tab, 1), key=len) == ["C" * n for n in range(1, 31)] and points(tab) == 30
+    wait_until_done(tab, 20)
+    assert sorted(column(tab), key=len) == alkanes(20).split("\n") and points(tab) == 20
 
 
-def test_a_visitor_who_leaves_ends_the_walk(tab, engine):
+def test_a_visitor_who_leaves_ends_the_screen(tab, engine):
     engine.model.net.pause = 0.05
-    paste(tab, "\n".join("C" * n for n in range(1, 81)))
+    paste(tab, alkanes(80))
     tab.click("#screen-go")
     tab.wait_for_selector("#screen .table tbody tr", timeout=60 * seconds)
     tab.goto("about:blank")
@@ -350,123 +466,129 @@ def test_a_visitor_who_leaves_ends_the_walk(tab, engine):
     calls = engine.model.net.calls
     tab.wait_for_timeout(1 * seconds)
     assert engine.model.net.calls == calls
-    tab.errors.clear()      # what the page left behind says of its connections that they were cut
+    tab.errors.clear()      # of connections that were cut
 
 
-def test_more_than_the_page_takes_is_said_in_the_status_line(tab, monkeypatch):
-    monkeypatch.setattr(ui_screen, "most_screened", 3)
+def test_more_than_the_page_takes_is_refused_in_the_status_line(tab, monkeypatch):
+    monkeypatch.setattr(ui_screen, "max_screened", 3)
     paste(tab, five)
     tab.click("#screen-go")
-    tab.wait_for_function("document.querySelector('#screen-status').innerText.includes('The list holds more than 3 molecules')")
-    tab.wait_for_function("document.querySelector('#screen output').textContent === 'Stopped after 0'")
+    wait_for_text(tab, "#screen-status", "The list holds more than 3 molecules")
+    wait_for(tab, "document.querySelector('#screen output').textContent === 'Stopped after 0'")
     assert tab.locator("#screen-go").is_enabled() and tab.locator("#screen-resume").is_disabled()
 
 
 def test_the_same_list_again_is_there_at_once_and_another_starts_afresh(tab, engine):
-    go(tab, five)
+    run_on_page(tab, five)
     engine.model.net.calls = 0
     tab.click("#screen-go")
     tab.wait_for_timeout(1 * seconds)
-    finished(tab, 7)
-    assert engine.model.net.calls == 0 and len(molecules(tab)) == 5
-    go(tab, "CCCC", 1)
-    assert molecules(tab) == ["CCCC"] and points(tab) == 1
+    wait_until_done(tab, 7)
+    assert engine.model.net.calls == 0 and len(column(tab)) == 5
+    run_on_page(tab, "CCCC", 1)
+    assert column(tab) == ["CCCC"] and points(tab) == 1
 
 
-def test_what_fails_inside_stays_inside_and_can_go_on(tab, engine, monkeypatch):
-    def fails(*args): raise RuntimeError("a secret in /some/folder")
+def test_an_internal_error_is_not_shown_and_the_screen_can_go_on(tab, engine, monkeypatch):
+    def fail(*args): raise RuntimeError("a secret in /some/folder")
     with monkeypatch.context() as broken:
-        broken.setattr(engine.model.net.net, "forward", fails)
+        broken.setattr(engine.model.net.net, "forward", fail)
         paste(tab, five)
         tab.click("#screen-go")
-        tab.wait_for_function("document.querySelector('#screen-status').innerText.includes('Something went wrong')")
+        wait_for_text(tab, "#screen-status", "Something went wrong")
     assert "secret" not in tab.inner_text("body")
     tab.click("#screen-resume")
-    finished(tab, 7)
+    wait_until_done(tab, 7)
+
+
+def upload(page, path):
+    page.set_input_files("#screen-file input", path)
+    wait_for_text(page, "#screen-file", path.stem)
 
 
 def test_no_list_or_two_lists_are_refused(tab, tmp_path):
-    refused_at(tab, "#screen-list", "Paste a list, or choose a file below.")
+    check_refused(tab, "#screen-list", "Paste a list, or choose a file below.")
     (tmp_path / "list.smi").write_text("CCO")
-    tab.set_input_files("#screen-file input", tmp_path / "list.smi")
-    tab.wait_for_function("document.querySelector('#screen-file').innerText.includes('list')")
+    upload(tab, tmp_path / "list.smi")
     paste(tab, "CCO")
-    refused_at(tab, "#screen-list", "There are a pasted list and a file; empty one of them.")
+    check_refused(tab, "#screen-list", "There are a pasted list and a file; empty one of them.")
 
 
-@pytest.mark.parametrize("name,content,said", [
+bad_files = [
     ("header.csv", b"molekuel;dosis\nCCO;1\n", "header.csv needs a header with a column `smiles`"),
     ("latin.csv", "smiles,name\nCCO,Äthanol\n".encode("latin-1"), "latin.csv is not UTF-8"),
     ("empty.csv", b" ", "holds no molecules"),
     ("program.csv", b"MZ\x90\0\3\0\0\0", "program.csv is a binary file"),
-    ("sheet.csv", b"PK\3\4", "save the table as .csv"),
-])
-def test_a_bad_file_is_refused_at_its_field(tab, tmp_path, name, content, said):
-    (tmp_path / name).write_bytes(content)
-    tab.set_input_files("#screen-file input", tmp_path / name)
-    tab.wait_for_function("said => document.querySelector('#screen-status').innerText.includes(said)", arg=said.replace("`", ""))
-    refused_at(tab, "#screen-file", said)
+    ("sheet.csv", b"PK\3\4", "save the table as .csv")]
 
 
-@pytest.mark.parametrize("field,value,said", [
+def test_a_bad_file_is_refused_at_its_field(tab, tmp_path):
+    for name, content, message in bad_files:
+        (tmp_path / name).write_bytes(content)
+        tab.set_input_files("#screen-file input", tmp_path / name)
+        wait_for_text(tab, "#screen-status", message.replace("`", ""))
+        check_refused(tab, "#screen-file", message)
+        tab.locator("#screen-file").get_by_label("Clear").click()
+        tab.wait_for_selector("#screen-file input[type=file]", state="attached")
+
+
+bad_numbers = [
     ("dose", "1e6", "is outside what the model can know"), ("dose", "0", "is outside what the model can know"),
-    ("cells", "17", "Cells a molecule must be a whole number from 1 to 16, not '17'."), ("cells", "2.5", "not '2.5'"),
-])
-def test_a_bad_number_is_refused_at_its_field(tab, field, value, said):
+    ("cells", "17", "Cells a molecule must be a whole number from 1 to 16, not '17'."), ("cells", "2.5", "not '2.5'")]
+
+
+def test_a_bad_number_is_refused_at_its_field(tab):
     paste(tab, "CCO")
-    tab.fill(f"#screen-{field} input", value)
-    tab.press(f"#screen-{field} input", "Tab")
-    refused_at(tab, f"#screen-{field}", said)
+    for field, value, message in bad_numbers:
+        tab.fill(f"#screen-{field} input", value)
+        tab.press(f"#screen-{field} input", "Tab")
+        check_refused(tab, f"#screen-{field}", message)
+        tab.fill(f"#screen-{field} input", "1")
 
 
 def test_a_file_is_screened_and_everything_can_be_downloaded(tab, tmp_path):
-    (tmp_path / "list.csv").write_text("name,smiles,dose_um\nethanol,CCO,1\n=1+1,CCN,\nopen,C1CC,1\n", encoding="utf-8")
-    tab.set_input_files("#screen-file input", tmp_path / "list.csv")
-    tab.wait_for_function("document.querySelector('#screen-file').innerText.includes('list')")
-    go(tab, rows=3)
+    listing = tmp_path / "list.csv"
+    listing.write_text("name,smiles,dose_um\nethanol,CCO,1\n=1+1,CCN,\nopen,C1CC,1\n", encoding="utf-8")
+    upload(tab, listing)
+    run_on_page(tab, rows=3)
     with tab.expect_download() as download: tab.click("#screen-download")
+    tables = {"ranked.csv", "results.csv", "refused.csv", "settings.json", "map.html"}
+    cells = {"cells/00000.npy", *(f"cells/0000{n}.{kind}" for n in (1, 2) for kind in ("npy", "png"))}
     with zipfile.ZipFile(download.value.path()) as archive:
-        assert archive.testzip() is None
-        assert set(archive.namelist()) == {"ranked.csv", "results.csv", "refused.csv", "settings.json", "map.html", "cells/00000.npy",
-                                           *(f"cells/0000{n}.{kind}" for n in (1, 2) for kind in ("npy", "png"))}
-        assert np.load(io.BytesIO(archive.read("cells/00001.npy"))).shape == (4, 3, 64, 64) == np.load(io.BytesIO(archive.read("cells/00000.npy"))).shape
+        assert archive.testzip() is None and set(archive.namelist()) == tables | cells
+        for name in ("cells/00001.npy", "cells/00000.npy"):
+            assert np.load(io.BytesIO(archive.read(name))).shape == (4, 3, 64, 64)
         assert json.loads(archive.read("settings.json"))["nfe"] == 19
         archive.extract("map.html", tmp_path)
-    tab.goto((tmp_path / "map.html").as_uri())       # asks nobody for anything, which the fixture checks
-    assert tab.locator(".main-svg").count() and tab.evaluate("document.querySelector('.plotly-graph-div').data.flatMap(t => t.customdata || []).length") == 2
+    tab.goto((tmp_path / "map.html").as_uri())       # without requests to other machines, which the fixture checks
+    plot = "document.querySelector('.plotly-graph-div').data.flatMap(t => t.customdata || []).length"
+    assert tab.locator(".main-svg").count() and tab.evaluate(plot) == 2
 
 
 def test_there_is_nothing_to_download_before_a_screen(tab):
     tab.click("#screen-download")
-    tab.wait_for_function("document.querySelector('#screen-status').innerText.includes('nothing to download yet')")
+    wait_for_text(tab, "#screen-status", "nothing to download yet")
 
 
 def test_the_example_is_a_list_that_runs(tab):
     tab.click("#screen-example")
-    tab.wait_for_function("document.querySelector('#screen-list textarea').value.includes('caffeine')")
+    wait_for(tab, "document.querySelector('#screen-list textarea').value.includes('caffeine')")
     rows = tab.input_value("#screen-list textarea").count("\n") + 1
-    go(tab, rows=rows)
-    assert {"sweller", "acid", "caffeine"} <= set(molecules(tab)) and tab.locator("#screen .refused").is_hidden()
+    run_on_page(tab, rows=rows)
+    assert {"sweller", "acid", "caffeine"} <= set(column(tab)) and tab.locator("#screen .refused").is_hidden()
 
 
-def test_a_screen_goes_when_its_visitor_goes():
-    desk = ui_screen.ScreenSession()
-    desk.fresh("CCO", quick)
-    path = desk.path
-    assert path.is_dir() and ui_screen.desks[desk.token] is desk
-    desk.clear()
-    assert not path.exists() and desk.token not in ui_screen.desks
+def test_a_screen_is_deleted_when_its_visitor_leaves():
+    session = ui_screen.ScreenSession()
+    session.start("CCO", quick)
+    path = session.path
+    assert path.is_dir() and ui_screen.sessions[session.token] is session
+    session.clear()
+    assert not path.exists() and session.token not in ui_screen.sessions
 
 
-def test_a_stranger_learns_nothing_from_a_guessed_number(engine):
-    for asked in (dict(run="", number=1), dict(run="../..", number=1), dict(number=1), [], None, "x", dict(run=[], number=1)):
-        assert set(json.loads(ui_screen.cells_of_one(engine, asked))) == {"trouble"} and json.loads(ui_screen.told_after(asked)) == dict(rows=[], bad=[])
-
-
-def test_a_screen_goes_on_though_another_dtype_is_now_the_faster_one(engine, tmp_path):
-    run(tmp_path, engine, five)
-    at = tmp_path / "settings.json"
-    at.write_text(at.read_text().replace("float32", "bfloat16"))
-    assert run(tmp_path, engine, five).found == 5 and "bfloat16" in at.read_text()
-    at.write_text("{")
-    with pytest.raises(InputError, match="settings.json in .* is damaged"): run(tmp_path, engine, five)
+@pytest.mark.parametrize("query", [
+    dict(run="", number=1), dict(run="../..", number=1), dict(number=1), [], None, "x", dict(run=[], number=1)])
+def test_a_guessed_token_gives_nothing(engine, query):
+    assert set(json.loads(ui_screen.molecule_cells(engine, query))) == {"error"}
+    assert json.loads(ui_screen.missed_rows(query)) == dict(new_results=[], new_refused=[])

@@ -1,63 +1,73 @@
-// A brought image with a ring round each nucleus; which are chosen is the value that goes back.
+// An imported image with a ring round each nucleus; which are chosen is the value that goes back.
 const find = selector => element.querySelector(selector);
-let said = null, taken = new Set();
+let image = null, chosen = new Set();      // image: the last message from Python
 
-const chosen = () => [...taken].sort((a, b) => a - b);
+const sorted = () => [...chosen].sort((a, b) => a - b);
 
-function hold() { props.value = JSON.stringify({ chosen: chosen() }); }
-function tell() { hold(); trigger('input'); }
+function keep() { props.value = JSON.stringify({ chosen: sorted() }); }
+function send() { keep(); trigger('input'); }
 
 function mark() {
-  element.querySelectorAll('.nuclei button').forEach((ring, i) => ring.setAttribute('aria-pressed', taken.has(i)));
-  find('.choose output').textContent = `${taken.size} of ${said.nuclei.length} nuclei taken`;
+  const rings = element.querySelectorAll('.nuclei button');
+  rings.forEach((ring, i) => ring.setAttribute('aria-pressed', chosen.has(i)));
+  find('.choose output').textContent = `${chosen.size} of ${image.nuclei.length} nuclei chosen`;
 }
 
 function ring([y, x], i) {
-  const button = document.createElement('button');
+  const button = document.createElement('button'), [height, width] = image.nucleus;
   button.type = 'button';
   button.setAttribute('aria-label', `Nucleus ${i + 1}`);
   button.title = `Nucleus ${i + 1}`;
-  Object.assign(button.style, { left: `${100 * x}%`, top: `${100 * y}%`, width: `${100 * said.nucleus[1]}%`, height: `${100 * said.nucleus[0]}%` });
+  const place = { left: x, top: y, width, height };
+  for (const [side, share] of Object.entries(place)) button.style[side] = `${100 * share}%`;
   button.addEventListener('click', () => {
-    if (taken.has(i)) taken.delete(i); else if (taken.size < said.most) taken.add(i);
+    if (chosen.has(i)) chosen.delete(i); else if (chosen.size < image.max) chosen.add(i);
     mark();
-    tell();
+    send();
   });
   return button;
 }
 
-function lightRow(row) {
+const cell = (kind, text) => Object.assign(document.createElement(kind), { textContent: text });
+
+function intensityRow(row) {
   const line = document.createElement('tr');
-  line.replaceChildren(...row.map(text => Object.assign(document.createElement('td'), { textContent: text })));
+  line.replaceChildren(...row.map(text => cell('td', text)));
   return line;
 }
 
-function load(fresh) {
-  const same = said && fresh && ['picture', 'nuclei', 'nucleus'].every(key => `${said[key]}` === `${fresh[key]}`);      // then what is chosen here is newer
-  if (fresh && !same) taken = new Set(fresh.chosen);
-  said = fresh;
-  find('.hint').hidden = !!said;
-  find('.found').hidden = !said;
-  if (!said) return;
-  find('.whole figcaption').textContent = said.title;
-  find('.whole img').src = said.picture;
-  const many = said.nuclei.length > 1;
-  if (!same) find('.nuclei').replaceChildren(...(many ? said.nuclei.map(ring) : []));      // a ring keeps the focus
-  find('.choose').hidden = !many;
-  find('.before').src = said.before;
-  find('.after').src = said.after;
-  find('.after-title').textContent = said.matched ? 'As the model is given them, light matched' : 'As the model is given them, light left alone';
-  find('.light tbody').replaceChildren(...said.light.map(lightRow));
-  find('.notes').replaceChildren(...said.notes.map(note => Object.assign(document.createElement('li'), { textContent: note })));
+function load(message) {
+  const sameNuclei = ['picture', 'nuclei', 'nucleus'].every(key => `${image?.[key]}` === `${message?.[key]}`);
+  const same = image && message && sameNuclei;      // then what is chosen here is newer
+  if (message && !same) chosen = new Set(message.chosen);
+  image = message;
+  find('.hint').hidden = !!image;
+  find('.image').hidden = !image;
+  if (!image) return;
+  find('.whole figcaption').textContent = image.title;
+  find('.whole img').src = image.picture;
+  const several = image.nuclei.length > 1;
+  if (!same) find('.nuclei').replaceChildren(...(several ? image.nuclei.map(ring) : []));      // a ring keeps the focus
+  find('.choose').hidden = !several;
+  find('.before').src = image.before;
+  find('.after').src = image.after;
+  const intensities = image.matched ? 'intensities matched' : 'intensities not matched';
+  find('.after-title').textContent = `As the model takes them, ${intensities}`;
+  find('.intensities tbody').replaceChildren(...image.intensities.map(intensityRow));
+  find('.notes').replaceChildren(...image.notes.map(note => cell('li', note)));
   mark();
-  if (`${chosen()}` === `${said.chosen}`) hold(); else tell();      // else it was chosen while the answer was on its way
+  if (`${sorted()}` === `${image.chosen}`) keep();
+  else send();      // it was chosen while the answer was on its way
 }
 
-find('.all').addEventListener('click', () => { taken = new Set(said.nuclei.slice(0, said.most).keys()); mark(); tell(); });
-find('.none').addEventListener('click', () => { taken.clear(); mark(); tell(); });
+find('.all').addEventListener('click', () => {
+  chosen = new Set(image.nuclei.slice(0, image.max).keys());
+  mark();
+  send();
+});
+find('.none').addEventListener('click', () => { chosen.clear(); mark(); send(); });
 watch('value', () => {
-  const fresh = props.value ? JSON.parse(props.value) : null;
-  if (fresh && !fresh.picture) return;
-  load(fresh);
+  const message = props.value ? JSON.parse(props.value) : null;
+  if (!message || message.picture) load(message);
 });
 load(null);
