@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['not_documented', 'field_labels', 'ema_note', 'no_molecules', 'no_holdout', 'finetune_template', 'left_out_template',
-           'calibration_template', 'no_counterfactuals', 'reconstruction_template', 'no_shifts', 'shifts_template',
-           'shift_columns', 'default_inversion', 'hub_licences', 'front_template', 'repo_placeholder', 'usage_template',
-           'revisions_text', 'method_citation', 'limitations', 'card_head', 'loss_table', 'compound_table',
-           'field_list', 'training_text', 'encoder_text', 'molecules_text', 'shift_table', 'counterfactuals_text',
-           'front_matter', 'usage_text', 'citation_text', 'model_card']
+           'calibration_template', 'frozen_base', 'trained_base', 'no_counterfactuals', 'reconstruction_template',
+           'no_shifts', 'shifts_template', 'shift_columns', 'default_inversion', 'hub_licences', 'front_template',
+           'repo_placeholder', 'usage_template', 'revisions_text', 'method_citation', 'limitations', 'card_head',
+           'loss_table', 'compound_table', 'field_list', 'training_text', 'encoder_text', 'finetune_text',
+           'molecules_text', 'shift_table', 'counterfactuals_text', 'front_matter', 'usage_text', 'citation_text',
+           'model_card']
 
 # %% ../nbs/13_card.ipynb #bec8d370
 import json
@@ -63,12 +64,17 @@ no_molecules = "This model knows compounds by name alone; `mfm finetune` trains 
 no_holdout = "No compound was held out, so the accuracy on unseen molecules is unknown."
 finetune_template = (
     "Molecules are read as {features}. After a warm start, in which the molecule embedding was distilled from the "
-    "label adaptor for {distil} steps, it was fine-tuned on images for {steps} steps with a batch of {batch}, {base}.")
+    "label adaptor for {warm_start} steps, it was fine-tuned on images for {steps} steps with a batch of {batch}, "
+    "{base}.")
 left_out_template = "Left out, for want of a published structure: {names}."
 calibration_template = (
     "Of held-out compounds with a Tanimoto similarity of {threshold:.2f} or more to a compound of the training set, "
     "{near[0]} of {near[1]} came out nearest to their own mechanism; of the others {far[0]} of {far[1]}. "
     "This threshold was chosen on the same compounds.")
+
+
+frozen_base = "with the rest of the network frozen"
+trained_base = "with the adaLN layers of the network trained as well"
 
 
 def encoder_text(encoder:dict)->str:
@@ -77,18 +83,24 @@ def encoder_text(encoder:dict)->str:
     values = "counts" if encoder["counts"] else "bits"
     return f"Morgan fingerprints (radius {encoder['radius']}, {encoder['bits']} {values})"
 
+# %% ../nbs/13_card.ipynb #629e7147
+def finetune_text(
+    encoder:dict,       # `config["molecules"]["encoder"]`
+    settings:dict,      # `config["molecules"]["finetune"]`
+)->str:
+    "How the molecule embedding was fine-tuned, in two sentences."
+    return finetune_template.format(
+        features=encoder_text(encoder), warm_start=settings.get("warm_start", settings.get("imitate", 0)),
+        steps=settings.get("steps", 0), batch=settings.get("batch", 0),
+        base=trained_base if settings.get("modulations") else frozen_base)
+
 # %% ../nbs/13_card.ipynb #fb0ad298
 def molecules_text(
     molecules:dict,      # `config["molecules"]`; empty if the model knows names alone
 )->str:
     "How a model reads molecules, and how well it predicts held-out ones."
     if not molecules: return no_molecules
-    finetuned = molecules.get("lesson", {})
-    base = "with the adaLN layers of the network trained as well" if finetuned.get("modulations") else \
-        "with the rest of the network frozen"
-    sentences = [finetune_template.format(
-        features=encoder_text(molecules["encoder"]), distil=finetuned.get("distil", finetuned.get("imitate", 0)),
-        steps=finetuned.get("steps", 0), batch=finetuned.get("batch", 0), base=base)]
+    sentences = [finetune_text(molecules["encoder"], molecules.get("finetune", molecules.get("lesson", {})))]
     if names := molecules.get("left_out"): sentences.append(left_out_template.format(names=", ".join(names)))
     if molecules.get("calibration"): sentences.append(calibration_template.format(**molecules["calibration"]))
     return f"{' '.join(sentences)}\n\n{molecules.get('table', no_holdout)}"

@@ -68,7 +68,7 @@ def is_text(value)->bool: return isinstance(value, str)
 row_rules = dict(
     perturbation=(lambda value: is_text(value) and bool(value.strip()), "a perturbation"),
     dose_um=(lambda value: dose_value(value) is not None, "a dose in µM that is a number from 0 up or empty"),
-    split=(lambda value: value in splits, f"a split that is {' or '.join(splits)}"),
+    split=(lambda value: value in splits, f"a split that is {', '.join(splits[:-1])} or {splits[-1]}"),
     experiment=(is_text, "an experiment that is text"),
     cell_type=(is_text, "a cell type that is text"),
     moa=(is_text, "a mechanism of action that is text"),

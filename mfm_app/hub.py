@@ -124,12 +124,12 @@ object_keys = "backbone", "adaptor", "vocabulary", "data", "training", "quality"
 min_image_size, max_image_size = 16, 512      # pixels
 
 
-def check_channels(config:dict, where:str):
+def check_channels(config:dict, path:str):      # path: of the config, for the message
     "`InputError` unless each channel of the backbone has a name and a colour."
     channels, expected = config["channels"], config["backbone"].get("channels", 3)
     is_channel = lambda c: isinstance(c, dict) and all(isinstance(c.get(key), str) for key in ("name", "colour"))
     if isinstance(channels, list) and len(channels) == expected and all(map(is_channel, channels)): return
-    raise InputError(f"'channels' in {where} must give a name and a colour for each channel of the backbone.")
+    raise InputError(f"'channels' in {path} must give a name and a colour for each channel of the backbone.")
 
 # %% ../nbs/14_hub.ipynb #d88e3155
 def check_config(
@@ -137,18 +137,18 @@ def check_config(
     label:str,      # what messages call the model
 )->dict:            # with empty `data`, `training` and `quality` where they were missing
     "`InputError` unless a config has the parts and types that `new_config` gives it."
-    where = f"config.json of '{label}'"
+    path = f"config.json of '{label}'"
     if not isinstance(config, dict) or required_keys - set(config):
         raise InputError(f"config.json in '{label}' is not of mfm_app: it needs {', '.join(sorted(required_keys))}.")
     if config["format"] != 1:
         raise InputError(f"'{label}' has format {str(config['format'])[:20]}; this version of mfm_app reads format 1.")
     for key in ("data", "training", "quality"): config.setdefault(key, {})
     wrong = next((key for key in object_keys if not isinstance(config.get(key, {}), dict)), None)
-    if wrong: raise InputError(f"'{wrong}' in {where} must be an object.")
+    if wrong: raise InputError(f"'{wrong}' in {path} must be an object.")
     if config["predicts"] not in ("image", "velocity"):
-        raise InputError(f"'predicts' in {where} must be image or velocity.")
-    check_int(config["backbone"].get("image_size", 64), f"image_size in {where}", min_image_size, max_image_size)
-    check_channels(config, where)
+        raise InputError(f"'predicts' in {path} must be image or velocity.")
+    check_int(config["backbone"].get("image_size", 64), f"image_size in {path}", min_image_size, max_image_size)
+    check_channels(config, path)
     return config
 
 # %% ../nbs/14_hub.ipynb #70bd7709

@@ -1,4 +1,4 @@
-"What several test files share: the real cells, a way to ask with bad input, and a browser that tells on the page."
+"What several test files share: the real cells, calls with bad input, a small engine, the command line, and a browser."
 import os
 import shutil
 import tempfile
@@ -13,12 +13,12 @@ in_ci = bool(os.environ.get("CI"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"                   # tests, and the notebooks they run, stay on this machine
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):      # several share this machine: a thread and a range of ports each
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):      # workers share a machine: a thread and a range of ports each
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["GRADIO_SERVER_PORT"] = str(7860 + 100 * int(worker.removeprefix("gw")))
 
-settings.register_profile("house", deadline=None, derandomize=in_ci)
-settings.load_profile("house")
+settings.register_profile("mfm", deadline=None, derandomize=in_ci)
+settings.load_profile("mfm")
 
 local = {"127.0.0.1", "localhost"}
 chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -27,7 +27,7 @@ chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic"
 
 
 def pytest_collection_modifyitems(items):
-    "Notebooks come last: pieces that fill up whichever worker is free."
+    "Notebooks come last: they fill up whichever worker is free."
     items.sort(key=lambda item: item.path.stem == "test_notebooks")
 
 
@@ -42,19 +42,31 @@ def real_cells():
 
 @pytest.fixture(scope="session")
 def ask():
-    "Call something with input from outside: its answer, or an `InputError` that can be shown to people as it is."
+    "Call something with input from outside: its answer, or an `InputError` that can be shown to a user as it is."
     from mfm_app.core import InputError
     def ask(f, *args, **kwargs):
         try: return f(*args, **kwargs)
         except InputError as error:
-            said = str(error)
-            assert len(said.splitlines()) == 1 and len(said) <= 500, f"not one short line: {said!r:.700}"
-            assert tempfile.gettempdir() + os.sep not in said and str(root) not in said, f"shows a path of this machine: {said!r}"
+            message = str(error)
+            assert len(message.splitlines()) == 1 and len(message) <= 500, f"not one short line: {message!r:.700}"
+            for folder in (tempfile.gettempdir() + os.sep, str(root)):
+                assert folder not in message, f"shows a path of this machine: {message!r}"
             return error
     return ask
 
 
-@pytest.fixture(scope="module")      # not the session: while Playwright runs, nothing else in this thread can use asyncio
+@pytest.fixture
+def mfm(capsys):
+    "Run a command of `mfm` in this process: its exit code, and what it prints."
+    from mfm_app.cli import main
+    def mfm(*args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end: main([str(a) for a in args])
+        return end.value.code, "".join(capsys.readouterr())
+    return mfm
+
+
+@pytest.fixture(scope="module")      # not the session: nothing else in this thread can use asyncio while Playwright runs
 def chromium():
     "A Playwright `Browser`."
     from playwright.sync_api import sync_playwright
@@ -70,22 +82,24 @@ def chromium():
 
 @pytest.fixture
 def page(chromium):
-    """A fresh page with two lists: `page.errors` (console and script) and `page.strangers` (requests to other machines).
-    Both must be empty when the test ends; a test that expects an error takes it out."""
+    """A fresh page with two lists: `page.errors` (console and script) and `page.outside` (requests to other machines).
+    Both must be empty when the test ends; a test that expects an error removes it."""
     context = chromium.new_context(viewport=dict(width=1280, height=900))
     page = context.new_page()
-    page.errors, page.strangers = [], []
+    page.errors, page.outside = [], []
+    def note_request(request):
+        if urlsplit(request.url).hostname not in local | {None}: page.outside.append(request.url)
     page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: page.errors.append(str(e)))
-    context.on("request", lambda r: page.strangers.append(r.url) if urlsplit(r.url).hostname not in local | {None} else None)
+    context.on("request", note_request)
     yield page
     context.close()
     assert not page.errors, f"the page reported errors: {page.errors}"
-    assert not page.strangers, f"the page asked other machines: {page.strangers}"
+    assert not page.outside, f"the page asked other machines: {page.outside}"
 
 
 def typed(page, field, value):
-    "Fill in a field and leave it, until it has what was typed: one that is still being put on the page forgets."
+    "Fill in a field and leave it, again until the value stays: a field that is still being rendered loses it."
     for _ in range(50):
         page.fill(field, str(value))
         page.press(field, "Tab")
@@ -95,7 +109,7 @@ def typed(page, field, value):
 
 
 def left_for_good(page):
-    "Leave a page whose server will end; what it says of its connections then is no fault."
+    "Leave a page whose server will end; the connection errors that it then reports are expected."
     assert not page.errors, page.errors
     page.goto("about:blank")
     page.wait_for_timeout(300)
@@ -105,8 +119,8 @@ def left_for_good(page):
 @pytest.fixture(scope="module")
 def own_temporary(tmp_path_factory):
     "A temporary folder of its own for whatever the page writes while it is served."
-    from mfm_app.ui_parts import served
-    served()      # the pieces of the page belong to the process
+    from mfm_app.ui_parts import static_folder
+    static_folder()      # belongs to the process
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
         patch.delenv("GRADIO_TEMP_DIR", raising=False)
@@ -114,8 +128,20 @@ def own_temporary(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def engine(own_temporary):
+    "A small model with random weights; its network, a `ControllableNet`, can be slow or fail. A module may have its own."
+    import torch
+    from controllable_net import ControllableNet
+    from mfm_app.engine import Engine
+    from mfm_app.finetune import random_model
+    model = random_model()
+    model.net = ControllableNet(model.net)
+    return Engine(model, "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
 def address(engine):
-    "Where the page of a module's own `engine` is served."
+    "The URL at which the page of the module's `engine` is served."
     import gradio
     from mfm_app import ui
     _, url, _ = ui.launch(engine, prevent_thread_lock=True, quiet=True)

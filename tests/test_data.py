@@ -300,7 +300,7 @@ wrong_rows = {
     "a dose is negative": (dict(dose_um=-1.), "not '-1.0'"),
     "a dose is infinite": (dict(dose_um=np.inf), "not 'inf'"),
     "a dose is a flag": (dict(dose_um=True), "not 'True'"),
-    "a split is unknown": (dict(split="test"), "a split that is train or iid or ood, not 'test'"),
+    "a split is unknown": (dict(split="test"), "a split that is train, iid or ood, not 'test'"),
     "a mechanism is no text": (dict(moa=np.nan), "a mechanism of action that is text, not 'nan'"),
 }
 

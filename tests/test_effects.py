@@ -53,7 +53,8 @@ def test_floats_in_the_models_range_count_in_grey_levels_too(rng):
 
 images = np.zeros((6, 3, 8, 8), np.uint8)
 bad_images = dict(shapes_differ=(images, images[:5]), sizes_differ=(images, images[..., :4]),
-                  single=(images[0], images[0]), empty=(images[:0], images[:0]), whole_numbers=(images.astype(int), images),
+                  single=(images[0], images[0]), empty=(images[:0], images[:0]),
+                  whole_numbers=(images.astype(int), images),
                   grey_floats=(images + 90., images), nan=(images * np.nan, images), text=(images.astype(str), images),
                   nothing=(None, images), ragged=([[1], [1, 2]], images), flags=(images.astype(bool), images))
 
@@ -132,7 +133,8 @@ def test_a_seed_gives_the_same_p_again_and_another_seed_another(rng):
 
 
 @pytest.mark.parametrize("d", [np.zeros((0, 3)), np.float32(3), [[np.nan]], [["a"]], [[1], [1, 2]], None,
-                               np.zeros((5, 0))], ids=["no cells", "number", "nan", "text", "ragged", "none", "no places"])
+                               np.zeros((5, 0))],
+                         ids=["no cells", "number", "nan", "text", "ragged", "none", "no places"])
 def test_what_cannot_be_tested_is_refused(ask, d): assert isinstance(ask(sign_flip, d), InputError)
 
 
@@ -324,7 +326,8 @@ def test_features_are_reproducible_and_independent_of_the_order_of_cells(rng):
 @given(arrays(float, st.tuples(st.integers(1, 9), st.integers(1, 4)), elements=finite), st.booleans())
 def test_any_features_give_a_row_each(values, paired):
     result = profile_effect(table(values), table(values[::-1]), paired, resamples=40)
-    assert len(result) == values.shape[1] and result.p.between(0, 1).all() and (result.p_adjusted >= result.p - 1e-12).all()
+    assert len(result) == values.shape[1]
+    assert result.p.between(0, 1).all() and (result.p_adjusted >= result.p - 1e-12).all()
     known = result[result.low.notna()]
     assert (known.low <= known.high).all() and (len(known) == len(result) or len(values) == 1 or len(values) < 4)
 

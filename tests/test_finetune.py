@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from mfm_app.cli import main
 from mfm_app.conditioning import freeze_base, perturbation_embedding
 from mfm_app.core import Condition, InputError
 from mfm_app.data import Batches, vocabulary, with_structure
@@ -163,47 +162,41 @@ def finetune_args(tmp_path):
     return make
 
 
-def run(args, capsys):
-    "Exit code, and what is printed."
-    try: main(args)
-    except SystemExit as e: return e.code, "".join(capsys.readouterr())
-
-
-def test_other_embeddings_come_in_as_a_table_and_stay_with_the_folder(finetune_args, tmp_path, capsys):
+def test_other_embeddings_come_in_as_a_table_and_stay_with_the_folder(finetune_args, tmp_path, mfm):
     args = finetune_args()
     values = np.random.default_rng(0).normal(size=(2, 12)).astype(np.float32)
     header = ",".join(["smiles", *(f"d{i}" for i in range(12))])
     lines = [",".join([smiles, *map(str, row)]) for smiles, row in zip(standard, values)]
     (tmp_path / "molgps.csv").write_text("\n".join([header, *lines]))
-    assert run([*args, "--embeddings", str(tmp_path / "molgps.csv")], capsys)[0] == 0
+    assert mfm(*args, "--embeddings", str(tmp_path / "molgps.csv"))[0] == 0
     engine = Engine(load_model(tmp_path / "model"), "cpu")
     assert isinstance(engine.model.encode, EmbeddingTable) and np.allclose(engine.model.encode(standard), values)
     assert engine.generate(molecule=standard[0], seeds=[1], steps=1).images.shape == (1, 3, 32, 32)
     with pytest.raises(InputError, match="CCO is not in the embedding"): engine.assess("CCO")
 
 
-def test_a_table_that_lacks_a_training_compound_is_refused_before_training(finetune_args, tmp_path, capsys):
+def test_a_table_that_lacks_a_training_compound_is_refused_before_training(finetune_args, tmp_path, mfm):
     args = finetune_args()
     (tmp_path / "few.csv").write_text(f"smiles,a\n{standard[0]},1\n")
     before = (tmp_path / "model/model.safetensors").read_bytes()
-    code, text = run([*args, "--embeddings", str(tmp_path / "few.csv")], capsys)
+    code, text = mfm(*args, "--embeddings", str(tmp_path / "few.csv"))
     assert code == 2 and "is not in the embedding" in text
     assert (tmp_path / "model/model.safetensors").read_bytes() == before
 
 
-def test_too_few_structures_are_refused_in_words(finetune_args, capsys):
-    code, text = run(finetune_args(nameless=["sweller"]), capsys)
+def test_too_few_structures_are_refused_in_words(finetune_args, mfm):
+    code, text = mfm(*finetune_args(nameless=["sweller"]))
     assert code == 2 and "at least two compounds with a structure" in text
 
 
-def test_fine_tuning_resumes_where_it_stopped(finetune_args, tmp_path, capsys):
+def test_fine_tuning_resumes_where_it_stopped(finetune_args, tmp_path, mfm):
     args = [*finetune_args(), "--run", str(tmp_path / "run")]
-    assert run(args, capsys)[0] == 0 and run([*args, "--steps", "4"], capsys)[0] == 0
+    assert mfm(*args)[0] == 0 and mfm(*args, "--steps", "4")[0] == 0
     assert torch.load(tmp_path / "run/molecules.pt", weights_only=True)["step"] == 4
 
 
-def test_the_former_name_of_the_warm_start_still_works(finetune_args, tmp_path, capsys):
-    assert run([*finetune_args(), "--imitate", "7"], capsys)[0] == 0
+def test_the_former_name_of_the_warm_start_still_works(finetune_args, tmp_path, mfm):
+    assert mfm(*finetune_args(), "--imitate", "7")[0] == 0
     record = load_model(tmp_path / "model").config["molecules"]
     assert record["finetune"] | dict(warm_start=7, steps=2) == record["finetune"]
 

@@ -532,10 +532,10 @@ def test_the_shipped_cards_are_written_from_their_configs(folder):
     assert (folder / "README.md").read_text(encoding="utf-8") == model_card(config)
 
 
-def test_steps_of_distillation_are_read_under_their_old_and_their_new_name(model):
+def test_the_warm_start_is_read_under_its_former_and_its_present_name(model):
     encoder = dict(kind="morgan", radius=2, bits=2048, counts=False)
-    cards = [model_card(model.config | dict(molecules=dict(encoder=encoder, lesson={key: 123})))
-             for key in ("imitate", "distil")]
+    former, present = dict(lesson=dict(imitate=123)), dict(finetune=dict(warm_start=123))
+    cards = [model_card(model.config | dict(molecules=dict(encoder=encoder, **part))) for part in (former, present)]
     assert cards[0] == cards[1] and "for 123 steps" in cards[0]
 
 
