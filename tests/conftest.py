@@ -66,7 +66,7 @@ def mfm(capsys):
     return mfm
 
 
-@pytest.fixture(scope="module")      # not the session: nothing else in this thread can use asyncio while Playwright runs
+@pytest.fixture(scope="module")      # not the session: no other asyncio can run in this thread beside Playwright
 def chromium():
     "A Playwright `Browser`."
     from playwright.sync_api import sync_playwright
@@ -80,11 +80,9 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
-def page(chromium):
-    """A fresh page with two lists: `page.errors` (console and script) and `page.outside` (requests to other machines).
-    Both must be empty when the test ends; a test that expects an error removes it."""
-    context = chromium.new_context(viewport=dict(width=1280, height=900))
+def watched_page(browser):
+    "A page of a new context with two lists: `page.errors` (console, script) and `page.outside` (requests elsewhere)."
+    context = browser.new_context(viewport=dict(width=1280, height=900))
     page = context.new_page()
     page.errors, page.outside = [], []
     def note_request(request):
@@ -92,10 +90,22 @@ def page(chromium):
     page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: page.errors.append(str(e)))
     context.on("request", note_request)
-    yield page
-    context.close()
+    return page
+
+
+def check_quiet(page):
+    "Neither errors nor requests to other machines; a test that expects an error removes it."
     assert not page.errors, f"the page reported errors: {page.errors}"
     assert not page.outside, f"the page asked other machines: {page.outside}"
+
+
+@pytest.fixture
+def page(chromium):
+    "A fresh `watched_page`, on which nothing may go wrong."
+    page = watched_page(chromium)
+    yield page
+    page.context.close()
+    check_quiet(page)
 
 
 def typed(page, field, value):
@@ -129,7 +139,7 @@ def own_temporary(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(own_temporary):
-    "A small model with random weights; its network, a `ControllableNet`, can be slow or fail. A module may have its own."
+    "A small engine with random weights; its network, a `ControllableNet`, can be slow or fail. Others override it."
     import torch
     from controllable_net import ControllableNet
     from mfm_app.engine import Engine

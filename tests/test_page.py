@@ -10,10 +10,13 @@ import torch
 from conftest import typed
 from controllable_net import ControllableNet
 
-from mfm_app import ui, ui_explore, ui_parts
+from mfm_app import ui, ui_explore
 from mfm_app.core import InputError
-from mfm_app.engine import Engine, Request, check
+from mfm_app.engine import Engine, Request
 from mfm_app.finetune import random_model
+from mfm_app.sampling import Sampling
+from mfm_app.ui_parts import viewer
+from mfm_app.ui_session import Session
 
 seconds = 1000     # Playwright counts in milliseconds
 
@@ -26,11 +29,11 @@ def engine():
 
 
 def at_rest(engine):
-    "Wait until nothing of an earlier test is walking any more."
+    "Wait until nothing of an earlier test is sampled any more."
     net = engine.model.net
     net.pause, net.fails, rounds = 0, False, None
-    while rounds != engine.walks.rounds:
-        rounds = engine.walks.rounds
+    while rounds != engine.scheduler.rounds:
+        rounds = engine.scheduler.rounds
         time.sleep(0.3)
     net.calls = 0
 
@@ -44,8 +47,14 @@ def explore(page, address, engine):
     return page
 
 
+def shows(page, selector, text, timeout=30):
+    "Wait until an element shows a text."
+    script = "([at, text]) => document.querySelector(at)?.innerText.includes(text)"
+    page.wait_for_function(script, arg=[selector, text], timeout=timeout * seconds)
+
+
 def generate(page):
-    page.evaluate("document.querySelector('#viewer .provenance').textContent = ''")      # that of an earlier run says nothing of this one
+    page.evaluate("document.querySelector('#viewer .provenance').textContent = ''")      # that of an earlier run
     page.click("#generate")
     page.wait_for_function("document.querySelector('#viewer .provenance').textContent", timeout=60 * seconds)
     page.wait_for_function("/step (\\d+) of \\1$/.test(document.querySelector('#viewer .where').textContent)")
@@ -73,15 +82,16 @@ def refused(page, engine):
     return expected
 
 
-def test_a_newcomer_presses_generate_and_sees_cells_form(explore):
+def test_a_newcomer_presses_generate_and_sees_cells_form(explore, engine):
     assert explore.locator("#viewer .hint").is_visible()
     generate(explore)
     assert explore.locator("#viewer .cell").count() == 16 and explore.locator("#viewer .cell canvas").count() == 32
     assert explore.locator("#viewer .scrub").get_attribute("max") == "10"       # ten steps and the end
     captions = explore.locator("#viewer .pair figcaption").all_text_contents()
     assert captions == ["stabiliser, 0.1 µM", "DMSO, from the same noise"]
-    said = explore.locator("#viewer .provenance").text_content()
-    assert "16 cells" in said and "midpoint in 10 steps, 19 network evaluations" in said and "Weights drawn 000000000000" in said
+    line = explore.locator("#viewer .provenance").text_content()
+    assert "16 cells" in line and "midpoint in 10 steps, 19 network evaluations" in line
+    assert f"Weights {engine.model.name} 000000000000" in line
 
 
 def test_the_trajectory_scrubs_plays_and_obeys_the_keyboard(explore):
@@ -99,7 +109,7 @@ def test_the_trajectory_scrubs_plays_and_obeys_the_keyboard(explore):
     assert pixels(explore) != start
     explore.get_by_text("Predicted cell").click()
     explore.locator("#viewer .play").press("Enter")
-    explore.wait_for_function("document.querySelector('#viewer .where').textContent.endsWith('step 10 of 10')", timeout=10 * seconds)
+    shows(explore, "#viewer .where", "step 10 of 10", 10)
     assert pixels(explore) == end
 
 
@@ -118,8 +128,9 @@ def test_channels_and_contrast_change_every_picture_at_once(explore):
     large, small = pixels(explore), pixels(explore, "#viewer .cell canvas")
     for box in explore.locator("#viewer .channel input[type=checkbox]").all(): box.uncheck()
     assert pixels(explore) != large and pixels(explore, "#viewer .cell canvas") != small
-    black = explore.locator("#viewer .pair canvas").first.evaluate("c => Math.max(...c.getContext('2d').getImageData(0, 0, 64, 64).data.filter((v, i) => i % 4 < 3))")
-    assert black == 0
+    data = "c => [...c.getContext('2d').getImageData(0, 0, 64, 64).data]"
+    canvas = explore.locator("#viewer .pair canvas").first.evaluate(data)
+    assert not any(value for i, value in enumerate(canvas) if i % 4 < 3)      # black, but for alpha
     explore.get_by_text("Reset contrast").click()
     assert pixels(explore) == large
     explore.get_by_label("Actin: grey level shown as full colour").fill("90")
@@ -127,10 +138,11 @@ def test_channels_and_contrast_change_every_picture_at_once(explore):
 
 
 def test_viewers_share_channels_and_contrast(page, engine):
-    request = check(Request("sweller", seeds=(0, 1), steps=1), engine)
-    *_, last = (shown for shown, *_ in ui_explore.answers(engine, ui_parts.Session(), request) if isinstance(shown, str) and "frame" in json.loads(shown))
+    request = engine.resolve(Request("sweller", seeds=(0, 1), sampling=Sampling(steps=1)))
+    messages = [first for first, *_ in ui_explore.generation_outputs(engine, Session(), request)]
+    *_, last = (m for m in messages if isinstance(m, str) and "frame" in json.loads(m))
     with gr.Blocks() as blocks:
-        viewers = [ui_parts.viewer("Nothing yet.", elem_id=name) for name in ("one", "other")]
+        viewers = [viewer("Nothing yet.", elem_id=name) for name in ("one", "other")]
         blocks.load(lambda: [last, last], None, viewers)
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
     page.goto(url)
@@ -141,7 +153,8 @@ def test_viewers_share_channels_and_contrast(page, engine):
     page.locator("#one .channel input[type=checkbox]").first.uncheck()
     assert not page.locator("#other .channel input[type=checkbox]").first.is_checked()
     page.locator("#other").get_by_text("Reset contrast").click()
-    assert pixels(page, "#other .pair canvas") == before and page.locator("#one .channel input[type=checkbox]").first.is_checked()
+    assert pixels(page, "#other .pair canvas") == before
+    assert page.locator("#one .channel input[type=checkbox]").first.is_checked()
     blocks.close()
 
 
@@ -176,7 +189,7 @@ def test_the_dose_is_logarithmic_and_says_what_it_rests_on(explore):
     assert "training cells had this dose" in note.text_content()
     explore.fill("#dose .number", "0.3"); explore.press("#dose .number", "Tab")
     assert "interpolation" in note.text_content()
-    assert explore.locator("#dose .slide").input_value() == "492"        # thousandths: log(0.3 / 0.01) of log(10 / 0.01)
+    assert explore.locator("#dose .slide").input_value() == "492"  # thousandths: log(0.3 / 0.01) of log(10 / 0.01)
     explore.fill("#dose .number", "8"); explore.press("#dose .number", "Tab")
     assert "extrapolation" in note.text_content()
 
@@ -191,31 +204,31 @@ def test_a_bad_dose_is_refused_where_it_was_given(explore, typed, engine):
     assert refused(explore, engine) and explore.locator("#viewer .hint").is_visible()
 
 
-@pytest.mark.parametrize("field,value,said", [
+@pytest.mark.parametrize("field, value, text", [
     ("cells", 10000, "Cells must be a whole number from 1 to 64, not '10000'."),
     ("cells", 0, "Cells must be a whole number from 1 to 64, not '0'."),
     ("cells", 2.5, "Cells must be a whole number from 1 to 64, not '2.5'."),
     ("seed", -1, "The first seed must be a whole number from 0"),
     ("steps", 0, "Steps must be a whole number from 1 to 200, not '0'."),
 ])
-def test_a_bad_number_is_refused_at_its_field(explore, engine, field, value, said):
+def test_a_bad_number_is_refused_at_its_field(explore, engine, field, value, text):
     if field == "steps": explore.get_by_text("Sampling").click()
     set_number(explore, field, value)
     explore.click("#generate")
-    explore.wait_for_function("said => document.body.innerText.includes(said)", arg=said)
+    shows(explore, "body", text)
     explore.wait_for_timeout(500)
     assert refused(explore, engine)
 
 
-def begun(page):
+def wait_for_steps(page):
     "Wait until a run is on its way."
     page.wait_for_function("/step [1-9]/.test(document.querySelector('#viewer .where')?.textContent)")
 
 
-def test_stop_ends_the_walk_and_the_page_can_go_on(explore, engine):
+def test_stop_ends_the_run_and_the_next_one_works(explore, engine):
     engine.model.net.pause = 0.2
     explore.click("#generate")
-    begun(explore)
+    wait_for_steps(explore)
     explore.click("#stop")
     explore.wait_for_timeout(1500)
     stopped = engine.model.net.calls
@@ -225,11 +238,11 @@ def test_stop_ends_the_walk_and_the_page_can_go_on(explore, engine):
     generate(explore)
 
 
-def given_way(page, engine):
-    "Ask for two cells; they are what is shown in the end, and the run before them is not walked to its end."
+def newer_run_wins(page, engine):
+    "Ask for two cells; they are what is shown in the end, and the run before them is cancelled."
     set_number(page, "cells", 2)
     page.click("#generate")
-    page.wait_for_function("document.querySelector('#viewer .provenance').textContent.startsWith('2 cells')", timeout=60 * seconds)
+    shows(page, "#viewer .provenance", "2 cells", 60)
     calls = engine.model.net.calls
     page.wait_for_timeout(1500)
     assert page.locator("#viewer .cell").count() == 2 and "step 10 of 10" in page.inner_text("#viewer .where")
@@ -239,54 +252,55 @@ def given_way(page, engine):
 def test_generate_again_at_once_gives_the_new_cells(explore, engine):
     engine.model.net.pause = 0.3
     explore.click("#generate")
-    begun(explore)
-    given_way(explore, engine)
+    wait_for_steps(explore)
+    newer_run_wins(explore, engine)
 
 
 def test_generate_need_not_wait_for_what_a_link_asked_for(page, engine, address):
     at_rest(engine)
     engine.model.net.pause = 0.3
     page.goto(f"{address}?perturbation=sweller&cells=4&steps=100")
-    begun(page)
+    wait_for_steps(page)
     page.locator("button:visible", has_text="Sampling").click()
     set_number(page, "steps", 10)
-    given_way(page, engine)
+    newer_run_wins(page, engine)
 
 
 def test_what_fails_inside_stays_inside(explore, engine):
     engine.model.net.fails = True
     explore.click("#generate")
-    explore.wait_for_function("document.querySelector('#status').innerText.includes('Something went wrong')")
+    shows(explore, "#status", "Something went wrong")
     assert "secret" not in explore.inner_text("body") and "Traceback" not in explore.inner_text("body")
     engine.model.net.fails = False
     generate(explore)
     assert "Something went wrong" not in explore.inner_text("body")
 
 
-def test_about_says_what_the_model_has_seen_and_how_to_cite_and_call_it(explore, address):
+def test_about_says_what_the_model_was_trained_on_and_how_to_cite_and_call_it(explore, address):
     explore.get_by_role("tab", name="About").click()
-    explore.locator("#about", has_text="What it has seen").wait_for()
-    said = explore.inner_text("#about")
-    assert "2603.26790" in said and "Few cells" in said and "Licence of the data" in said and "hypothesis" in said
-    for title, text in {"Cells of each compound": "sweller", "The whole model card": "Evaluation", "Call it from Python": "engine.load(", "Call it from anywhere": f'Client("{address.rstrip("/")}'}.items():
+    explore.locator("#about", has_text="What it was trained on").wait_for()
+    about = explore.inner_text("#about")
+    assert all(text in about for text in ("2603.26790", "Few cells", "Licence of the data", "hypothesis"))
+    sections = {"Cells of each compound": "sweller", "The whole model card": "Evaluation",
+                "Call it from Python": "engine.load(", "Call it from anywhere": f'Client("{address.rstrip("/")}'}
+    for title, text in sections.items():
         explore.locator("button", has_text=title).click()
         explore.locator("[data-testid=markdown]:visible", has_text=text).first.wait_for()
 
 
 def test_two_visitors_share_network_calls(engine):
-    import threading
     engine.model.net.pause, engine.model.net.fails, engine.model.net.calls = 0.02, False, 0
-    def visit(): list(engine.stream(Request("sweller", seeds=range(4))))
-    visitors = [threading.Thread(target=visit) for _ in range(4)]
-    for v in visitors: v.start()
-    for v in visitors: v.join()
+    def ask(): list(engine.stream(Request("sweller", seeds=range(4))))
+    visitors = [threading.Thread(target=ask) for _ in range(4)]
+    for visitor in visitors: visitor.start()
+    for visitor in visitors: visitor.join()
     assert engine.model.net.calls < 3 * 19
 
 
 def test_a_taken_port_is_named(address):
-    from mfm_app.core import InputError
     port = int(address.rstrip("/").rsplit(":", 1)[1])
-    with pytest.raises(InputError, match=f"Port {port} is in use; name a free one"): ui.launch(None, port, prevent_thread_lock=True)
+    with pytest.raises(InputError, match=f"Port {port} is in use; name a free one"):
+        ui.launch(None, port, prevent_thread_lock=True)
 
 
 # Molecules
@@ -307,8 +321,8 @@ def type_smiles(page, text):
     page.keyboard.insert_text(text) if text else page.keyboard.press("Delete")
 
 
-def card_says(page, text, timeout=10 * seconds):
-    page.wait_for_function("text => document.querySelector('#molecule-card').innerText.includes(text)", arg=text, timeout=timeout)
+def card_shows(page, text, timeout=10):
+    shows(page, "#molecule-card", text, timeout)
     return page.inner_text("#molecule-card")
 
 
@@ -325,7 +339,7 @@ def test_benzene_drawn_with_the_mouse_reaches_python(molecule):
     inside.get_by_test_id("template-0").click()
     inside.locator("div[data-testid=ketcher-canvas]").click(position=dict(x=400, y=200))
     molecule.wait_for_function("document.querySelector('#smiles textarea').value === 'c1ccccc1'")
-    card_says(molecule, "c1ccccc1")
+    card_shows(molecule, "c1ccccc1")
     generate(molecule)
     assert [r.molecule for r in molecule.requests] == ["c1ccccc1"] and molecule.requests[0].perturbation is None
     assert molecule.locator("#viewer figcaption").first.text_content().startswith("c1ccccc1, ")
@@ -334,18 +348,18 @@ def test_benzene_drawn_with_the_mouse_reaches_python(molecule):
 def test_a_typed_smiles_is_drawn_in_the_editor_and_on_the_card(molecule):
     _, frame = open_editor(molecule)
     type_smiles(molecule, "CCN(CC)C(=O)c1ccccc1")
-    card_says(molecule, "CCN(CC)C(=O)c1ccccc1")
+    card_shows(molecule, "CCN(CC)C(=O)c1ccccc1")
     frame.wait_for_function("ketcher.editor.struct().atoms.size === 13")
-    assert molecule.locator("#molecule-card svg").count() == 2 + 2 * 2       # light and dark, of the molecule and its two neighbours
+    assert molecule.locator("#molecule-card svg").count() == 2 + 2 * 2      # light and dark; it and two neighbours
     assert molecule.evaluate("document.activeElement.closest('#smiles') !== null")
 
 
 def test_the_editor_is_not_loaded_before_it_is_seen(explore):
-    asked = []
-    explore.on("request", lambda r: asked.append(r.url))
+    urls = []
+    explore.on("request", lambda r: urls.append(r.url))
     explore.get_by_role("tab", name="Molecule").click()
     explore.wait_for_timeout(500)
-    assert not [url for url in asked if "widget" in url or "ketcher" in url]
+    assert not [url for url in urls if "widget" in url or "ketcher" in url]
 
 
 def test_opening_the_editor_makes_the_molecule_what_is_asked_for(explore):
@@ -353,38 +367,38 @@ def test_opening_the_editor_makes_the_molecule_what_is_asked_for(explore):
     assert explore.get_by_role("tab", name="Molecule").get_attribute("aria-selected") == "true"
     generate(explore)
     assert "stabiliser" in explore.locator("#viewer figcaption").first.text_content()     # known by its structure
-    explore.wait_for_function("document.querySelector('#steady').innerText.includes('Effect strength')", timeout=60 * seconds)
+    shows(explore, "#robustness", "Effect strength", 60)
     explore.get_by_role("tab", name="Perturbation").click()
     explore.wait_for_timeout(300)
     generate(explore)
-    assert "Effect strength" not in explore.inner_text("#steady")
+    assert "Effect strength" not in explore.inner_text("#robustness")
 
 
-@pytest.mark.parametrize("smiles,verdict,said", [
+@pytest.mark.parametrize("smiles, verdict, text", [
     ("CC(=O)Oc1ccccc1C(=O)[O-].[Na+]", "known", "sweller"),
     ("CCC(=O)Oc1ccccc1C(=O)O", "close", "3 came out with the right mechanism"),
     ("CCCCCCCCCC", "far", "Take the picture as a guess"),
 ])
-def test_the_card_says_how_far_to_believe_it(molecule, smiles, verdict, said):
+def test_the_card_says_how_far_to_believe_it(molecule, smiles, verdict, text):
     type_smiles(molecule, smiles)
     molecule.wait_for_selector(f"#molecule-card .verdict.{verdict}")
-    card = card_says(molecule, said)
+    card = card_shows(molecule, text)
     assert "Most similar compounds" in card and "sweller" in card and "Stabilising" in card
 
 
-def test_what_the_cells_say_follows_the_cells(molecule):
+def test_robustness_follows_the_cells(molecule):
     generate(molecule)
-    molecule.wait_for_function("document.querySelector('#steady').innerText.includes('What these cells say')", timeout=60 * seconds)
-    assert "of 8 fingerprints" in molecule.inner_text("#steady")
+    shows(molecule, "#robustness", "What these cells show", 60)
+    assert "of 8 fingerprints" in molecule.inner_text("#robustness")
 
 
-def test_the_next_cells_need_not_wait_for_what_the_last_ones_say(molecule, monkeypatch):
+def test_the_next_cells_need_not_wait_for_the_robustness_of_the_last(molecule, monkeypatch):
     answered = threading.Event()
     def waits(engine, answer):
         answered.wait(60)
         raise InputError("Never mind.")
         yield
-    monkeypatch.setattr(ui_explore, "weighing", waits)
+    monkeypatch.setattr(ui_explore, "robustness_steps", waits)
     generate(molecule)
     set_number(molecule, "cells", 2)
     generate(molecule)
@@ -392,14 +406,15 @@ def test_the_next_cells_need_not_wait_for_what_the_last_ones_say(molecule, monke
     answered.set()
 
 
-@pytest.mark.parametrize("typed,said", [
-    ("", "Type a SMILES"), ("C(C)(C)(C)(C)C", "carbon takes at most 4"), ("C1CC", ""), ("CC>>CN", "reaction"), ("*CC", "open end"), ("C" * 5000, "1,000"),
-    ("<img src=x onerror=alert(1)>", ""),
-])
-def test_what_is_no_molecule_is_refused_where_it_was_typed(molecule, engine, typed, said):
+no_molecules = {"": "Type a SMILES", "C(C)(C)(C)(C)C": "carbon takes at most 4", "C1CC": "", "CC>>CN": "reaction",
+                "*CC": "open end", "C" * 5000: "1,000", "<img src=x onerror=alert(1)>": ""}
+
+
+@pytest.mark.parametrize("typed, text", no_molecules.items())
+def test_what_is_no_molecule_is_refused_where_it_was_typed(molecule, engine, typed, text):
     type_smiles(molecule, typed)
     molecule.wait_for_selector("#molecule-card .refused, #molecule-card .hint")
-    assert said in molecule.inner_text("#molecule-card") and not molecule.locator("#molecule-card img").count()
+    assert text in molecule.inner_text("#molecule-card") and not molecule.locator("#molecule-card img").count()
     molecule.click("#generate")
     molecule.wait_for_timeout(1000)
     assert refused(molecule, engine) and not molecule.requests
@@ -420,13 +435,14 @@ def test_a_dose_that_was_chosen_stays_when_the_molecule_changes(molecule):
     molecule.fill("#molecule-dose .number", "3")
     molecule.press("#molecule-dose .number", "Tab")
     type_smiles(molecule, "CCCCCCCC")
-    card_says(molecule, "CCCCCCCC")
+    card_shows(molecule, "CCCCCCCC")
     molecule.wait_for_timeout(500)
     assert molecule.input_value("#molecule-dose .number") == "3"
 
 
 def test_the_editor_starts_where_storage_is_blocked(page, address):
-    page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('blocked', 'SecurityError'); }})")
+    blocked = "get() { throw new DOMException('blocked', 'SecurityError'); }"
+    page.add_init_script(f"Object.defineProperty(window, 'localStorage', {{ {blocked} }})")
     page.goto(address)
     page.wait_for_selector("#generate")
     open_editor(page)

@@ -59,9 +59,9 @@ def test_the_loss_is_the_mean_square_of_what_the_velocity_is_off_by(coupling):
 
 def test_the_network_is_asked_on_the_path_at_t_under_the_condition():
     x0, x1, t, condition = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.rand(4), Condition(y=torch.arange(4))
-    asked = []
-    flow_loss(lambda *args: asked.append(args) or torch.zeros_like(x1), x1, condition, t, x0)
-    (x, at, under), = asked
+    calls = []
+    flow_loss(lambda *args: calls.append(args) or torch.zeros_like(x1), x1, condition, t, x0)
+    (x, at, under), = calls
     assert torch.equal(x, interpolate(x0, x1, t)) and at is t and under is condition
 
 
