@@ -90,7 +90,7 @@ def training_record(
         final_loss=round(float(losses[-10:].mean()), 4),
         history=[[int(step), round(loss, 5), round(speed, 1)] for step, loss, speed in run.history[::every]])
 
-
+# %% ../nbs/35_cli.ipynb #eb4ec521
 def data_record(cells:Cells)->dict:
     "What a model was trained on, for `config['data']`."
     train = int((cells.table["split"] == "train").sum())
@@ -290,8 +290,7 @@ def sample_command(
     out:option(Path, "A .png, .npz, .ome-tiff.zip or .csv.zip.")=Path("cells.png"),
 ):
     "Sample cells into a file."
-    format = format_of(out)
-    seeds = range(seed, seed + check_int(n, "--n", 1, 64))
+    format, seeds = format_of(out), range(seed, seed + check_int(n, "--n", 1, 64))
     engine, settings = load(model), dict(steps=steps, solver=solver, cfg_scale=guidance)
     answer = engine.generate(perturbation, dose, seeds, experiment=experiment, molecule=molecule,
                              compare=format == "CSV", **settings)

@@ -72,7 +72,7 @@ def with_molecules(
     net.load_state_dict({k: w for k, w in weights if not k.startswith("adaptor.molecule.")}, strict=False)
     return net
 
-
+# %% ../nbs/24_finetune.ipynb #1960306b
 def warm_start(
     net:Conditioned,        # its molecule embedding is trained
     cells:Cells,            # each with a structure
@@ -133,7 +133,7 @@ class MeasuredCells:
         mechanisms = table["moa"].where(table["perturbation"] != control, control)
         return phenotype_space(self.features, mechanisms, control)
 
-
+# %% ../nbs/24_finetune.ipynb #78bc1569
 def measure(cells:Cells)->MeasuredCells:
     "Cells with their morphology features."
     return MeasuredCells(cells, morphology(cells.images, [c["name"] for c in cells.channels]))
