@@ -12,32 +12,36 @@ from mfm_app.engine import load
 from mfm_app.ui_screen import example_list
 
 folder = Path(__file__).parent.parent / "nbs/images"
-drawn = "at => document.querySelector(at + ' .provenance')?.textContent && /step (\\d+) of \\1$/.test(document.querySelector(at + ' .where').textContent)"
-finished = "document.querySelector('#screen-status')?.innerText.includes('network evaluations')"
+sampled = """viewer => {
+    const find = part => document.querySelector(`${viewer} ${part}`)?.textContent ?? '';
+    return find('.provenance') && /step (\\d+) of \\1$/.test(find('.where'));
+}"""
+screened = "document.querySelector('#screen-status')?.innerText.includes('network evaluations')"
 
 
 def pictures(engine):
     "Name, height in pixels, view, and what to wait for and do before the picture is taken."
-    held = next(h["smiles"] for h in engine.taught["held_out"] if h["name"] == "docetaxel")
-    cells = lambda page: page.wait_for_function(drawn, arg="#viewer", timeout=300_000)
+    docetaxel = next(h["smiles"] for h in engine.molecules.record["held_out"] if h["name"] == "docetaxel")
+    def cells(page): page.wait_for_function(sampled, arg="#viewer", timeout=300_000)
     def treated(page):
-        page.wait_for_function(drawn, arg="#cf-viewer", timeout=300_000)
+        page.wait_for_function(sampled, arg="#cf-viewer", timeout=300_000)
         page.locator(".alternative:visible").last.click()
         page.locator("#cf-effects .maps .main-svg").first.wait_for()
-    def screened(page):
-        page.wait_for_function(finished, timeout=300_000)
+    def ranked(page):
+        page.wait_for_function(screened, timeout=300_000)
         page.locator("#screen tbody tr", has_text="taxol").nth(1).click()
     yield "page", 1010, dict(perturbation="cyclohexamide", dose=50), cells
-    yield "molecule", 1000, dict(molecule=held, dose=0.3, experiment="Week4"), cells
+    yield "molecule", 1000, dict(molecule=docetaxel, dose=0.3, experiment="Week4"), cells
     yield "counterfactual", 1800, dict(tab="counterfactual", perturbation="cyclohexamide", cells=8, series=1), treated
-    yield "screen", 1000, dict(tab="screen", list=example_list(engine)), screened
+    yield "screen", 1000, dict(tab="screen", list=example_list(engine)), ranked
 
 
-def draw():
+def take():
     engine = load()
     _, address, _ = ui.launch(engine, prevent_thread_lock=True, quiet=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
         for name, height, view, ready in pictures(engine):
             page = browser.new_page(viewport=dict(width=1280, height=height), color_scheme="light")
             page.goto(f"{address}?{urlencode(view)}")
@@ -49,4 +53,4 @@ def draw():
         browser.close()
 
 
-if __name__ == "__main__": draw()
+if __name__ == "__main__": take()

@@ -32,7 +32,15 @@ def measure(engine, n, cells):
 
 def row(engine, n, cells):
     seconds, first, longest, resident = measure(engine, n, cells)
-    return [f"{n:,}", cells, f"{seconds:.1f}", f"{n / seconds:.1f}", f"{first:.1f}", f"{longest:.2f}", f"{resident:,.0f}"]
+    return [
+        f"{n:,}",
+        cells,
+        f"{seconds:.1f}",
+        f"{n / seconds:.1f}",
+        f"{first:.1f}",
+        f"{longest:.2f}",
+        f"{resident:,.0f}",
+    ]
 
 
 if __name__ == "__main__":

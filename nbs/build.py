@@ -30,7 +30,10 @@ def from_root(text, folder):
     "The same Markdown with links that are relative to `folder` made relative to the repository; code stays as it is."
     link = re.compile(r"""(\]\(|(?:src|srcset|href)=["'])([^)"'\s#:/][^)"'\s#:]*)(?=[)"'\s#])""")
     parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
-    return "".join(part if i % 2 else link.sub(lambda m: m[1] + normpath(f"{folder}/{m[2]}"), part) for i, part in enumerate(parts))
+    return "".join(
+        part if i % 2 else link.sub(lambda m: m[1] + normpath(f"{folder}/{m[2]}"), part)
+        for i, part in enumerate(parts)
+    )
 
 
 def readme(index=nbs / "index.ipynb")->str:

@@ -1,4 +1,4 @@
-"The documentation site: `python nbs/docs.py` builds it from the notebooks; `mkdocs serve -f nbs/mkdocs.yml` shows it while one writes."
+"The documentation site: `python nbs/docs.py` builds it; `mkdocs serve -f nbs/mkdocs.yml` shows it while one writes."
 import argparse
 import ast
 import base64
@@ -20,15 +20,18 @@ from mkdocs.structure.files import File
 nbs = Path(__file__).resolve().parent
 root = nbs.parent
 log = get_plugin_logger("docs")
-cards = {"Model card": "mfm_app/weights/bbbc021", "Simulated world": "mfm_app/weights/simulated", "Bench": "bench"}      # folders with a README.md
-rooms_line = "One notebook, one module, one noun; each uses only those before it. Code with a coloured edge is what the module holds; the rest shows it at work"
+cards = {"Model card": "mfm_app/weights/bbbc021", "Simulated world": "mfm_app/weights/simulated",
+         "Bench": "bench"}      # folders with a README.md
+rooms_line = ("One notebook, one module, one noun; each uses only those before it. Code with a coloured edge is what "
+              "the module holds; the rest shows it at work")
 
 
 # A notebook becomes Markdown
 
 def public(module)->list:
     "The names a module exports, in house order."
-    assigned = [n for n in ast.parse(module).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    assigned = [n for n in ast.parse(module).body if isinstance(n, ast.Assign)]
+    assigned = [n for n in assigned if ast.unparse(n.targets[0]) == "__all__"]
     return ast.literal_eval(assigned[0].value) if assigned else []
 
 
@@ -47,7 +50,8 @@ def inside(html)->str: return f'<div class="output">\n{html}\n</div>\n'
 def shown(output, folder, pictures)->str:
     "One output of a cell; its picture, if it is one, goes to `pictures`."
     data = output.get("data", {})
-    if re.search('<iframe srcdoc=|^<img src="data:', data.get("text/html", "")): return inside(data["text/html"])      # carries all it needs, and says what it shows
+    html = data.get("text/html", "")
+    if re.search('<iframe srcdoc=|^<img src="data:', html): return inside(html)      # it carries all it needs
     for kind in ("image/png", "image/jpeg"):
         if kind in data:
             name = f"{folder}/{len(pictures) + 1}.{kind.split('/')[1]}"
@@ -61,14 +65,15 @@ def shown(output, folder, pictures)->str:
 
 
 def markdown(cell, room, names, folder, pictures)->str:
-    "A cell as Markdown: prose as it is, code without directives and with a place to link to for each of its public `names`."
+    "A cell as Markdown: prose as it is, code without directives and with an anchor for each of its public `names`."
     if cell.cell_type != "code":
-        text = re.sub(r"\]\(((?:\.\./)*)\.\./README\.md", r"](\1index.ipynb", cell.source)                # the README is the front page
-        return re.sub(r"\$\$(.+?)\$\$", r"\n\n$$\1$$\n\n", text, flags=re.S)                            # a formula of its own, as Jupyter takes it
+        front_page = re.sub(r"\]\(((?:\.\./)*)\.\./README\.md", r"](\1index.ipynb", cell.source)
+        return re.sub(r"\$\$(.+?)\$\$", r"\n\n$$\1$$\n\n", front_page, flags=re.S)      # formulas as in Jupyter
     said = re.findall(r"^#\|\s*(\w+)", cell.source, re.M)
     source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
     places = [name for name in definitions(source) if name in names] if "export" in said else []
-    anchors = '<div class="places">' + "".join(f'<i id="{room}.{name}"></i>' for name in places) + "</div>\n" if places else ""
+    anchors = "".join(f'<i id="{room}.{name}"></i>' for name in places)
+    if places: anchors = f'<div class="places">{anchors}</div>\n'
     code = f"`````{{ .python{' .exported' * ('export' in said)} }}\n{source}\n`````" if source else ""
     if "export" in said and not places and re.match("import |from ", source):
         code = f'<details class="imports" markdown><summary>Imports</summary>\n\n{code}\n\n</details>'
@@ -104,16 +109,25 @@ def bare(args)->str:
 
 
 def doc(node)->str: return (ast.get_docstring(node) or "").split("\n")[0]
-def fields(node)->list: return [n for n in node.body if isinstance(n, ast.AnnAssign) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)]
-def methods(node)->list: return [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+def fields(node)->list:
+    is_dataclass = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+    return [n for n in node.body if isinstance(n, ast.AnnAssign) and is_dataclass]
+
+
+def methods(node)->list:
+    return [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+
 
 
 def signature(name, node)->str:
     "How something is called, in short."
     made = next((m for m in methods(node) if m.name == "__init__"), None)
-    called = made or node if not any(ast.unparse(d) in ("property", "cached_property") for d in getattr(node, "decorator_list", [])) else None
+    decorators = {ast.unparse(d) for d in getattr(node, "decorator_list", [])}
+    called = None if decorators & {"property", "cached_property"} else made or node
     if isinstance(called, (ast.FunctionDef, ast.AsyncFunctionDef)): return f"{name}({bare(called.args)})"
-    if isinstance(node, ast.ClassDef): return f"{name}({', '.join(f.target.id + (f'={short(f.value)}' if f.value else '') for f in fields(node))})"
+    if isinstance(node, ast.ClassDef):
+        arguments = [f.target.id + (f"={short(f.value)}" if f.value else "") for f in fields(node)]
+        return f"{name}({', '.join(arguments)})"
     alone = isinstance(node, (ast.Assign, ast.AnnAssign)) and definitions(ast.unparse(node)).keys() == {name}
     return f"{name} = {value}" if alone and (value := short(node.value, 60)) != "..." else name
 
@@ -124,7 +138,8 @@ def remarks(lines, comments, numbers):
         if n not in comments: continue
         at, comment = comments[n]
         code = lines[n - 1][:at].strip().rstrip(",")
-        if ends := re.match(r"(?:def \w+\((?:self, )?(.*))?\)(?:->(.*))?:$", code): code = f"returns {ends[2] or ''}" if ends[2] or not ends[1] else ends[1]
+        if ends := re.match(r"(?:def \w+\((?:self, )?(.*))?\)(?:->(.*))?:$", code):
+            code = f"returns {ends[2] or ''}" if ends[2] or not ends[1] else ends[1]
         yield code, comment.removeprefix("->").strip()
 
 
@@ -142,10 +157,13 @@ def details(node, lines, comments)->list:
 def entry(name, node, lines, comments, page)->str:
     "A row of the table: the name with its arguments, its docstring, and what is said of its parameters."
     call = signature(name, node)
-    link = f'<a href="{page}.{name}"><code>{name}</code></a><code class="arguments">{escape(call.removeprefix(name))}</code>'
-    said = doc(node) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else comments.get(getattr(node, "end_lineno", 0), (0, ""))[1]
-    rows = "".join(f"<tr><td><code>{escape(code)}</code></td><td>{prose(words)}</td></tr>" for code, words in details(node, lines, comments))
-    words = f"<details><summary>{prose(said)}</summary><table>{rows}</table></details>" if rows else f"<p>{prose(said)}</p>"
+    arguments = escape(call.removeprefix(name))
+    link = f'<a href="{page}.{name}"><code>{name}</code></a><code class="arguments">{arguments}</code>'
+    comment = comments.get(getattr(node, "end_lineno", 0), (0, ""))[1]
+    text = prose(doc(node) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else comment)
+    row = lambda code, words: f"<tr><td><code>{escape(code)}</code></td><td>{prose(words)}</td></tr>"
+    rows = "".join(row(*detail) for detail in details(node, lines, comments))
+    words = f"<details><summary>{text}</summary><table>{rows}</table></details>" if rows else f"<p>{text}</p>"
     return f'<tr><td>{link}</td><td>{words}</td></tr>'
 
 
@@ -153,7 +171,8 @@ def api(rooms)->str:
     "The page with every public name."
     text = ["# API\n\n> Everything public, in the order of the house; a name leads to where it is explained"]
     for r in (r for r in rooms if r["names"]):
-        comments = {t.start[0]: (t.start[1], t.string.strip("# ")) for t in generate_tokens(StringIO(r["code"]).readline) if t.type == COMMENT}
+        tokens = generate_tokens(StringIO(r["code"]).readline)
+        comments = {t.start[0]: (t.start[1], t.string.strip("# ")) for t in tokens if t.type == COMMENT}
         found, page = definitions(r["code"]), f'rooms/{r["room"]}.html#{r["room"]}'
         rows = "\n".join(entry(name, found.get(name), r["code"].splitlines(), comments, page) for name in r["names"])
         text.append(f'## {r["title"]}\n\n{r["line"]}\n\n<table class="api">\n{rows}\n</table>')
@@ -180,7 +199,7 @@ def linked(text, folder)->set:
 
 
 def on_files(files, config):
-    "Put every page under the name its source has in the repository, pictures and linked files beside them, and say in which order."
+    "Every page under the name of its source in the repository, pictures and linked files beside them, in order."
     read.cache_clear()
     def add(source, dest, content, kind=Page):
         file = kind.generated(config, source, content=content)
@@ -190,17 +209,22 @@ def on_files(files, config):
     def add_notebook(path, folder=""):
         page, source = read(path), path.relative_to(root)
         name = f"{folder}{page['room'] or path.stem}"
-        for picture, data in page["pictures"].items(): add((source.parent / picture).as_posix(), f"{name}/{Path(picture).name}", data, File)
+        for picture, data in page["pictures"].items():
+            add((source.parent / picture).as_posix(), f"{name}/{Path(picture).name}", data, File)
         return add(source.as_posix(), f"{name}.html", page["text"])
     def add_card(title, folder):
-        return {title: add(f"{folder}/README.md", f"{title.lower().replace(' ', '_')}.html", (root / folder / "README.md").read_text(encoding="utf-8"))}
+        text = (root / folder / "README.md").read_text(encoding="utf-8")
+        return {title: add(f"{folder}/README.md", f"{title.lower().replace(' ', '_')}.html", text)}
     def add_list(title, folder, line, paths):
         if not paths: return []
-        return [{title: [add(f"{folder}index.md", f"{folder}index.html", contents(title, line, map(read, paths))), *(add_notebook(p, folder) for p in paths)]}]
+        index = add(f"{folder}index.md", f"{folder}index.html", contents(title, line, map(read, paths)))
+        return [{title: [index, *(add_notebook(p, folder) for p in paths)]}]
 
     rooms, tutorials = sorted(nbs.glob("[0-9]*.ipynb")), sorted((nbs / "tutorials").glob("*.ipynb"))
-    config.nav = [{"Start": add_notebook(nbs / "index.ipynb")}, *add_list("Tutorials", "tutorials/", "From the first picture on, one thing at a time", tutorials),
-                  *add_list("Rooms", "rooms/", rooms_line, rooms), {"API": add("api.md", "api.html", api(map(read, rooms)))},
+    config.nav = [{"Start": add_notebook(nbs / "index.ipynb")},
+                  *add_list("Tutorials", "tutorials/", "From the first picture on, one thing at a time", tutorials),
+                  *add_list("Rooms", "rooms/", rooms_line, rooms),
+                  {"API": add("api.md", "api.html", api(map(read, rooms)))},
                   {"Model card": [add_card(*card) for card in cards.items()]}]
     for page in files.documentation_pages():
         for path in linked(page.content_string, Path(page.src_uri).parent.as_posix()):
@@ -218,8 +242,10 @@ def formula(tex)->str:
     letter = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
     segments = TextPath((0, 0), f"${tex}$", prop=font).iter_segments()
     d = "".join(letter[code] + " ".join(f"{v:.0f}" for v in points if code != 79) for points, code in segments)
-    return (f'<svg class="formula" role="img" aria-label="{escape(tex)}" viewBox="0 {depth - height:.0f} {width:.0f} {height:.0f}" '
-            f'style="height:{height / 90:.2f}em;vertical-align:{-depth / 90:.2f}em"><path transform="scale(1 -1)" fill="currentColor" d="{d}"/></svg>')
+    box, style = f"0 {depth - height:.0f} {width:.0f} {height:.0f}", f"height:{height / 90:.2f}em"
+    return (f'<svg class="formula" role="img" aria-label="{escape(tex)}" viewBox="{box}" '
+            f'style="{style};vertical-align:{-depth / 90:.2f}em">'
+            f'<path transform="scale(1 -1)" fill="currentColor" d="{d}"/></svg>')
 
 
 def on_page_content(html, page, **kwargs):
@@ -237,7 +263,8 @@ def main(out=root / "_docs"):
     "Build the site; a warning is an error."
     out = Path(out).resolve()
     if out.exists() and any(out.iterdir()) and not (out / "search/search_index.json").exists():
-        raise SystemExit(f"{out.name} is neither empty nor an earlier site, and building would empty it: choose another folder.")
+        raise SystemExit(f"{out.name} is neither empty nor an earlier site, and building would empty it: "
+                         "choose another folder.")
     logging.basicConfig(format="%(levelname)s: %(message)s")
     build(load_config(str(nbs / "mkdocs.yml"), site_dir=str(out), strict=True))
 

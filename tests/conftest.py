@@ -26,9 +26,14 @@ chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic"
                  "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
 
 
+slow_files = ["page", "counterfactual_page", "space", "notebooks", "api", "public", "permalink", "screen", "cli",
+              "counterfactual", "validation", "preprocess", "finetune", "scheduler", "bundled"]
+
+
 def pytest_collection_modifyitems(items):
-    "Notebooks come last: they fill up whichever worker is free."
-    items.sort(key=lambda item: item.path.stem == "test_notebooks")
+    "The slow files first, so that no worker ends with one of them; each stays with one worker and its servers."
+    place = {f"test_{name}": i for i, name in enumerate(slow_files)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")

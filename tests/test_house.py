@@ -170,7 +170,10 @@ def test_an_exported_cell_holds_one_idea_and_prose_goes_with_it(path):
 def code_cells(path): return [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
 
 
-def wide(text): return [line[:60] for line in text.splitlines() if len(line) > 120]
+def wide(text):
+    "Lines over 120 characters, but for the list of names that nbdev writes."
+    text = re.sub(r"^__all__ = \[.*?\]$", "", text, flags=re.M | re.S)
+    return [line[:60] for line in text.splitlines() if len(line) > 120]
 
 
 @each_notebook

@@ -1,9 +1,10 @@
 "Every notebook runs, each in a process of its own, as `nbdev_test` would run it."
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
+import tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -15,14 +16,22 @@ settings = ConfigParser(delimiters=["="])
 settings.read(root / "settings.ini", encoding="utf-8")
 skipped = settings["DEFAULT"]["tst_flags"].split()      # cells marked so run only when asked for
 
-run_one = """
-import sys
-from pathlib import Path
-from nbdev.test import test_nb
-path, root, skip, force = sys.argv[1:]
-ok, _ = test_nb(Path(path), skip.split(), force.split(), basepath=root)
-sys.exit(not ok)
-"""
+# The processes are forked from one that has the libraries, which would take most of their time to import.
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(["mfm_app.cli", "mfm_app.space", "mfm_app.ui", "nbdev.test", "IPython", "matplotlib.pyplot"])
+
+
+def run_notebook(path, flag, log, temporary):
+    "The whole life of a process: run one notebook, its output in a file."
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for descriptor in (1, 2): os.dup2(output, descriptor)
+    tempfile.tempdir = temporary
+    os.chdir(path.parent)
+    from nbdev.test import test_nb
+    ok, _ = test_nb(path, skipped, flag.split(), basepath=root)
+    sys.stdout.flush()
+    os._exit(not ok)
 
 
 def name(path): return path.relative_to(root / "nbs").as_posix()
@@ -34,13 +43,14 @@ every += [pytest.param(path, flag, 1800, id=f"{name(path)} {flag}", marks=getatt
 
 
 @pytest.mark.parametrize("path, flag, seconds", every)
-def test_notebook_runs(path, flag, seconds):
-    process = subprocess.Popen([sys.executable, "-c", run_one, str(path), str(root), " ".join(skipped), flag], cwd=path.parent,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    try: said, slow = process.communicate(timeout=seconds)[0], False
-    except subprocess.TimeoutExpired:
+def test_notebook_runs(path, flag, seconds, tmp_path):
+    process = forks.Process(target=run_notebook, args=(path, flag, log := tmp_path / "log", str(tmp_path)))
+    process.start()
+    process.join(seconds)
+    late = process.is_alive()
+    if late:
         os.killpg(process.pid, signal.SIGKILL)
-        said, slow = process.communicate()[0], True
-    said = re.sub(r"\x1b\[[0-9;]*m", "", said)[-6000:]
-    if slow: pytest.fail(f"{path.name} took longer than {seconds} s\n{said}", pytrace=False)
-    if process.returncode: pytest.fail(f"{path.name} failed\n{said}", pytrace=False)
+        process.join()
+    output = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))[-6000:] if log.is_file() else ""
+    if late: pytest.fail(f"{path.name} took longer than {seconds} s\n{output}", pytrace=False)
+    if process.exitcode: pytest.fail(f"{path.name} failed\n{output}", pytrace=False)

@@ -1,4 +1,4 @@
-"Simulated cells and their twins: what a treatment changes, what it does not, and whether the trained model predicts it."
+"Simulated cells and their twins: what a treatment changes, what not, and whether the trained model predicts it."
 from dataclasses import fields, replace
 
 import numpy as np
