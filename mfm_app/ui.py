@@ -24,13 +24,12 @@ from .core import InputError, check_int
 from .display import static
 from .engine import Engine, load
 from .images import max_bytes
-from .permalink import tabs
 from .ui_api import api, exception_handlers, in_api
 from .ui_counterfactual import counterfactual_tab
 from .ui_explore import explore_tab
-from .ui_parts import default_perturbation, private
+from .ui_parts import default_perturbation
 from .ui_screen import screen_tab
-from .ui_session import is_upload, leave, max_sessions, not_an_upload
+from .ui_session import is_upload, leave, max_sessions, not_an_upload, private
 from .vocabulary import coverage, some_covered, well_covered
 
 # %% ../nbs/33_ui.ipynb #56513713
@@ -193,10 +192,7 @@ def page(engine:Engine)->gr.Blocks:
             for name, fill in tab_functions.items():
                 with gr.Tab(name.capitalize(), id=name) as tab: fill(engine, blocks)
                 tab.select(None, js=f"() => window.mfmVisit?.('{name}')", api_visibility="private")
-        def open_tab(request:gr.Request):
-            tab = request.query_params.get("tab")
-            return gr.Tabs(selected=tab) if tab in tabs else gr.skip()
-        blocks.load(open_tab, None, opened, **private)
+        blocks.load(None, None, opened, js="() => ({ selected: window.mfmOpened, __type__: 'update' })", **private)
         api(engine)
         blocks.unload(leave)
     return blocks.queue(max_size=32, api_open=False)

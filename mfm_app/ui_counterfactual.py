@@ -6,7 +6,7 @@
 __all__ = ['file_types', 'max_held_bytes', 'holding', 'faithful_db', 'fair_db', 'fidelity_text', 'no_image', 'good_sampling',
            'image_again', 'welcome', 'hint', 'ImageSession', 'import_upload', 'channel_fields', 'intensity_table',
            'image_message', 'prepare', 'import_image', 'forget_image', 'chosen_in', 'change_channels', 'change_nucleus',
-           'change_chosen', 'apply_pending_choice', 'doses_of', 'counterfactual_request_from', 'cells_from',
+           'change_chosen', 'reimport', 'apply_pending_choice', 'doses_of', 'counterfactual_request_from', 'cells_from',
            'fidelity_line', 'share_of', 'treatment_effects', 'counterfactual_outputs', 'treat', 'show_treatment',
            'counterfactual_validity', 'field_values', 'request_of_view', 'reopen', 'image_fields', 'source_fields',
            'connect_image', 'connect_sides', 'result_column', 'counterfactual_tab', 'connect_treat']
@@ -31,10 +31,12 @@ from .preprocess import ImportOptions, PreparedCells, guess_channels, max_prepar
 from .sampling import Sampling, SampleStep, inversion
 from .ui_parts import (answer_or_error, cell_fields, check_treatment, component, connect_molecule,
                               connect_perturbation, effect_panel, experiment_field, export_buttons, field_validity,
-                              molecule_dose, on_open, perturbation_dose, private, sampling_event, sampling_fields,
-                              seed_range, share_message, stale, treatment_from, treatment_tabs, treatment_values,
-                              upload_field, viewer)
-from .ui_session import Session, error_line, read_upload, valid, validity, with_deadline
+                              field_output, molecule_dose, on_open, perturbation_dose, sampling_event,
+                              sampling_fields, seed_range, share_message, stale, treatment_from, treatment_outputs,
+                              treatment_tabs, treatment_values, upload_field, viewer)
+from .ui_session import (Output, Session, address_revision, error_line, hidden_field, next_revision,
+                                number_changes, private, read_upload, revision_field, set_on_open, valid, validity,
+                                with_deadline)
 from .viz import composite, data_uri, show
 
 # %% ../nbs/30_ui_counterfactual.ipynb #8966088d
@@ -48,13 +50,14 @@ class ImageSession(Session):
     def forget_image(self):
         "Forget the image."
         self.micrograph, self.name, self.prepared, self.options = None, "", None, None
-        self.none_chosen = False      # none of its nuclei is taken
+        self.none_chosen, self.nucleus_px = False, None      # no nucleus is taken; the width in the field
 
     def clear(self):
         "Forget everything."
         super().clear()
         self.forget_image()
         self.shown_treatment = self.treatments = 0      # of several treatments the one shown, and how many they are
+        self.run = None                                 # id of what the viewer shows
 
 # %% ../nbs/30_ui_counterfactual.ipynb #c4354c46
 max_held_bytes = 2 << 30      # of the images of all visitors
@@ -104,15 +107,20 @@ def image_message(engine:Engine, session:ImageSession)->str:
 def prepare(engine:Engine, session:ImageSession, options:ImportOptions, none_chosen:bool=False)->tuple:
     "Prepare the image with other options, and the outputs that follow."
     unchanged = [gr.skip()] * len(engine.model.channels)
-    if session.micrograph is None: return gr.skip(), gr.skip(), gr.skip(), *unchanged
+    micrograph, nothing = session.micrograph, (gr.skip(), gr.skip(), gr.skip(), *unchanged)
+    if micrograph is None: return nothing
     def channels(): return unchanged if options.channels else channel_fields(engine, session)
-    try: prepared = prepare_cells(engine.model, session.micrograph, options, session.name)
+    try: prepared = prepare_cells(engine.model, micrograph, options, session.name)
     except Exception as e:
+        if session.micrograph is not micrograph: return nothing
         if session.prepared: return error_line(e), gr.skip(), gr.skip(), *channel_fields(engine, session)
         return error_line(e), "", None, *channels()
+    if session.micrograph is not micrograph: return nothing      # another was imported meanwhile
     session.prepared, session.none_chosen = prepared, none_chosen
     session.options = replace(options, channels=prepared.options.channels)
-    return "", image_message(engine, session), prepared.options.nucleus_px, *channels()
+    resized, session.nucleus_px = prepared.options.nucleus_px != session.nucleus_px, prepared.options.nucleus_px
+    nucleus = session.nucleus_px if resized else gr.skip()      # somebody may be typing there
+    return "", image_message(engine, session), nucleus, *channels()
 
 
 def import_image(engine:Engine, session:ImageSession, file:str|None, match:bool)->tuple:
@@ -153,6 +161,15 @@ def change_chosen(engine:Engine, session:ImageSession, message, match)->tuple:
     chosen = chosen_in(message)
     options = replace(session.options, match=match, chosen=chosen or session.options.chosen)
     return prepare(engine, session, options, chosen == ())
+
+
+def reimport(engine:Engine, session:ImageSession, message, nucleus_px, match, *indices)->tuple:
+    "Import as all of the fields stand now, whichever of them was changed."
+    resized, session.nucleus_px = nucleus_px != session.nucleus_px, nucleus_px
+    remapped = session.prepared is not None and indices != session.prepared.options.channels
+    if resized and not remapped: return change_nucleus(engine, session, nucleus_px, match, *indices)
+    if remapped or session.prepared is None: return change_channels(engine, session, match, *indices)
+    return change_chosen(engine, session, message, match)
 
 
 def apply_pending_choice(engine:Engine, session:ImageSession, message):
@@ -233,6 +250,7 @@ def counterfactual_outputs(engine:Engine, session:ImageSession, request:Counterf
     requests = resolve_counterfactual(request, len(cells), engine)
     run, share = run_for(engine, requests, names), share_of(engine, requests, source, len(cells))
     session.answer, session.shown_treatment, session.treatments = None, 0, len(requests)      # not finished from now on
+    session.run = run["id"]
     for event in with_deadline(stream(engine, cells, request, source)):
         if isinstance(event, SampleStep):
             panels = (unchanged, unchanged, unchanged) if event.step else ("", stale, share)
@@ -242,21 +260,25 @@ def counterfactual_outputs(engine:Engine, session:ImageSession, request:Counterf
     yield unchanged, "", unchanged, treatment_effects(engine, event, session.shown_treatment), unchanged
 
 
-def treat(engine:Engine, session:ImageSession, source, cells, first, *fields):
+def treat(engine:Engine, session:ImageSession, source, cells, first, *fields, revision=None):
     "Yield the outputs of what stands in the fields; an error becomes the status line."
     def start():
         request = counterfactual_request_from(engine, *fields)
         return counterfactual_outputs(engine, session, request,
                                       *cells_from(engine, session, source, cells, first, request.experiment))
-    yield from answer_or_error(session, start, 5)
+    yield from answer_or_error(session, start, 5, revision)
 
 # %% ../nbs/30_ui_counterfactual.ipynb #ec8316c7
 def show_treatment(engine:Engine, session:ImageSession, message:str):
-    "The effect panel when another treatment is looked at; `message` comes from the viewer."
-    try: i = check_int(json.loads(message)["alternative"], "The treatment", 0, session.treatments - 1)
+    "The effect panel when another treatment of the run that is shown is looked at; `message` comes from the viewer."
+    try:
+        picked = json.loads(message)
+        run, i = picked["run"], check_int(picked["alternative"], "The treatment", 0, session.treatments - 1)
     except (InputError, ValueError, TypeError, KeyError): return gr.skip()
-    session.shown_treatment = i
-    return treatment_effects(engine, session.answer, i) if session.answer else gr.skip()
+    if run != session.run: return gr.skip()
+    session.shown_treatment, answer = i, session.answer
+    effects = treatment_effects(engine, answer, i) if answer else gr.skip()
+    return effects if (session.answer, session.shown_treatment) == (answer, i) else gr.skip()      # overtaken
 
 # %% ../nbs/30_ui_counterfactual.ipynb #539b8233
 good_sampling = inversion.steps, inversion.cfg_scale, inversion.solver
@@ -304,7 +326,7 @@ def reopen(engine:Engine, session:ImageSession, view:View):
     yield field_values(engine, view)
     if view.fields["from"] == "image": return (yield gr.skip(), image_again, *[gr.skip()] * 3)
     def start(): return counterfactual_outputs(engine, session, *request_of_view(engine, view))
-    yield from answer_or_error(session, start, 5)
+    yield from answer_or_error(session, start, 5, address_revision)
 
 # %% ../nbs/30_ui_counterfactual.ipynb #39861b3f
 welcome = ("One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. "
@@ -338,22 +360,17 @@ def source_fields(engine:Engine):
 # %% ../nbs/30_ui_counterfactual.ipynb #b9927f2b
 def connect_image(engine:Engine, session, field, file, message, channels, nucleus, match):
     "What is shown of an image follows what is uploaded and how it is imported."
-    outputs, last = [message, field, nucleus, *channels], dict(trigger_mode="always_last", **private)
+    outputs, inputs = [message, field, nucleus, *channels], [session, field, nucleus, match, *channels]
     file.upload(lambda *a: import_image(engine, *a), [session, file, match], [file, *outputs], **private)
     file.clear(lambda session: forget_image(engine, session), session, outputs, **private)
-    for channel in channels:
-        channel.input(lambda *a: change_channels(engine, *a), [session, match, *channels], outputs, **last)
-    for event in (nucleus.submit, nucleus.blur):
-        event(lambda *a: change_nucleus(engine, *a), [session, nucleus, match, *channels], outputs, **private)
-    for event in (match.input, field.input):
-        event(lambda *a: change_chosen(engine, *a), [session, field, match], outputs, **last)
+    changes = [*(channel.input for channel in channels), nucleus.submit, nucleus.blur, match.input, field.input]
+    gr.on(changes, lambda *a: reimport(engine, *a), inputs, outputs, trigger_mode="always_last", **private)
 
 # %% ../nbs/30_ui_counterfactual.ipynb #e2bfa74e
 def connect_sides(tabs:list, field):
     "The open side is the one that counts; the image's component is there with its side alone."
-    for tab, state, value in tabs: tab.select(lambda value=value: value, None, state, **private)
-    for (tab, *_), visible in zip(tabs, ("hidden", True)):
-        tab.select(lambda visible=visible: gr.HTML(visible=visible), None, field, **private)
+    updates = {field: gr.update(visible="hidden")}, {field: gr.update(visible=True)}, {}, {}
+    for (tab, side, value), update in zip(tabs, updates): set_on_open(tab, side, value, update)
 
 # %% ../nbs/30_ui_counterfactual.ipynb #5eeed862
 def result_column(session:gr.State, status:gr.Markdown):
@@ -368,7 +385,8 @@ def result_column(session:gr.State, status:gr.Markdown):
 # %% ../nbs/30_ui_counterfactual.ipynb #487c502f
 def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     "The same cells, treated otherwise."
-    session, source, by = gr.State(ImageSession()), gr.State("drawn"), gr.State("perturbation")
+    session = gr.State(ImageSession())
+    source, by = hidden_field("drawn", "cf-source"), hidden_field("perturbation", "cf-side")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             sources, by_seed, by_image, cells, first, image = source_fields(engine)
@@ -390,19 +408,24 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
     if engine.model.encode is not None: connect_molecule(engine, *molecule)
     treatment = [named[0], named[2], molecule[0], molecule[3], series, experiment]
     fields = [session, source, cells, first, by, *treatment, *sampling]
-    opened = [sources, source, cells, first, sides, by, named[1], *fields[5:]]
+    settings = [series, experiment, *sampling]
+    number_changes(cells, first, *settings)
+    opened = [Output(sources, (source.elem_id,)), *map(field_output, (source, cells, first))]
+    opened += [*treatment_outputs(sides, by, *named, molecule[0], molecule[3]), *map(field_output, settings)]
     connect_treat(engine, blocks, field, go, stop, fields, opened, [player, status, *panels])
 
 # %% ../nbs/30_ui_counterfactual.ipynb #a044f79c
 def connect_treat(engine:Engine, blocks, field, go, stop, fields, opened_fields, outputs):
     "Treat cells and an address of the page treat; Stop ends it; the effect follows the treatment that is looked at."
     session, player, effects = fields[0], outputs[0], outputs[3]
-    def checked(_, *values): return [valid, *counterfactual_validity(engine, *values)]
-    def run(message, session, *values):
+    def checked(revision, message, *values): return [valid, valid, *counterfactual_validity(engine, *values)]
+    def run(revision, message, session, *values):
         apply_pending_choice(engine, session, message)
-        yield from treat(engine, session, *values)
-    clicked = go.click(run, [field, *fields], outputs, validator=checked, trigger_mode="multiple", **sampling_event)
+        yield from treat(engine, session, *values, revision=revision)
+    clicked = go.click(run, [revision_field(), field, *fields], outputs, js=next_revision, validator=checked,
+                       trigger_mode="multiple", **sampling_event)
     opened = on_open(engine, blocks, "counterfactual", session, reopen, opened_fields, outputs, **sampling_event)
     stop.click(None, cancels=[clicked, opened], api_visibility="private")
     def looked_at(session, message): return show_treatment(engine, session, message)
-    player.input(looked_at, [session, player], effects, trigger_mode="always_last", **private)
+    picked = "session => [session, document.querySelector('#cf-viewer .series').dataset.picked]"
+    player.input(looked_at, [session, player], effects, js=picked, trigger_mode="always_last", **private)

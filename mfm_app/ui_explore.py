@@ -16,12 +16,14 @@ from .display import done_line, effects_of, frame_of, run_for, treatment_label
 from .engine import Engine, Request, ResolvedRequest, Robustness, robustness_steps
 from .permalink import View, code_for_cells, fields_of_request, request_of
 from .sampling import Sampling, SampleStep, generation
-from .ui_parts import (answer_or_error, cell_fields, check_treatment, component, connect_molecule,
-                              connect_perturbation, default_perturbation, effect_panel, experiment_field, experiments,
-                              export_buttons, field_validity, molecule_dose, molecule_editor, on_open,
-                              perturbation_dose, private, sampling_event, sampling_fields, seed_range, share_message,
-                              stale, treatment_from, treatment_tabs, treatment_values, viewer)
-from .ui_session import Session, error_line, valid, validity, with_deadline
+from .ui_parts import (answer_or_error, cell_fields, check_treatment, component, connect_experiment,
+                              connect_molecule, connect_perturbation, default_perturbation, effect_panel,
+                              experiment_field, experiments, export_buttons, field_output, field_validity,
+                              molecule_dose, molecule_editor, on_open, perturbation_dose, sampling_event,
+                              sampling_fields, seed_range, share_message, stale, treatment_from, treatment_outputs,
+                              treatment_tabs, treatment_values, viewer)
+from .ui_session import (Output, Session, address_revision, error_line, hidden_field, next_revision,
+                                number_changes, private, revision_field, set_on_open, valid, validity, with_deadline)
 
 # %% ../nbs/29_ui_explore.ipynb #0944053d
 robustness_text = (
@@ -84,10 +86,10 @@ def answer_effects(engine:Engine, answer)->str:
     return effects_of(answer.comparison, answer.channels, title, than, answer.provenance)
 
 # %% ../nbs/29_ui_explore.ipynb #c7d6d196
-def generate(engine:Engine, session:Session, *fields):
+def generate(engine:Engine, session:Session, *fields, revision=None):      # revision: as in `latest_only`
     "Yield the outputs of what stands in the fields; an error becomes the status line."
     def start(): return generation_outputs(engine, session, engine.resolve(request_from(*fields)))
-    yield from answer_or_error(session, start, 5)
+    yield from answer_or_error(session, start, 5, revision)
 
 # %% ../nbs/29_ui_explore.ipynb #cd181689
 def robustness_outputs(engine:Engine, session:Session):
@@ -102,18 +104,17 @@ def robustness_outputs(engine:Engine, session:Session):
 
 # %% ../nbs/29_ui_explore.ipynb #0d445a16
 def field_values(engine:Engine, view:View)->list:
-    "What stands in the fields of a view: see `treatment_values`, then experiment, seed, cells and sampling."
+    "What stands in the fields of a view: see `treatment_values`, then experiments, the one chosen, and the rest."
     fields, name = view.fields, view.fields["perturbation"] or engine.vocab.unlisted
-    experiment = experiment_field(engine, name, value=fields["experiment"])
-    rest = (fields[k] for k in ("seed", "cells", "steps", "guidance", "solver"))
-    return [*treatment_values(engine, fields), experiment, *rest]
+    rest = (fields[k] for k in ("experiment", "seed", "cells", "steps", "guidance", "solver"))
+    return [*treatment_values(engine, fields), gr.update(choices=experiments(engine, name)), *rest]
 
 
 def reopen(engine:Engine, session:Session, view:View):
     "Yield the fields of a view, then what `generate` yields."
     yield field_values(engine, view)
     def start(): return generation_outputs(engine, session, engine.resolve(request_of(view.fields)))
-    yield from answer_or_error(session, start, 5)
+    yield from answer_or_error(session, start, 5, address_revision)
 
 # %% ../nbs/29_ui_explore.ipynb #8c30848e
 hint = ("Choose what to do to the cells and press <b>Generate</b>. They form here, treated and untreated side by side, "
@@ -124,17 +125,16 @@ effect_hint = "What the treatment changes, pixel by pixel and feature by feature
 # %% ../nbs/29_ui_explore.ipynb #72628b4b
 def connect_sides(engine:Engine, by, experiment, tabs, by_name, by_structure, name, molecule, drawing, editor):
     "The side that was opened last is what Generate uses; opening the editor opens the molecule's."
-    def named(name, experiment): return "perturbation", experiment_field(engine, name, value=experiment)
-    by_name.select(named, [name, experiment], [by, experiment], **private)
-    if editor is None: return
-    def structure(experiment): return "molecule", experiment_field(engine, engine.vocab.unlisted, value=experiment)
-    def draw(smiles, experiment): return gr.Tabs(selected="molecule"), *structure(experiment), smiles
-    connect_molecule(engine, *molecule, editor)
-    by_structure.select(structure, experiment, [by, experiment], **private)
-    drawing.select(draw, [molecule[0], experiment], [tabs, by, experiment, editor], **private)
+    set_on_open(by_name, by, "perturbation")
+    if editor is not None:
+        connect_molecule(engine, *molecule, editor)
+        set_on_open(by_structure, by, "molecule")
+        set_on_open(drawing, by, "molecule", {tabs: gr.update(selected="molecule")})
+    sides = (by_name,) if editor is None else (by_name, by_structure)
+    connect_experiment(engine, [tab.select for tab in sides], by, name, experiment)
 
 # %% ../nbs/29_ui_explore.ipynb #f7ee9828
-def result_column(engine:Engine, session:gr.State, status:gr.Markdown):
+def result_column(engine:Engine, session:gr.State, status:gr.Markdown, smiles):
     "What is shown: the inner tabs, the outputs but for the status, the drawing tab and its editor."
     drawing = editor = None
     with gr.Tabs(elem_id="shown") as tabs:
@@ -144,13 +144,14 @@ def result_column(engine:Engine, session:gr.State, status:gr.Markdown):
             share = component("share", elem_id="share")
             export_buttons(session, status)
         if engine.model.encode is not None:
-            with gr.Tab("Draw", id="draw") as drawing: editor = molecule_editor(elem_id="editor")
+            with gr.Tab("Draw", id="draw") as drawing:
+                editor = molecule_editor(smiles.value, smiles.elem_id, elem_id="editor")
     return tabs, (player, robustness, effects, share), drawing, editor
 
 # %% ../nbs/29_ui_explore.ipynb #a065e17d
 def explore_tab(engine:Engine, blocks:gr.Blocks):
     "Pick a perturbation or draw a molecule, watch cells form."
-    by, session = gr.State("perturbation"), gr.State(Session())
+    by, session = hidden_field("perturbation", "side"), gr.State(Session())
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             tabs, by_name, by_structure, (name, about, dose), molecule = treatment_tabs(engine)
@@ -161,23 +162,25 @@ def explore_tab(engine:Engine, blocks:gr.Blocks):
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
             status = gr.Markdown(elem_id="status")
         with gr.Column(scale=5, min_width=480):
-            shown, (player, robustness, effects, share), drawing, editor = result_column(engine, session, status)
+            shown, (player, *panels), drawing, editor = result_column(engine, session, status, molecule[0])
     smiles, _, _, molecule_amount = molecule
     fields = [by, name, dose, smiles, molecule_amount, experiment, *settings]
-    outputs = [player, status, robustness, effects, share]
-    connect_perturbation(engine, name, about, dose, experiment)
+    connect_perturbation(engine, name, about, dose, experiment, by)
+    number_changes(*settings)
     connect_sides(engine, by, experiment, tabs, by_name, by_structure, name, molecule, drawing, editor)
-    go.click(lambda: gr.Tabs(selected="cells"), None, shown, **private)
-    opened_fields = [tabs, by, about, *fields[1:]]
-    connect_generate(engine, blocks, session, go, stop, fields, opened_fields, outputs)
+    go.click(None, None, shown, js="() => ({ selected: 'cells', __type__: 'update' })", **private)
+    opened_fields = treatment_outputs(tabs, by, about, name, dose, smiles, molecule_amount)
+    opened_fields += [Output(experiment, (by.elem_id, name.elem_id)), *map(field_output, (experiment, *settings))]
+    connect_generate(engine, blocks, session, go, stop, fields, opened_fields, [player, status, *panels])
 
 # %% ../nbs/29_ui_explore.ipynb #cdc5e004
 def connect_generate(engine:Engine, blocks, session, go, stop, fields, opened_fields, outputs):
     "Generate and an address of the page generate; the robustness of a molecule's cells follows; Stop ends all of it."
-    def checked(_, *values): return [valid, *explore_validity(engine, *values)]
-    def run(session, *values): yield from generate(engine, session, *values)
+    def checked(revision, session, *values): return [valid, valid, *explore_validity(engine, *values)]
+    def run(revision, session, *values): yield from generate(engine, session, *values, revision=revision)
     def follow(session): yield from robustness_outputs(engine, session)
-    clicked = go.click(run, [session, *fields], outputs, validator=checked, trigger_mode="multiple", **sampling_event)
+    clicked = go.click(run, [revision_field(), session, *fields], outputs, js=next_revision, validator=checked,
+                       trigger_mode="multiple", **sampling_event)
     opened = on_open(engine, blocks, "explore", session, reopen, opened_fields, outputs, **sampling_event)
     _, status, robustness, *_ = outputs
     after = [event.then(follow, session, [robustness, status], **sampling_event) for event in (clicked, opened)]

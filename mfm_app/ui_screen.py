@@ -33,9 +33,9 @@ from .molecules import max_rows
 from .permalink import View, code_for_screen, max_value
 from .screen import (Progress, ScreenFolder, ScreenSettings, check_screenable, check_settings, illustrate,
                             max_cells_each, read_list, read_settings, screen_into, screen_provenance, write_zip)
-from .ui_parts import (component, experiment_field, field_validity, on_open, private, share_message, static_url,
-                              upload_field)
-from .ui_session import Session, discard, error_line, valid, validity
+from .ui_parts import (component, experiment_field, field_output, field_validity, on_open, share_message,
+                              static_url, upload_field)
+from .ui_session import Session, discard, error_line, number_changes, private, valid, validity
 from .viz import data_uri, phenotype_map, show
 from .vocabulary import usual_dose
 
@@ -357,7 +357,9 @@ def connect_screen(engine:Engine, blocks:gr.Blocks, session, fields, outputs):
     resume.click(resumed, session, outputs, **screen_event)
     stop.click(lambda session: setattr(session, "stopping", True), session, queue=False, **private)
     text, _, *settings = fields
-    on_open(engine, blocks, "screen", session, reopen, [text, *settings], outputs, **screen_event)
+    number_changes(text, *settings)
+    opened = [field_output(field) for field in (text, *settings)]
+    on_open(engine, blocks, "screen", session, reopen, opened, outputs, **screen_event)
 
 
 def connect_files(engine:Engine, session, file, status, pack, archive):

@@ -45,7 +45,9 @@ def open_tab(page, address):
 
 def start_over(page):
     "The fields as every test expects them, and no image."
-    if page.locator("#cf-file button[aria-label=Clear]").count(): page.click("#cf-file button[aria-label=Clear]")
+    if page.locator("#cf-file button[aria-label=Clear]").count():
+        take_cells_from(page, "Your image")
+        page.click("#cf-file button[aria-label=Clear]")
     take_cells_from(page, "Generated controls")
     page.get_by_label("Every dose seen in training").uncheck()
     for field, value in dict(cells=2, seed=0, steps=2).items():

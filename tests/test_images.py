@@ -473,7 +473,7 @@ def test_every_format_keeps_the_provenance(write, provenance):
     for path in written_in_every_format(write, provenance): assert read_provenance(path) == provenance
 
 
-@pytest.mark.parametrize("dtype", dtypes)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("n", [1, 4])
 def test_written_cells_are_read_unchanged(write, dtype, n):
     images, names = cells[:n].astype(dtype), ["DNA", "β-tubulin", "a < b"]

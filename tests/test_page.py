@@ -10,7 +10,7 @@ import torch
 from conftest import typed
 from controllable_net import ControllableNet
 
-from mfm_app import ui, ui_explore
+from mfm_app import ui, ui_explore, ui_parts
 from mfm_app.core import InputError
 from mfm_app.engine import Engine, Request
 from mfm_app.finetune import random_model
@@ -28,7 +28,7 @@ def engine():
     return Engine(model, "cpu", torch.float32)
 
 
-def at_rest(engine):
+def wait_for_rest(engine):
     "Wait until nothing of an earlier test is sampled any more."
     net = engine.model.net
     net.pause, net.fails, rounds = 0, False, None
@@ -40,7 +40,7 @@ def at_rest(engine):
 
 @pytest.fixture
 def explore(page, address, engine):
-    at_rest(engine)
+    wait_for_rest(engine)
     page.goto(address)
     page.wait_for_selector("#generate")
     page.wait_for_selector("#dose .ticks button")
@@ -257,7 +257,7 @@ def test_generate_again_at_once_gives_the_new_cells(explore, engine):
 
 
 def test_generate_need_not_wait_for_what_a_link_asked_for(page, engine, address):
-    at_rest(engine)
+    wait_for_rest(engine)
     engine.model.net.pause = 0.3
     page.goto(f"{address}?perturbation=sweller&cells=4&steps=100")
     wait_for_steps(page)
@@ -332,10 +332,55 @@ def open_editor(page):
     return page.frame_locator("#editor iframe"), next(f for f in page.frames if f.url.endswith("/ketcher.html"))
 
 
-def test_benzene_drawn_with_the_mouse_reaches_python(molecule):
+def ten_times_slower(page, monkeypatch):
+    "Whatever the page waits for takes ten times as long: its own scripts, the network, and the server on a molecule."
+    browser = page.context.new_cdp_session(page)
+    browser.send("Emulation.setCPUThrottlingRate", dict(rate=10))
+    browser.send("Network.enable")
+    network = dict(offline=False, latency=500, downloadThroughput=-1, uploadThroughput=-1)
+    browser.send("Network.emulateNetworkConditions", network)
+    for name in ("read_molecule", "about_molecule", "molecule_dose"): late(monkeypatch, name, 0.3)
+    page.set_default_timeout(180 * seconds)
+
+
+def late(monkeypatch, name, wait):
+    "What the page asks of the server takes longer."
+    answer = getattr(ui_parts, name)
+    monkeypatch.setattr(ui_parts, name, lambda *args, **kwargs: (time.sleep(wait), answer(*args, **kwargs))[1])
+
+
+def drawn_first(page, inside, frame):
+    "Draw something else than what is there at first, with the tool that draws rings at hand."
+    type_smiles(page, "CC1CC(C)CC(C)C1")
+    frame.wait_for_function("ketcher.editor.struct().atoms.size === 9 && !document.body.inert")
+    inside.get_by_test_id("template-0").click()
+    return inside.locator("div[data-testid=ketcher-canvas]")
+
+
+def watch_box(page):
+    "From now on, note what stands in the box, in `boxes`."
+    page.evaluate("""window.boxes = [];
+        addEventListener('mfm-revision', ({ detail }) => {
+          if (detail === 'smiles') boxes.push(mfmRevisions.value('smiles'));
+        })""")
+
+
+def agree(page, frame, text, atoms):
+    "Wait until nothing is on its way; then box, editor and card show the same molecule."
+    page.wait_for_function("text => document.querySelector('#smiles textarea').value === text", arg=text)
+    page.wait_for_function("!['#smiles', '#editor .editor', '#molecule-card', '#molecule-dose'].some(at => "
+                           "document.querySelector(at).getAttribute('aria-busy') === 'true')")
+    page.wait_for_timeout(500)      # nor comes anything back
+    assert page.input_value("#smiles textarea") == text
+    assert frame.evaluate("[...ketcher.editor.struct().atoms.values()].filter(atom => !atom.isPreview).length") == atoms
+    card_says(page, text)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_benzene_drawn_with_the_mouse_reaches_python(molecule, monkeypatch, slow):
     inside, frame = open_editor(molecule)
+    if slow: ten_times_slower(molecule, monkeypatch)
     type_smiles(molecule, "")
-    frame.wait_for_function("ketcher.editor.struct().atoms.size === 0")
     inside.get_by_test_id("template-0").click()
     inside.locator("div[data-testid=ketcher-canvas]").click(position=dict(x=400, y=200))
     molecule.wait_for_function("document.querySelector('#smiles textarea').value === 'c1ccccc1'")
@@ -343,6 +388,54 @@ def test_benzene_drawn_with_the_mouse_reaches_python(molecule):
     generate(molecule)
     assert [r.molecule for r in molecule.requests] == ["c1ccccc1"] and molecule.requests[0].perturbation is None
     assert molecule.locator("#viewer figcaption").first.text_content().startswith("c1ccccc1, ")
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_ring_drawn_just_after_the_box_was_emptied_stays_alone(molecule, monkeypatch, slow):
+    inside, frame = open_editor(molecule)
+    if slow: ten_times_slower(molecule, monkeypatch)
+    for wait in (0, 100) if slow else (0, 100, 300, 1000):
+        canvas = drawn_first(molecule, inside, frame).bounding_box()
+        watch_box(molecule)
+        type_smiles(molecule, "")
+        molecule.wait_for_timeout(wait)
+        molecule.mouse.click(canvas["x"] + 400, canvas["y"] + 200)      # nothing is waited for
+        molecule.mouse.move(canvas["x"] + 400, canvas["y"] - 60)
+        agree(molecule, frame, "c1ccccc1", 6)
+        former = [text for text in molecule.evaluate("boxes") if "." in text or "CC(" in text]
+        assert not former
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_of_drawing_typing_and_examples_the_last_stays(molecule, monkeypatch, slow):
+    inside, frame = open_editor(molecule)
+    if slow: ten_times_slower(molecule, monkeypatch)
+    else: late(monkeypatch, "read_molecule", 1)
+    canvas = drawn_first(molecule, inside, frame)
+    type_smiles(molecule, "")
+    canvas.click(position=dict(x=400, y=200))
+    type_smiles(molecule, "CCO")      # before the ring is in the box, and before it is spelled as usual
+    agree(molecule, frame, "CCO", 3)
+    canvas.click(position=dict(x=400, y=330))
+    molecule.wait_for_function("document.querySelector('#smiles textarea').value.includes('.')")
+    type_smiles(molecule, "CCCC")      # while the server spells the two
+    agree(molecule, frame, "CCCC", 4)
+    canvas.click(position=dict(x=400, y=330))
+    type_smiles(molecule, "CCN")
+    molecule.get_by_role("button", name="caffeine", exact=True).click()      # while both are on their way
+    agree(molecule, frame, "Cn1cnc2c1c(=O)n(C)c(=O)n2C", 14)
+
+
+def test_a_change_on_its_way_is_shown(molecule, monkeypatch):
+    late(monkeypatch, "about_molecule", 2)
+    type_smiles(molecule, "CCO")
+    card = molecule.locator("#molecule-card")
+    molecule.wait_for_function("getComputedStyle(document.querySelector('#molecule-card'), '::after').opacity === '1'")
+    assert card.get_attribute("aria-busy") == "true" and "CCO" not in card.inner_text()
+    assert "Updating" in card.evaluate("e => getComputedStyle(e, '::after').content")
+    card_says(molecule, "CCO")
+    assert card.get_attribute("aria-busy") == "false"
+    assert card.evaluate("e => getComputedStyle(e, '::after').content") == "none"
 
 
 def test_a_typed_smiles_is_drawn_in_the_editor_and_on_the_card(molecule):
@@ -438,6 +531,77 @@ def test_a_dose_that_was_chosen_stays_when_the_molecule_changes(molecule):
     card_shows(molecule, "CCCCCCCC")
     molecule.wait_for_timeout(500)
     assert molecule.input_value("#molecule-dose .number") == "3"
+
+
+# What overtakes what
+
+def test_what_is_set_while_a_compound_is_looked_up_stays(explore, monkeypatch):
+    late(monkeypatch, "about_perturbation", 1.5)
+    choose(explore, "perturbation", "swell", "sweller · Swelling")
+    typed(explore, "#dose .number", "0.3")
+    choose(explore, "experiment", "any", "any · left open")
+    explore.wait_for_selector("#dose .ticks button[aria-label^='10 µM']")      # the range is that of the new compound
+    explore.wait_for_timeout(300)
+    assert explore.input_value("#dose .number") == "0.3"
+    assert explore.input_value("#experiment input") == "any · left open"
+    set_number(explore, "cells", 1)
+    generate(explore)
+    said = explore.inner_text("#viewer .provenance")
+    assert "sweller, 0.3 µM" in said and "experiment any" in said
+
+
+def test_of_two_compounds_the_one_chosen_last_stays(explore, monkeypatch):
+    late(monkeypatch, "about_perturbation", 1)
+    choose(explore, "perturbation", "swell", "sweller · Swelling")
+    choose(explore, "perturbation", "DMSO", "DMSO · untreated control")
+    explore.wait_for_function("document.querySelector('#about-perturbation').textContent.includes('Untreated control')")
+    explore.wait_for_timeout(1500)
+    assert "no dose" in explore.inner_text("#dose .note") and "Untreated" in explore.inner_text("#about-perturbation")
+
+
+def test_passing_through_the_name_changes_nothing(explore):
+    typed(explore, "#dose .number", "0.3")
+    explore.focus("#perturbation input")
+    explore.keyboard.press("Tab")
+    explore.wait_for_timeout(700)
+    assert explore.input_value("#dose .number") == "0.3"
+
+
+def test_the_side_that_is_open_counts_however_late_the_server_is(molecule, monkeypatch):
+    late(monkeypatch, "experiments", 1)
+    set_number(molecule, "cells", 1)
+    for side in ("Perturbation", "Molecule", "Perturbation"): molecule.get_by_role("tab", name=side).click()
+    generate(molecule)
+    assert [r.molecule for r in molecule.requests] == [None]
+    molecule.get_by_role("tab", name="Molecule").click()
+    generate(molecule)
+    assert molecule.requests[1].molecule
+
+
+def test_what_is_set_before_a_link_is_read_stays(page, address, engine, monkeypatch):
+    wait_for_rest(engine)
+    late(monkeypatch, "view_of_address", 4)
+    page.goto(f"{address}?perturbation=sweller&dose=1&cells=2&seed=7&steps=2")
+    page.wait_for_selector("#dose .ticks button")
+    set_number(page, "cells", 3)
+    choose(page, "perturbation", "DMSO", "DMSO · untreated control")
+    page.wait_for_function("document.querySelector('#seed input').value === '7'")
+    # what the link asks for is shown all the same
+    page.locator("#viewer .provenance", has_text="sweller").wait_for(state="attached", timeout=60 * seconds)
+    assert page.input_value("#cells input") == "3"
+    assert page.input_value("#perturbation input") == "DMSO · untreated control"
+    assert "no dose" in page.inner_text("#dose .note") and "Untreated" in page.inner_text("#about-perturbation")
+
+
+def test_a_tab_opened_before_a_link_is_read_stays_open(page, address, engine, monkeypatch):
+    wait_for_rest(engine)
+    late(monkeypatch, "view_of_address", 2)
+    page.goto(f"{address}?tab=counterfactual&perturbation=sweller&cells=1&steps=1")
+    page.get_by_role("tab", name="Counterfactual").and_(page.locator("[aria-selected=true]")).wait_for()
+    page.get_by_role("tab", name="About").click()
+    page.locator("#cf-viewer .provenance", has_text="1 cell").wait_for(state="attached", timeout=60 * seconds)
+    assert page.get_by_role("tab", name="About").get_attribute("aria-selected") == "true"
+    assert page.evaluate("location.search") == "?tab=about"
 
 
 def test_the_editor_starts_where_storage_is_blocked(page, address):

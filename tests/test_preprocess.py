@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mfm_app.cli import controls_of, main
+from mfm_app.cli import controls_of
 from mfm_app.core import InputError
 from mfm_app.features import nuclear_profile
 from mfm_app.finetune import random_model
@@ -354,15 +354,14 @@ def test_whatever_the_options_are_cells_or_one_line_come_back(ask, model, channe
 
 # What a model records of its training controls
 
-def test_a_trained_model_says_how_its_controls_look(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_trained_model_says_how_its_controls_look(tmp_path, mfm):
     cells = synthetic_cells(4, 32)
     for i, image in enumerate(cells.images):
         (folder := tmp_path / "own" / cells.table.perturbation[i]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i}.png")
-    arguments = "train --data own --out run --backbone nano/8 --image-size 32 --batch 4 --steps 1"
-    with pytest.raises(SystemExit) as stop: main(arguments.split())
-    assert stop.value.code == 0
+    size = "--backbone", "nano/8", "--image-size", "32", "--batch", "4", "--steps", "1"
+    code, _ = mfm("train", "--data", tmp_path / "own", "--out", tmp_path / "run", *size)
+    assert code == 0
     trained = load_model(tmp_path / "run/model")
     controls = trained.config["controls"]
     assert np.shape(controls["percentiles"]) == (3, 2) and 4 < controls["nucleus_px"] < 20

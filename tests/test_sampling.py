@@ -147,7 +147,7 @@ def test_counterfactuals_in_another_experiment_keep_its_shift_under_guidance():
                           .view(-1, 1, 1, 1, 1), atol=2e-4)
 
 
-def asked(condition, cfg_scale, n=2):
+def request_for(condition, cfg_scale, n=2):
     "The one request for a guided velocity."
     return next(guided_velocity(torch.zeros(n, 3, 8, 8), .5, condition, cfg_scale))
 
@@ -161,19 +161,19 @@ full = Condition(torch.tensor([1, 2]), torch.tensor([0, 1]), torch.tensor([1, 0]
 
 
 def test_guidance_0_keeps_experiment_and_cell_type():
-    request = asked(full, 0)
+    request = request_for(full, 0)
     assert isinstance(request, VelocityRequest) and len(request.x) == 2
     assert same(request.condition.e, full.e) and same(request.condition.c, full.c)
     assert request.condition.y is request.condition.dose_um is request.condition.fp is None
 
 
 def test_guidance_1_asks_for_the_condition_alone():
-    request = asked(full, 1)
+    request = request_for(full, 1)
     assert len(request.x) == 2 and same_condition(request.condition, full)
 
 
 def test_other_guidance_asks_for_the_null_and_the_condition_in_one_request():
-    request = asked(full, 3.)
+    request = request_for(full, 3.)
     null, condition = request.condition[:2], request.condition[2:]
     assert len(request.x) == len(request.t) == 4 and same_condition(condition, full)
     assert same(null.e, full.e) and same(null.c, full.c)

@@ -1,52 +1,74 @@
-// props.value is JSON from Python: {low, high, seen: {dose: cells}, dose, note}; what Python gets back is the same with another dose.
+// props.value is JSON from Python: {low, high, seen: {dose: cells}, dose, note, revision}; it goes back with another dose.
+// A dose set here after Python was asked has a higher revision, and stays.
 const find = selector => element.querySelector(selector);
-const box = find('.dose'), slide = find('.slide'), number = find('.number'), ticks = find('.ticks'), note = find('.note');
-let said = null;
+const [box, slide, number, ticks, note] = ['.dose', '.slide', '.number', '.ticks', '.note'].map(find);
+let control = null, typing = false, shownTicks = '';
 
-const place = dose => 1000 * Math.log(dose / said.low) / Math.log(said.high / said.low);
-const dose = place => said.low * (said.high / said.low) ** (place / 1000);
+const place = dose => 1000 * Math.log(dose / control.low) / Math.log(control.high / control.low);
+const dose = place => control.low * (control.high / control.low) ** (place / 1000);
 const short = value => String(+value.toPrecision(3));
+const parse = text => text ? JSON.parse(text) : null;
 
 function show() {
-  const outside = !(said.dose >= said.low * 0.999999 && said.dose <= said.high * 1.000001);
+  const { low, high } = control, outside = !(control.dose >= low * 0.999999 && control.dose <= high * 1.000001);
   number.setAttribute('aria-invalid', outside);
-  number.value = said.dose === null ? number.value : short(said.dose);
-  if (!outside) slide.value = place(said.dose);
-  const seen = Object.keys(said.seen).map(Number).sort((a, b) => a - b);
-  const known = seen.find(d => Math.abs(d / said.dose - 1) < 0.005);
-  note.textContent = outside ? `Must be a number from ${short(said.low)} to ${short(said.high)} µM.`
-    : !seen.length ? said.note
-    : known ? `${said.seen[String(known)] ?? said.seen[known.toFixed(1)]} training cells had this dose.`
-    : said.dose < seen[0] || said.dose > seen.at(-1) ? 'Beyond the doses seen in training: an extrapolation.'
+  if (control.dose !== null && !typing) number.value = short(control.dose);
+  if (!outside) slide.value = place(control.dose);
+  const seen = Object.keys(control.seen).map(Number).sort((a, b) => a - b);
+  const known = seen.find(d => Math.abs(d / control.dose - 1) < 0.005);
+  note.textContent = outside ? `Must be a number from ${short(low)} to ${short(high)} µM.`
+    : !seen.length ? control.note
+    : known ? `${control.seen[String(known)] ?? control.seen[known.toFixed(1)]} training cells had this dose.`
+    : control.dose < seen[0] || control.dose > seen.at(-1) ? 'Beyond the doses seen in training: an extrapolation.'
     : 'Between doses seen in training: an interpolation.';
 }
 
 function set(value) {
-  said.dose = Number.isFinite(value) ? value : null;
+  typing = false;
+  control.dose = Number.isFinite(value) ? value : null;
+  control.revision = window.mfmRevisions.next();
   show();
-  props.value = JSON.stringify(said);
+  props.value = JSON.stringify(control);
   trigger('input');
 }
 
-function load() {
-  said = props.value ? JSON.parse(props.value) : null;
-  const none = !said || said.low === null;
-  box.classList.toggle('none', none);
-  if (none) { note.textContent = 'The untreated control has no dose.'; return; }
-  ticks.replaceChildren(...Object.entries(said.seen).map(([d, cells]) => {
-    const tick = document.createElement('button');
-    tick.type = 'button';
-    tick.textContent = short(+d);
-    tick.title = `${cells} training cells`;
-    tick.setAttribute('aria-label', `${short(+d)} µM, seen in ${cells} training cells`);
-    tick.style.left = `${place(+d) / 10}%`;
-    tick.addEventListener('click', () => set(+d));
-    return tick;
-  }));
-  show();
+function tick([d, cells]) {
+  const button = document.createElement('button');
+  button.type = 'button';
+  button.textContent = short(+d);
+  button.title = `${cells} training cells`;
+  button.setAttribute('aria-label', `${short(+d)} µM, seen in ${cells} training cells`);
+  button.style.left = `${place(+d) / 10}%`;
+  button.addEventListener('click', () => set(+d));
+  return button;
 }
 
-slide.addEventListener('input', () => set(Math.min(said.high, Math.max(said.low, +short(dose(+slide.value))))));
-number.addEventListener('change', () => set(number.value.trim() === '' ? NaN : Number(number.value.replace(',', '.'))));
-watch('value', () => { const fresh = props.value && JSON.parse(props.value); if (JSON.stringify(fresh) !== JSON.stringify(said)) load(); });
-load();
+function load(fresh) {
+  if (fresh && fresh.low !== null && fresh.revision < control?.revision) {
+    Object.assign(fresh, { dose: control.dose, revision: control.revision });
+    props.value = JSON.stringify(fresh);
+  }
+  control = fresh;
+  const none = !control || control.low === null;
+  box.classList.toggle('none', none);
+  if (none) { note.textContent = 'The untreated control has no dose.'; return; }
+  show();
+  const range = JSON.stringify([control.low, control.high, control.seen]);
+  if (range === shownTicks) return;      // a tick keeps the focus
+  shownTicks = range;
+  ticks.replaceChildren(...Object.entries(control.seen).map(tick));
+}
+
+slide.addEventListener('input', () => {
+  set(Math.min(control.high, Math.max(control.low, +short(dose(+slide.value)))));
+});
+number.addEventListener('input', () => { typing = true; control.revision = window.mfmRevisions.next(); });
+number.addEventListener('blur', () => { typing = false; });
+number.addEventListener('change', () => {
+  set(number.value.trim() === '' ? NaN : Number(number.value.replace(',', '.')));
+});
+watch('value', () => {
+  const fresh = parse(props.value);
+  if (JSON.stringify(fresh) !== JSON.stringify(control)) load(fresh);
+});
+load(parse(props.value));

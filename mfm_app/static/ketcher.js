@@ -1,70 +1,87 @@
-// The page inside the frame: starts Ketcher as its widget does in a notebook, and speaks SMILES with the page around it.
-const say = message => parent.postMessage(message, location.origin);
-const later = ms => new Promise(done => setTimeout(done, ms));
+// The page inside the frame: starts Ketcher as its widget does in a notebook, and exchanges SMILES with the page around.
+const post = message => parent.postMessage(message, location.origin);
+const sleep = ms => new Promise(done => setTimeout(done, ms));
 const DEBOUNCE = 150;
-let drawn = '', wanted = null, turn = Promise.resolve(), timer = null;      // drawn: the SMILES of the drawing when last looked at
+let revision = null, drawn = '';      // of the text drawn last; the drawing as SMILES when last read
+let pending = null, queue = Promise.resolve(), timer = null;      // pending: the message whose text is to be drawn
 
 // Embedded with storage blocked, reading localStorage throws and Ketcher would not start.
 try { localStorage.length; } catch {
-  const kept = new Map();
-  const stand = { getItem: k => kept.get(k) ?? null, setItem: (k, v) => kept.set(k, String(v)), removeItem: k => kept.delete(k), clear: () => kept.clear() };
-  Object.defineProperty(window, 'localStorage', { value: stand });
+  const items = new Map();
+  const storage = {
+    getItem: key => items.get(key) ?? null, setItem: (key, value) => items.set(key, String(value)),
+    removeItem: key => items.delete(key), clear: () => items.clear(),
+  };
+  Object.defineProperty(window, 'localStorage', { value: storage });
 }
 
-// Ketcher focuses its canvas whenever it draws; that must not take the reader away from the text being typed outside.
+// Ketcher focuses its canvas whenever it draws; the focus stays where somebody is typing outside.
 const focus = HTMLElement.prototype.focus;
-HTMLElement.prototype.focus = function (...how) { if (document.hasFocus()) focus.apply(this, how); };
+HTMLElement.prototype.focus = function (...options) { if (document.hasFocus()) focus.apply(this, options); };
 
-async function started() {
-  const told = { initial_molecule: '', return_formats: [], height: '100vh' };
-  const model = { get: name => told[name], set: (name, value) => { told[name] = value; }, on() {}, off() {}, save_changes() {}, send() {} };
+async function start() {
+  const traits = { initial_molecule: '', return_formats: [], height: '100vh' };
+  const model = {
+    get: name => traits[name], set: (name, value) => { traits[name] = value; },
+    on() {}, off() {}, save_changes() {}, send() {},
+  };
   const { default: widget } = await import('./widget.js');
   widget.render({ model, el: document.getElementById('editor') });
-  while (!window.ketcher) await later(30);
+  while (!window.ketcher) await sleep(30);
   return window.ketcher;
 }
 
-async function draw(ketcher, smiles) {
+// The template under the pointer is part of the structure, though nobody has put it there yet.
+const hidePreview = ketcher => ketcher.editor.tool()?.templatePreview?.hidePreview();
+
+// Until the newest text is drawn nobody can draw: it would be on top of an older one.
+async function draw(ketcher, message) {
+  if (message !== pending) return;      // a later one is drawn instead
+  hidePreview(ketcher);
+  const smiles = message.draw;
+  let problem;
   try {
-    await ketcher.indigo.convert(smiles);      // throws where setMolecule would be silent
-    ketcher.editor.zoom(1);                    // setMolecule zooms out for a large molecule, and never back
-    await ketcher.setMolecule(smiles);
-    say({});
-  } catch { say({ trouble: 'draw' }); }
-  drawn = await ketcher.getSmiles().catch(() => null);
+    if (smiles) await ketcher.indigo.convert(smiles);      // throws where setMolecule would be silent
+    ketcher.editor.zoom(1);      // setMolecule zooms out for a large molecule, and never back
+    if (smiles) await ketcher.setMolecule(smiles); else ketcher.editor.clear();
+  } catch { problem = 'draw'; }
+  drawn = smiles && await ketcher.getSmiles().catch(() => null);
+  if (message !== pending) return;
+  pending = null;
+  document.body.inert = false;
+  revision = message.revision;
+  post({ revision, problem });
 }
 
 async function report(ketcher) {
-  try {
-    const smiles = await ketcher.getSmiles();
-    if (smiles !== drawn) say({ smiles });
-    drawn = smiles;
-  } catch {
-    drawn = null;
-    say({ trouble: 'read' });
-  }
+  hidePreview(ketcher);
+  const base = revision, smiles = await ketcher.getSmiles().catch(() => null);
+  if (pending || base !== revision) return;      // a newer text came meanwhile
+  post({ revision, ...smiles === null ? { problem: 'read' } : smiles === drawn ? {} : { smiles } });
+  drawn = smiles;
 }
 
 try {
-  const ketcher = await started();
-  ketcher.setSettings({ 'general.dearomatize-on-load': true, ignoreChiralFlag: true });      // drawn as its own templates are, without a flag
-  const next = job => { turn = turn.then(job).catch(() => {}); };      // one at a time, in the order they came
+  const ketcher = await start();
+  // drawn as its own templates are, without a chiral flag
+  ketcher.setSettings({ 'general.dearomatize-on-load': true, ignoreChiralFlag: true });
+  const enqueue = job => { queue = queue.then(job).catch(() => {}); };      // one at a time, in order
   ketcher.editor.subscribe('change', () => {
+    if (pending) return;      // not by hand
+    post({ revision, drawing: true });
     clearTimeout(timer);
-    timer = setTimeout(() => next(() => report(ketcher)), DEBOUNCE);
+    timer = setTimeout(() => enqueue(() => report(ketcher)), DEBOUNCE);
   });
   window.addEventListener('message', event => {
-    if (event.source !== parent || event.origin !== location.origin || typeof event.data.draw !== 'string') return;
-    wanted = event.data.draw;
-    next(() => {
-      if (wanted === null) return;      // a later one was drawn instead
-      const smiles = wanted;
-      wanted = null;
-      return draw(ketcher, smiles);
-    });
+    const { source, origin, data } = event;
+    if (source !== parent || origin !== location.origin || typeof data.draw !== 'string') return;
+    clearTimeout(timer);
+    pending = data;
+    document.body.inert = true;
+    enqueue(() => draw(ketcher, data));
   });
-  say({ state: 'ready' });
+  post({ state: 'ready' });
 } catch (error) {
-  say({ state: 'failed' });
+  post({ state: 'failed' });
   throw error;
 }

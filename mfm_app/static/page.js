@@ -1,34 +1,79 @@
 // What all tabs share.
 () => {
+  // Revisions. Every change by hand takes the next number. A question to the server carries the revisions of the
+  // fields it depends on, and its answer brings them back: what belongs to a field that was changed since is not
+  // taken, so the newest change wins in whatever order messages arrive. An address is older than any hand.
+  const revisions = {}, values = {}, addressRevision = 1;
+  let newest = addressRevision;
+  const of = field => revisions[field] ?? 0, next = () => ++newest;
+  const pending = (id, on) => document.getElementById(id)?.setAttribute('aria-busy', on);
+  const unchanged = value => value?.__type__ === 'update' && Object.keys(value).length === 1;      // `gr.skip()`
+  const set = (field, value, revision) => {
+    values[field] = value;
+    revisions[field] = revision;
+    window.dispatchEvent(new CustomEvent('mfm-revision', { detail: field }));
+  };
+  window.mfmRevisions = {
+    of, next, set, pending,
+    value: (field, first) => field in values ? values[field] : first,      // first: its value when the page opened
+    changed(field, value, first) {
+      if (value !== this.value(field, first)) set(field, value, next());
+      return value;
+    },
+    ask(fields, ids) {
+      ids.forEach(id => pending(id, true));
+      return { revision: of(fields[0]), asked: Object.fromEntries(fields.map(field => [field, of(field)])) };
+    },
+    // A value for each output, undefined where it stays; `outputs`: {id, depends_on, field} of each.
+    take({ revision, asked, values: answers }, outputs) {
+      const current = fields => fields.every(field => (asked?.[field] ?? revision) === of(field));
+      const outdated = outputs.map(({ depends_on, field }, i) => {
+        if (!field) return false;
+        if (unchanged(answers[i]) || revision < of(field) || (asked && !current(depends_on))) return true;
+        set(field, answers[i], revision);
+        return false;
+      });
+      return outputs.map(({ id, depends_on }, i) => {
+        if (!current(depends_on)) return undefined;
+        pending(id, false);
+        return outdated[i] || unchanged(answers[i]) ? undefined : answers[i];
+      });
+    },
+  };
+
   // Which channels are shown and between which grey levels, as `show` in an address: DNA,Actin:0-90.
   const asked = new URLSearchParams(location.search), tabs = ['explore', 'counterfactual', 'screen', 'about'];
   const one = part => part.match(/^([^:]+?)(?::(\d{1,3})-(\d{1,3}))?$/).slice(1);
   const level = ([name, low = 0, high = 255]) => [decodeURIComponent(name), { on: true, low: +low, high: +high }];
-  try { if (asked.get('show')) window.mfmAsked = new Map(asked.get('show').split(',').map(one).map(level)); } catch { /* what is wrong with it is said by the server */ }
+  try {
+    if (asked.get('show')) window.mfmAsked = new Map(asked.get('show').split(',').map(one).map(level));
+  } catch { /* the server says what is wrong with it */ }
   window.mfmShow = () => {
-    const all = Object.entries(window.mfmChannels ?? {}), levels = ({ low, high }) => low > 0 || high < 255 ? `:${low}-${high}` : '';
+    const all = Object.entries(window.mfmChannels ?? {});
+    const levels = ({ low, high }) => low > 0 || high < 255 ? `:${low}-${high}` : '';
     if (all.every(([, c]) => c.on && !levels(c))) return '';
     return all.filter(([, c]) => c.on).map(([name, c]) => encodeURIComponent(name) + levels(c)).join(',') || '-';
   };
 
-  // The address bar says what the open tab shows: of each tab the last view, or just its name, and how it is looked at.
-  let open = tabs.includes(asked.get('tab')) ? asked.get('tab') : 'explore';
+  // The address bar shows the open tab: of each tab the last view, or just its name, and how it is displayed.
+  let open = window.mfmOpened = tabs.includes(asked.get('tab')) ? asked.get('tab') : 'explore';
   const last = {}, cells = { [open]: Number(asked.get('cell')) || 0 };
   window.mfmAddress = (tab, address) => {
-    const said = new URLSearchParams(address);
-    if (!said.has('perturbation') && !said.has('molecule')) return address;
-    const look = { show: window.mfmShow(), cell: cells[tab] ? String(cells[tab]) : '' };
-    for (const [name, value] of Object.entries(look)) { if (value) said.set(name, value); else said.delete(name); }
-    return `?${said}`;
+    const query = new URLSearchParams(address);
+    if (!query.has('perturbation') && !query.has('molecule')) return address;
+    const display = { show: window.mfmShow(), cell: cells[tab] ? String(cells[tab]) : '' };
+    for (const [name, value] of Object.entries(display)) { if (value) query.set(name, value); else query.delete(name); }
+    return `?${query}`;
   };
   window.mfmVisit = (tab, address) => {
     if (address === undefined) open = tab;
     last[tab] = address ?? last[tab] ?? (location.search.includes(`tab=${tab}`) ? location.search : `?tab=${tab}`);
-    if (tab !== open) return;      // what ends behind the tab that is open waits until that is visited
-    const said = window.mfmAddress(tab, last[tab]);
-    try { history.replaceState(history.state, '', said); } catch { /* in a frame that may not */ }
+    if (tab !== open) return;      // what ends in a hidden tab waits until that is opened
+    const query = window.mfmAddress(tab, last[tab]);
+    try { history.replaceState(history.state, '', query); } catch { /* in a frame that may not */ }
     const above = location.ancestorOrigins?.[0] ?? (document.referrer && new URL(document.referrer).origin);
-    if (above === 'https://huggingface.co') window.parent.postMessage({ queryString: said.slice(1), hash: '' }, above);
+    const message = { queryString: query.slice(1), hash: '' };
+    if (above === 'https://huggingface.co') window.parent.postMessage(message, above);
   };
   window.mfmLook = cell => {      // another cell is large, or the channels are shown otherwise
     if (cell !== undefined) cells[open] = cell;
@@ -36,7 +81,7 @@
   };
   window.addEventListener('mfm-channels', () => window.mfmLook());
 
-  // Plotly comes from this server, when it is first needed.
+  // Plotly is fetched from this server when it is first needed.
   let loaded = null;
   window.mfmPlotly = folder => loaded ??= new Promise((resolve, reject) => {
     const script = document.createElement('script');
@@ -46,17 +91,19 @@
     document.head.append(script);
   });
 
-  // A button of a plotly figure that saves it as SVG, with the record of how it was made inside.
+  // A button of a plotly figure that saves it as SVG, with its provenance inside.
   window.mfmSaveButton = (Plotly, filename, provenance) => ({
-    name: 'save', title: 'Save as SVG, with the record of how it was made', icon: Plotly.Icons.camera,
+    name: 'save', title: 'Save as SVG, with its provenance', icon: Plotly.Icons.camera,
     click: async plot => {
       const address = await Plotly.toImage(plot, { format: 'svg' });
-      const drawn = new DOMParser().parseFromString(decodeURIComponent(address.slice(address.indexOf(',') + 1)), 'image/svg+xml');
-      const record = drawn.createElementNS('http://www.w3.org/2000/svg', 'metadata');
-      record.textContent = JSON.stringify(provenance() ?? {});
-      drawn.documentElement.prepend(record);
+      const svg = decodeURIComponent(address.slice(address.indexOf(',') + 1));
+      const drawn = new DOMParser().parseFromString(svg, 'image/svg+xml');
+      const metadata = drawn.createElementNS('http://www.w3.org/2000/svg', 'metadata');
+      metadata.textContent = JSON.stringify(provenance() ?? {});
+      drawn.documentElement.prepend(metadata);
       const link = document.createElement('a');
-      link.href = URL.createObjectURL(new Blob([new XMLSerializer().serializeToString(drawn)], { type: 'image/svg+xml' }));
+      const file = new Blob([new XMLSerializer().serializeToString(drawn)], { type: 'image/svg+xml' });
+      link.href = URL.createObjectURL(file);
       link.download = `${filename}.svg`;
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10000);

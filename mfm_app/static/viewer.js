@@ -200,17 +200,15 @@ function seriesControls() {
     button.setAttribute('aria-pressed', i === alternative);
     small.push(canvas(button));
     button.append(label);
-    button.addEventListener('click', () => {
-      pick(i);
-      props.value = JSON.stringify({ alternative: i });
-      trigger('input');
-    });
+    button.addEventListener('click', () => { pick(i); trigger('input'); });
     strip.append(button);
   });
 }
 
+// The next frame may replace `props.value` before the server reads it, so what was picked stands in the page.
 function pick(i) {
   alternative = i;
+  find('.series').dataset.picked = JSON.stringify({ run: run.id, alternative });
   element.querySelectorAll('.alternative').forEach((button, k) => button.setAttribute('aria-pressed', k === i));
   find('.pair').lastChild.firstChild.textContent = run.labels[run.series + i];
   large.at(-1).setAttribute('aria-label', `Cell: ${run.labels[run.series + i]}`);
