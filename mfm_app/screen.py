@@ -45,7 +45,8 @@ class ScreenSettings:
     sampling:Sampling = screening
 
     @property
-    def seeds(self)->tuple: return tuple(range(self.seed, self.seed + self.cells))
+    def seeds(self)->tuple:      # one a cell
+        return tuple(range(self.seed, self.seed + self.cells))
 
 # %% ../nbs/23_screen.ipynb #a5174111
 @dataclass
@@ -197,7 +198,7 @@ class CsvTable:
 
     def __len__(self)->int: return sum(1 for _ in self)
 
-    def append(self, row):
+    def append(self, row):      # of `row_type`
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if not file.tell(): writer.writerow([f.name for f in fields(self.row_type)])

@@ -87,7 +87,7 @@ def screen_message(
     "The progress of a screen and its new rows, as JSON for the component."
     return json.dumps(dict(run=session.token, state=state) | asdict(progress) | more)
 
-
+# %% ../nbs/31_ui_screen.ipynb #5642ffa8
 def merge_progress(
     events,                   # of `screen_into`
     interval:float=0.4,       # seconds
@@ -344,7 +344,6 @@ def screen_tab(engine:Engine, blocks:gr.Blocks):
 
 # %% ../nbs/31_ui_screen.ipynb #81a9ecd0
 screen_event = dict(concurrency_limit=16, concurrency_id="screens", **private)      # arguments of an event that screens
-click_archive = "file => file && setTimeout(() => document.querySelector('#screen-archive').click(), 100)"
 
 
 def connect_screen(engine:Engine, blocks:gr.Blocks, session, fields, outputs):
@@ -360,6 +359,9 @@ def connect_screen(engine:Engine, blocks:gr.Blocks, session, fields, outputs):
     number_changes(text, *settings)
     opened = [field_output(field) for field in (text, *settings)]
     on_open(engine, blocks, "screen", session, reopen, opened, outputs, **screen_event)
+
+# %% ../nbs/31_ui_screen.ipynb #356a536e
+click_archive = "file => file && setTimeout(() => document.querySelector('#screen-archive').click(), 100)"
 
 
 def connect_files(engine:Engine, session, file, status, pack, archive):

@@ -124,7 +124,8 @@ def loss_curve(
 )->Figure:
     "Training loss (mean squared error of the velocity) over steps, on a logarithmic scale."
     steps, losses = np.array(history, float)[:, :2].T
-    fig, ax = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
+    fig = Figure(figsize=(5.5, 2.4), layout="constrained")      # pyplot would keep it open
+    ax = fig.subplots()
     ax.plot(steps, losses, lw=1, color="C0")
     ax.set(xlabel="step", ylabel="loss", yscale="log")
     ax.spines[["top", "right"]].set_visible(False)

@@ -127,9 +127,9 @@ judged = {"DMSO": None, "cyclohexamide": 50., "taxol": 0.3}      # perturbation 
 
 @pytest.fixture(scope="module")
 def generated(model, real_cells):
-    "48 generated cells of each of three conditions, spread over experiments as the real ones are."
+    "24 generated cells of each of three conditions, spread over experiments as the real ones are."
     train = real_cells.where(split="train")
-    return {name: generate_condition(model, cells_of(train, name, dose), name, dose, 48, "cpu")
+    return {name: generate_condition(model, cells_of(train, name, dose), name, dose, 24, "cpu")
             for name, dose in judged.items()}
 
 
@@ -139,7 +139,7 @@ def test_a_classifier_of_real_cells_recognises_generated_ones(generated, real_ce
     labels = np.concatenate([part.table["perturbation"] for part in parts])
     real, own = (morphology(np.concatenate(images), channels)
                  for images in ([part.images for part in parts], list(generated.values())))
-    result = classify(real, labels, dict(generated=(own, np.repeat(list(generated), 48))))["generated"]
+    result = classify(real, labels, dict(generated=(own, np.repeat(list(generated), 24))))["generated"]
     assert result.balanced_accuracy > 0.75, result
 
 

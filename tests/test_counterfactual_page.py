@@ -208,7 +208,7 @@ def test_a_dose_of_a_series_is_chosen_and_everything_follows(tab, engine):
     tab.click("#cf-go")
     tab.wait_for_function("/step [1-3]/.test(document.querySelector('#cf-viewer .where').textContent)")
     doses.last.click()      # before its effect is known
-    wait_for_text(tab, "#cf-effects .stale", "of the cells before")
+    wait_for_text(tab, "#cf-effects .stale", "of the previous cells")
     wait_for_text(tab, "#cf-viewer .provenance", "2 cells")
     wait_for_text(tab, "#cf-effects h3", "Effect of stabiliser, 1 µM")
 

@@ -36,7 +36,11 @@ class Html(HTMLParser):
         a = dict(attrs)
         self.ids |= {a["id"]} if a.get("id") else set()
         if tag == "a" and "href" in a: self.links.append(a["href"])
-        if tag in ("script", "img", "iframe", "source", "video", "object") or tag == "link" and a.get("rel") not in ("prev", "next", "canonical"):
+        if (
+            tag in ("script", "img", "iframe", "source", "video", "object")
+            or tag == "link"
+            and a.get("rel") not in ("prev", "next", "canonical")
+        ):
             self.fetched += [a[k] for k in ("src", "href", "srcset", "data") if a.get(k)]
         if tag == "tr":
             self.depth += 1
@@ -78,7 +82,9 @@ def test_a_notebook_is_a_page_and_in_the_list_of_its_kind(notebook, pages):
 
 
 def test_rooms_follow_each_other_in_order(pages):
-    linked = [link for link in pages["rooms/index.html"].links if re.fullmatch(r"\w+\.html", link) and link != "index.html"]
+    linked = [
+        link for link in pages["rooms/index.html"].links if re.fullmatch(r"\w+\.html", link) and link != "index.html"
+    ]
     assert list(dict.fromkeys(linked)) == [f"{page_of(r)}.html" for r in rooms]
 
 
@@ -87,9 +93,24 @@ def test_the_api_has_every_public_name_with_its_docstring(pages):
     missing = []
     for module in (root / "mfm_app").glob("[a-z]*.py"):
         body = ast.parse(module.read_text(encoding="utf-8")).body
-        names = next((ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
-        said = {n.name: squeezed((ast.get_docstring(n) or "").split("\n")[0]) for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-        missing += [f"{module.stem}.{name}" for name in names if not any(re.match(rf"{name}\b", row) and said.get(name, "") in row for row in rows)]
+        names = next(
+            (
+                ast.literal_eval(n.value)
+                for n in body
+                if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+            ),
+            [],
+        )
+        said = {
+            n.name: squeezed((ast.get_docstring(n) or "").split("\n")[0])
+            for n in body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+        }
+        missing += [
+            f"{module.stem}.{name}"
+            for name in names
+            if not any(re.match(rf"{name}\b", row) and said.get(name, "") in row for row in rows)
+        ]
     assert not missing
 
 
@@ -99,7 +120,11 @@ def test_every_local_link_and_picture_is_there(site, pages):
         for link in html.links + html.fetched:
             parts = urlsplit(link)
             if parts.scheme: continue
-            target = ((site if parts.path.startswith("/") else (site / name).parent) / unquote(parts.path).lstrip("/") if parts.path else site / name).resolve()
+            target = (
+                (site if parts.path.startswith("/") else (site / name).parent) / unquote(parts.path).lstrip("/")
+                if parts.path
+                else site / name
+            ).resolve()
             if target.is_dir(): target /= "index.html"
             there = target.is_relative_to(site) and target.is_file()
             if there and parts.fragment and target.suffix == ".html":
@@ -111,7 +136,10 @@ def test_every_local_link_and_picture_is_there(site, pages):
 def test_nothing_comes_from_another_machine(site, pages):
     far = lambda address: re.match(r"\s*(https?:)?//", address, re.I)
     assert not [f"{name}: {a}" for name, html in pages.items() for a in html.fetched if far(a)]
-    styles = {p.name: re.findall(r"""(?:url\(|@import)\s*["']?([^"')\s]+)""", p.read_text(encoding="utf-8")) for p in site.rglob("*.css")}
+    styles = {
+        p.name: re.findall(r"""(?:url\(|@import)\s*["']?([^"')\s]+)""", p.read_text(encoding="utf-8"))
+        for p in site.rglob("*.css")
+    }
     assert styles and not [(name, a) for name, addresses in styles.items() for a in addresses if far(a)]
 
 
@@ -137,7 +165,9 @@ def test_pages_open_and_fit(served, page, width, scheme):
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than the window"
         assert page.evaluate("[...document.images].every(i => i.loading == 'lazy' || i.naturalWidth > 0)")
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)")
+        ground = page.evaluate(
+            "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
+        )
         assert (ground > 600) == (scheme == "light")
 
 
@@ -179,8 +209,10 @@ def house(tmp_path):
     "Build the site of a room made of these cells: what was said, and where the site is."
     (tmp_path / "mfm_app").mkdir()
     (tmp_path / "mfm_app/one.py").write_text(module)
-    for folder in ("mfm_app/weights/bbbc021", "mfm_app/weights/simulated", "bench"): (tmp_path / folder).mkdir(parents=True)
-    for folder in ("mfm_app/weights/bbbc021", "mfm_app/weights/simulated", "bench"): (tmp_path / folder / "README.md").write_text("# Card\n")
+    for folder in ("mfm_app/weights/bbbc021", "mfm_app/weights/simulated", "bench"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("mfm_app/weights/bbbc021", "mfm_app/weights/simulated", "bench"):
+        (tmp_path / folder / "README.md").write_text("# Card\n")
     shutil.copytree(nbs / "docs_assets", tmp_path / "nbs/docs_assets")
     for name in ("docs.py", "mkdocs.yml"): shutil.copy(nbs / name, tmp_path / "nbs")
     def make(*cells):
@@ -193,19 +225,43 @@ def house(tmp_path):
 
 def test_a_room_shows_code_and_what_it_gives(house):
     output = lambda **data: v.new_output("display_data", data={k.replace("_", "/"): x for k, x in data.items()})
-    outputs = [output(image_png=dot, text_plain="<Figure>"), output(text_html="<b>bold</b>"), output(text_html="<script>alert(1)</script>", text_plain="a widget"),
-               output(text_html='<iframe srcdoc="<script>1</script>" title="frame"></iframe>', image_png=dot),
-               output(text_html='<img src="data:image/png;base64," alt="cells">', image_png=dot), v.new_output("stream", text="a < b\n\nc\n"),
-               v.new_output("stream", name="stderr", text="a warning"), output(text_markdown="| a |\n|---|\n| *em* |")]
+    outputs = [
+        output(image_png=dot, text_plain="<Figure>"),
+        output(text_html="<b>bold</b>"),
+        output(text_html="<script>alert(1)</script>", text_plain="a widget"),
+        output(text_html='<iframe srcdoc="<script>1</script>" title="frame"></iframe>', image_png=dot),
+        output(text_html='<img src="data:image/png;base64," alt="cells">', image_png=dot),
+        v.new_output("stream", text="a < b\n\nc\n"),
+        v.new_output("stream", name="stderr", text="a warning"),
+        output(text_markdown="| a |\n|---|\n| *em* |"),
+    ]
     source = "#| export\n" + module.split("\n\n", 1)[1]
-    built, site = house(v.new_code_cell(source), v.new_code_cell("#| hide\nsecret = 1"), v.new_code_cell("#| eval: false\nhalve([1])", outputs=outputs),
-                        v.new_markdown_cell("Half is $x_0 < \\frac{1}{2}$, not `$a$`.\n\n"
-                                            "[it](00_one.ipynb), [card](../bench/README.md), [code](../mfm_app/one.py), [front](../README.md#one)"))
+    built, site = house(
+        v.new_code_cell(source),
+        v.new_code_cell("#| hide\nsecret = 1"),
+        v.new_code_cell("#| eval: false\nhalve([1])", outputs=outputs),
+        v.new_markdown_cell(
+            "Half is $x_0 < \\frac{1}{2}$, not `$a$`.\n\n"
+            "[it](00_one.ipynb), [card](../bench/README.md), [code](../mfm_app/one.py), [front](../README.md#one)"
+        ),
+    )
     assert built.returncode == 0, built.stderr
     html, text = (site / "rooms/one.html").read_text(encoding="utf-8"), Html(site / "rooms/one.html").text
     for gone in ("#|", "secret", "alert", "Figure", "a warning", "\\frac{1}{2}\\)"): assert gone not in text
-    for there in ('src="one/1.png"', "<b>bold</b>", "a widget", "<iframe srcdoc=", 'alt="cells"', "a &lt; b\n\nc", "<em>em</em>", 'class="formula"',
-                  'href="../bench.html"', 'href="../index.html#one"', 'href="../mfm_app/one.py"'): assert there in html
+    for there in (
+        'src="one/1.png"',
+        "<b>bold</b>",
+        "a widget",
+        "<iframe srcdoc=",
+        'alt="cells"',
+        "a &lt; b\n\nc",
+        "<em>em</em>",
+        'class="formula"',
+        'href="../bench.html"',
+        'href="../index.html#one"',
+        'href="../mfm_app/one.py"',
+    ):
+        assert there in html
     assert "$a$" in text and "1</script>" not in text
     assert [(p.name, p.read_bytes()[:4]) for p in (site / "rooms/one").iterdir()] == [("1.png", b"\x89PNG")]
     assert {"one.limit", "one.Box", "one.halve"} <= Html(site / "rooms/one.html").ids

@@ -249,7 +249,8 @@ def test_maps_and_bars_are_drawn_and_described(effects):
     assert layers(effects) == 5 and effects.locator("#effects .hint").is_hidden()
     assert effects.locator("#effects .note").inner_text() == "Mean over 16 cells."
     described = lambda text: effects.get_by_role("img", name=text).is_visible()
-    assert described("Heatmaps of the change in DNA, Actin, Tubulin. Red is more light than untreated, blue is less.")
+    assert described("Heatmaps of the change in DNA, Actin, Tubulin. "
+                     "Red is higher intensity than untreated, blue is lower.")
     assert described("Effect sizes, the largest first: DNA mean 2.1, Tubulin sharpness -1.4")
     assert effects.locator("#effects .profile path.xerror").count() == 4
     assert all(w == pytest.approx(h, abs=1) and w > 200 for w, h in map_sizes(effects))
@@ -290,7 +291,7 @@ def test_with_too_few_cells_the_switch_says_why_it_is_off(effects, name):
     show(effects, name)
     switch = effects.get_by_label("Significant pixels only")
     assert switch.is_disabled() and not switch.is_checked() and layers(effects) == 3
-    assert effects.locator("#effects .why").inner_text() == "It takes at least 6 cells to tell them."
+    assert effects.locator("#effects .why").inner_text() == "A test needs at least 6 cells."
     assert effects.locator("#effects .profile path.xerror").count() == (0 if name == "single" else 4)
 
 

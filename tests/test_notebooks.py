@@ -18,7 +18,9 @@ skipped = settings["DEFAULT"]["tst_flags"].split()      # cells marked so run on
 
 # The processes are forked from one that has the libraries, which would take most of their time to import.
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["mfm_app.cli", "mfm_app.space", "mfm_app.ui", "nbdev.test", "IPython", "matplotlib.pyplot"])
+forks.set_forkserver_preload(
+    ["mfm_app.cli", "mfm_app.space", "mfm_app.ui", "nbdev.test", "IPython", "matplotlib.pyplot"]
+)
 
 
 def run_notebook(path, flag, log, temporary):

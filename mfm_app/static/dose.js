@@ -1,5 +1,5 @@
-// props.value is JSON from Python: {low, high, seen: {dose: cells}, dose, note, revision}; it goes back with another dose.
-// A dose set here after Python was asked has a higher revision, and stays.
+// props.value is JSON from Python: {low, high, seen: {dose: cells}, dose, note, revision}; it goes back with another
+// dose. A dose set here after Python was asked has a higher revision, and stays.
 const find = selector => element.querySelector(selector);
 const [box, slide, number, ticks, note] = ['.dose', '.slide', '.number', '.ticks', '.note'].map(find);
 let control = null, typing = false, shownTicks = '';

@@ -1,4 +1,4 @@
-// The page inside the frame: starts Ketcher as its widget does in a notebook, and exchanges SMILES with the page around.
+// The page inside the frame: starts Ketcher as its widget does in a notebook, and exchanges SMILES with the page.
 const post = message => parent.postMessage(message, location.origin);
 const sleep = ms => new Promise(done => setTimeout(done, ms));
 const DEBOUNCE = 150;
