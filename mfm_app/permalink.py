@@ -231,7 +231,9 @@ def code_for_screen(
 )->str:
     "Code that screens the list of the Screen tab again, into a folder."
     source, first = (f"Path({text!r})", "from pathlib import Path\n\n") if file else (repr(text), "")
-    chosen = call("screen.ScreenSettings", settings.dose_um, settings.cells, settings.experiment, settings.seed)
+    sampling = Variable(call("sampling.Sampling", **asdict(settings.sampling)))
+    chosen = call("screen.ScreenSettings", settings.dose_um, settings.cells, settings.experiment, settings.seed,
+                  sampling=sampling)
     run = call("screen.screen_into", "screen", Variable("session"), Variable(source), Variable(chosen))
     ranking = "screen.ScreenFolder('screen').rank()      # screen/ranked.csv\n"
-    return f"{first}{preamble(engine, 'screen')}for progress in {run}: pass\n{ranking}"
+    return f"{first}{preamble(engine, 'sampling', 'screen')}for progress in {run}: pass\n{ranking}"

@@ -212,7 +212,7 @@ def test_a_bad_dose_is_refused_where_it_was_given(explore, typed, engine):
     ("steps", 0, "Steps must be a whole number from 1 to 200, not '0'."),
 ])
 def test_a_bad_number_is_refused_at_its_field(explore, engine, field, value, text):
-    if field == "steps": explore.get_by_text("Sampling").click()
+    if field == "steps": explore.get_by_role("button", name="Sampling").click()
     set_number(explore, field, value)
     explore.click("#generate")
     shows(explore, "body", text)
@@ -373,7 +373,7 @@ def agree(page, frame, text, atoms):
     page.wait_for_timeout(500)      # nor comes anything back
     assert page.input_value("#smiles textarea") == text
     assert frame.evaluate("[...ketcher.editor.struct().atoms.values()].filter(atom => !atom.isPreview).length") == atoms
-    card_says(page, text)
+    card_shows(page, text)
 
 
 @pytest.mark.parametrize("slow", [False, True])
@@ -406,7 +406,7 @@ def test_a_ring_drawn_just_after_the_box_was_emptied_stays_alone(molecule, monke
         assert not former
 
 
-@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_of_drawing_typing_and_examples_the_last_stays(molecule, monkeypatch, slow):
     inside, frame = open_editor(molecule)
     if slow: ten_times_slower(molecule, monkeypatch)
@@ -433,7 +433,7 @@ def test_a_change_on_its_way_is_shown(molecule, monkeypatch):
     molecule.wait_for_function("getComputedStyle(document.querySelector('#molecule-card'), '::after').opacity === '1'")
     assert card.get_attribute("aria-busy") == "true" and "CCO" not in card.inner_text()
     assert "Updating" in card.evaluate("e => getComputedStyle(e, '::after').content")
-    card_says(molecule, "CCO")
+    card_shows(molecule, "CCO")
     assert card.get_attribute("aria-busy") == "false"
     assert card.evaluate("e => getComputedStyle(e, '::after').content") == "none"
 
