@@ -26,8 +26,8 @@ chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic"
                  "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
 
 
-slow_files = ["page", "counterfactual_page", "space", "notebooks", "api", "public", "permalink", "screen", "cli",
-              "counterfactual", "validation", "preprocess", "finetune", "scheduler", "bundled"]
+slow_files = ["page", "counterfactual_page", "revisions", "space", "notebooks", "api", "public", "permalink", "screen",
+              "cli", "counterfactual", "validation", "preprocess", "finetune", "scheduler", "bundled"]
 
 
 def pytest_collection_modifyitems(items):
