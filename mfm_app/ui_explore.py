@@ -169,7 +169,7 @@ def explore_tab(engine:Engine, blocks:gr.Blocks):
     number_changes(*settings)
     connect_sides(engine, by, experiment, tabs, by_name, by_structure, name, molecule, drawing, editor)
     go.click(None, None, shown, js="() => ({ selected: 'cells', __type__: 'update' })", **private)
-    opened_fields = treatment_outputs(tabs, by, about, name, dose, smiles, molecule_amount)
+    opened_fields = treatment_outputs(tabs, by, name, about, dose, smiles, molecule_amount)
     opened_fields += [Output(experiment, (by.elem_id, name.elem_id)), *map(field_output, (experiment, *settings))]
     connect_generate(engine, blocks, session, go, stop, fields, opened_fields, [player, status, *panels])
 

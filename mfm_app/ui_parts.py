@@ -364,7 +364,7 @@ def treatment_values(engine:Engine, fields:dict)->list:
 def field_output(field)->Output: return Output(field, (), field.elem_id)
 
 
-def treatment_outputs(tabs, by, about, name, dose, smiles, molecule_dose)->list:
+def treatment_outputs(tabs, by, name, about, dose, smiles, molecule_dose)->list:
     "The outputs that take `treatment_values`."
     return [Output(tabs, (by.elem_id,)), field_output(by), Output(about, (name.elem_id,)), field_output(name),
             Output(dose, (name.elem_id,)), field_output(smiles), Output(molecule_dose, (smiles.elem_id,))]

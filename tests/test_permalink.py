@@ -247,6 +247,7 @@ def test_the_address_follows_what_is_shown_and_opens_the_same_picture(page, addr
     line, url, first = finished(page, "viewer"), page.url, pixels(page, "viewer")
     assert "3 cells: sweller, 1 µM" in line and "utm_source" not in url and "dose=1.0" in url and "experiment=" in url
     assert [page.input_value(f"#{field} input") for field in ("cells", "seed")] == ["3", "5"]
+    assert page.input_value("#perturbation input").startswith("sweller · ")
     assert page.input_value("#dose .number") == "1"
     saved = npz(page)
     page.wait_for_selector("#effects .maps .main-svg")
@@ -313,6 +314,8 @@ def test_a_molecule_and_its_dose_come_back(page, address):
 def test_the_counterfactual_of_an_address_is_the_one_its_code_gives(page, address, home):
     page.goto(f"{address}?tab=counterfactual&perturbation=sweller&cells=2&steps=2&series=1")
     assert "2 cells" in finished(page, "cf-viewer") and page.is_checked("#cf-series input")
+    assert page.input_value("#cf-perturbation input").startswith("sweller · ")
+    assert "Trained on" in page.inner_text("#cf-about-perturbation")
     saved, answer = npz(page, "cf-"), run(home, code(page, "cf-"))["answer"]
     assert np.array_equal(saved["original"], answer.original)
     assert np.array_equal(saved["reconstruction"], answer.reconstruction)
