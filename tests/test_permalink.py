@@ -188,7 +188,7 @@ def test_whatever_stands_in_a_list_stays_text_in_the_code(engine, text):
     tree = ast.parse(code_for_screen(engine, text, ScreenSettings(experiment="Week1")))
     assert text in [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     calls = {n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    assert calls == {"load", "screen_into", "ScreenSettings", "ScreenFolder", "rank"}
+    assert calls == {"load", "screen_into", "Sampling", "ScreenSettings", "ScreenFolder", "rank"}
 
 
 def test_the_code_of_a_folder_says_that_its_path_is_wanted(engine, home):
