@@ -103,7 +103,7 @@ class Request:
     seeds:tuple = (0,)                   # one int a cell
     sampling:Sampling = generation
     compare:bool = True                  # also generate the control from the same noise
-    molecule:str|None = None             # SMILES or mol block, in place of the perturbation
+    molecule:str|Molecule|None = None    # SMILES, mol block or one read before, in place of the perturbation
 
     def record(self)->dict:
         "The fields as provenance has them, flat."
@@ -143,7 +143,8 @@ def resolve_request(request:Request, vocab, molecules:MoleculeKnowledge)->Resolv
         raise InputError("Give either a perturbation by its name or a molecule by its structure.")
     sampling, name, dose, report = request.sampling.checked(), request.perturbation, request.dose_um, None
     if request.molecule is not None:
-        report = molecules.report(read_molecule(request.molecule))
+        known = isinstance(request.molecule, Molecule)
+        report = molecules.report(request.molecule if known else read_molecule(request.molecule))
         name, dose = vocab.unlisted, report.dose_um if dose is None else dose
     names = resolve(vocab, name, dose, request.experiment, request.cell_type)
     control = resolve(vocab, vocab.control, None, names.experiment, names.cell_type)

@@ -104,7 +104,7 @@ def resolve_row(engine:Engine, row:Row, settings:ScreenSettings)->ResolvedReques
     "The request of one row, or `InputError` with what is wrong with the row."
     if row.problem: raise InputError(row.problem)
     dose_um = settings.dose_um if row.dose_um is None else row.dose_um
-    return engine.resolve(Request(molecule=row.molecule.smiles, dose_um=dose_um, experiment=settings.experiment,
+    return engine.resolve(Request(molecule=row.molecule, dose_um=dose_um, experiment=settings.experiment,
                                   seeds=settings.seeds, sampling=settings.sampling))
 
 
