@@ -261,7 +261,7 @@ def test_a_molecule_of_a_list_is_read_with_the_list_and_not_again(engine, molecu
     settings = check_settings(engine, ScreenSettings(1., 2, sampling=Sampling(steps=1)))
     molecules_read.clear()
     rows = list(screen(engine, read_rows("OCC\nCCN\nCCC", None, (.1, 10.)), settings))
-    assert [row.result.smiles for row in rows if row] == ["CCO", "CCN", "CCC"] and not molecules_read
+    assert [row.result.smiles for row in rows if row and row.result] == ["CCO", "CCN", "CCC"] and not molecules_read
 
 
 def test_the_experiment_is_that_of_the_controls_before_and_after():
