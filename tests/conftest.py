@@ -75,12 +75,12 @@ def mfm(capsys):
 def chromium():
     "A Playwright `Browser`."
     from playwright.sync_api import sync_playwright
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    if not found:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if not chromium:
         why = "no chromium, google-chrome or chromium-browser on PATH"
         pytest.fail(why) if in_ci else pytest.skip(why)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=chromium_args)
+        browser = playwright.chromium.launch(executable_path=chromium, args=chromium_args)
         yield browser
         browser.close()
 

@@ -101,7 +101,7 @@ def test_the_api_has_every_public_name_with_its_docstring(pages):
             ),
             [],
         )
-        said = {
+        docstrings = {
             n.name: squeezed((ast.get_docstring(n) or "").split("\n")[0])
             for n in body
             if isinstance(n, (ast.FunctionDef, ast.ClassDef))
@@ -109,7 +109,7 @@ def test_the_api_has_every_public_name_with_its_docstring(pages):
         missing += [
             f"{module.stem}.{name}"
             for name in names
-            if not any(re.match(rf"{name}\b", row) and said.get(name, "") in row for row in rows)
+            if not any(re.match(rf"{name}\b", row) and docstrings.get(name, "") in row for row in rows)
         ]
     assert not missing
 
@@ -273,7 +273,7 @@ def test_a_room_shows_code_and_what_it_gives(house):
 def test_what_does_not_hold_stops_the_build(house):
     built, _ = house(v.new_markdown_cell("[gone](09_gone.ipynb), [nowhere](#nowhere), $\\nonsense{x}$"))
     assert built.returncode != 0
-    for said in ("'09_gone.ipynb'", "'#nowhere'", "cannot draw the formula \\nonsense{x}"): assert said in built.stderr
+    for text in ("'09_gone.ipynb'", "'#nowhere'", "cannot draw the formula \\nonsense{x}"): assert text in built.stderr
 
 
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path):

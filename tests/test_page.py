@@ -546,8 +546,8 @@ def test_what_is_set_while_a_compound_is_looked_up_stays(explore, monkeypatch):
     assert explore.input_value("#experiment input") == "any · left open"
     set_number(explore, "cells", 1)
     generate(explore)
-    said = explore.inner_text("#viewer .provenance")
-    assert "sweller, 0.3 µM" in said and "experiment any" in said
+    provenance = explore.inner_text("#viewer .provenance")
+    assert "sweller, 0.3 µM" in provenance and "experiment any" in provenance
 
 
 def test_of_two_compounds_the_one_chosen_last_stays(explore, monkeypatch):

@@ -24,7 +24,7 @@ function start() {
   frame.src = `${window.gradio_config.root}/gradio_api/file=${ketcher}/ketcher.html`;
 }
 
-function tell(problem) {
+function showProblem(problem) {
   clearTimeout(noteTimer);      // half a SMILES is no problem yet
   noteTimer = setTimeout(() => { note.textContent = problems[problem] || ''; }, problem ? 600 : 0);
 }
@@ -33,7 +33,7 @@ function draw() {
   if (!ready || !visible || agreed === revision()) return;
   const smiles = window.mfmRevisions.value(textField, props.value) || '';
   agreed = revision();
-  if (smiles.length > maxLength) return tell('draw');
+  if (smiles.length > maxLength) return showProblem('draw');
   sent = agreed;
   section.setAttribute('aria-busy', true);
   const message = { data: { draw: smiles, revision: sent }, origin: location.origin, source: window };
@@ -58,7 +58,7 @@ function listen(event) {
   if (base !== sent || agreed !== revision()) return;      // a newer text is on its way into the frame
   section.setAttribute('aria-busy', false);
   window.mfmRevisions.pending(textField, Boolean(drawing));
-  tell(problem);
+  showProblem(problem);
   if (typeof smiles !== 'string') return;
   agreed = window.mfmRevisions.next();
   window.mfmRevisions.set(textField, props.value = smiles, agreed);
