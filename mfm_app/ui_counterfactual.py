@@ -34,8 +34,8 @@ from .ui_parts import (answer_or_error, cell_fields, check_treatment, component,
                               field_output, molecule_dose, on_open, perturbation_dose, sampling_event,
                               sampling_fields, seed_range, share_message, stale, treatment_from, treatment_outputs,
                               treatment_tabs, treatment_values, upload_field, viewer)
-from .ui_session import (Output, Session, address_revision, error_line, hidden_field, next_revision,
-                                number_changes, private, read_upload, revision_field, set_on_open, valid, validity,
+from .ui_session import (Output, Session, address_revision, error_line, hidden_field, number_changes,
+                                private, read_upload, request_js, revision_field, set_on_open, valid, validity,
                                 with_deadline)
 from .viz import composite, data_uri, show
 
@@ -422,7 +422,8 @@ def connect_treat(engine:Engine, blocks, field, go, stop, fields, opened_fields,
     def run(revision, message, session, *values):
         apply_pending_choice(engine, session, message)
         yield from treat(engine, session, *values, revision=revision)
-    clicked = go.click(run, [revision_field(), field, *fields], outputs, js=next_revision, validator=checked,
+    inputs = [revision_field(), field, *fields]
+    clicked = go.click(run, inputs, outputs, js=request_js(inputs, fields[1], fields[4]), validator=checked,
                        trigger_mode="multiple", **sampling_event)
     opened = on_open(engine, blocks, "counterfactual", session, reopen, opened_fields, outputs, **sampling_event)
     stop.click(None, cancels=[clicked, opened], api_visibility="private")

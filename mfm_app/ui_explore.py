@@ -22,8 +22,8 @@ from .ui_parts import (answer_or_error, cell_fields, check_treatment, component,
                               molecule_dose, molecule_editor, on_open, perturbation_dose, sampling_event,
                               sampling_fields, seed_range, share_message, stale, treatment_from, treatment_outputs,
                               treatment_tabs, treatment_values, viewer)
-from .ui_session import (Output, Session, address_revision, error_line, hidden_field, next_revision,
-                                number_changes, private, revision_field, set_on_open, valid, validity, with_deadline)
+from .ui_session import (Output, Session, address_revision, error_line, hidden_field, number_changes,
+                                private, request_js, revision_field, set_on_open, valid, validity, with_deadline)
 
 # %% ../nbs/29_ui_explore.ipynb #0944053d
 robustness_text = (
@@ -179,7 +179,8 @@ def connect_generate(engine:Engine, blocks, session, go, stop, fields, opened_fi
     def checked(revision, session, *values): return [valid, valid, *explore_validity(engine, *values)]
     def run(revision, session, *values): yield from generate(engine, session, *values, revision=revision)
     def follow(session): yield from robustness_outputs(engine, session)
-    clicked = go.click(run, [revision_field(), session, *fields], outputs, js=next_revision, validator=checked,
+    inputs = [revision_field(), session, *fields]
+    clicked = go.click(run, inputs, outputs, js=request_js(inputs, fields[0]), validator=checked,
                        trigger_mode="multiple", **sampling_event)
     opened = on_open(engine, blocks, "explore", session, reopen, opened_fields, outputs, **sampling_event)
     _, status, robustness, *_ = outputs

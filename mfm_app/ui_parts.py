@@ -36,8 +36,7 @@ from .molecules import max_smiles, read_molecule
 from .permalink import View, channel_view, read_query, resolve_view, tabs, write_query
 from .sampling import Sampling, generation, solvers
 from .ui_session import (Output, Session, address_revision, answer_message, change_js, error_line, follow,
-                                hidden_field, latest_only, next_revision, number_changes, on_leave, private,
-                                set_on_open, take_newest, valid, validity)
+                                hidden_field, latest_only, number_changes, on_leave, private, take_newest, validity)
 from .vocabulary import coverage, usual_dose
 
 # %% ../nbs/28_ui_parts.ipynb #803495f8

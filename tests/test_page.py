@@ -321,7 +321,7 @@ def type_smiles(page, text):
     page.keyboard.insert_text(text) if text else page.keyboard.press("Delete")
 
 
-def card_shows(page, text, timeout=10):
+def card_shows(page, text, timeout=60):      # seconds
     shows(page, "#molecule-card", text, timeout)
     return page.inner_text("#molecule-card")
 
