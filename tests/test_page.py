@@ -56,7 +56,7 @@ def shows(page, selector, text, timeout=30):
 def generate(page):
     page.evaluate("document.querySelector('#viewer .provenance').textContent = ''")      # that of an earlier run
     page.click("#generate")
-    page.wait_for_function("document.querySelector('#viewer .provenance').textContent", timeout=60 * seconds)
+    page.wait_for_function("document.querySelector('#viewer .provenance').textContent", timeout=120 * seconds)
     page.wait_for_function("/step (\\d+) of \\1$/.test(document.querySelector('#viewer .where').textContent)")
 
 
@@ -321,7 +321,7 @@ def type_smiles(page, text):
     page.keyboard.insert_text(text) if text else page.keyboard.press("Delete")
 
 
-def card_shows(page, text, timeout=60):      # seconds
+def card_shows(page, text, timeout=120):      # seconds
     shows(page, "#molecule-card", text, timeout)
     return page.inner_text("#molecule-card")
 

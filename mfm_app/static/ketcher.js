@@ -4,6 +4,7 @@ const sleep = ms => new Promise(done => setTimeout(done, ms));
 const DEBOUNCE = 150;
 let revision = null, drawn = '';      // of the text drawn last; the drawing as SMILES when last read
 let pending = null, queue = Promise.resolve(), timer = null;      // pending: the message whose text is to be drawn
+let drawing = 0;      // texts on their way into the structure
 
 // Embedded with storage blocked, reading localStorage throws and Ketcher would not start.
 try { localStorage.length; } catch {
@@ -41,11 +42,24 @@ async function draw(ketcher, message) {
   const smiles = message.draw;
   let problem;
   try {
-    if (smiles) await ketcher.indigo.convert(smiles);      // throws where setMolecule would be silent
+    await ketcher.indigo.convert(smiles);      // throws where setMolecule would be silent
     ketcher.editor.zoom(1);      // setMolecule zooms out for a large molecule, and never back
-    if (smiles) await ketcher.setMolecule(smiles); else ketcher.editor.clear();
+    await ketcher.setMolecule(smiles);
   } catch { problem = 'draw'; }
-  drawn = smiles && await ketcher.getSmiles().catch(() => null);
+  done(message, await ketcher.getSmiles().catch(() => null), problem);
+}
+
+// Nothing is read from the structure here, so that one can draw again at once.
+function clear(ketcher, message) {
+  if (message !== pending) return;
+  hidePreview(ketcher);
+  ketcher.editor.zoom(1);
+  ketcher.editor.clear();
+  done(message, '');
+}
+
+function done(message, smiles, problem) {
+  drawn = smiles;
   if (message !== pending) return;
   pending = null;
   document.body.inert = false;
@@ -78,7 +92,11 @@ try {
     clearTimeout(timer);
     pending = data;
     document.body.inert = true;
-    enqueue(() => draw(ketcher, data));
+    if (!data.draw && !drawing) return clear(ketcher, data);
+    drawing += 1;
+    enqueue(async () => {
+      try { await (data.draw ? draw : clear)(ketcher, data); } finally { drawing -= 1; }
+    });
   });
   post({ state: 'ready' });
 } catch (error) {

@@ -41,6 +41,12 @@
     },
   };
 
+  // A text counts from the key that changed it; Gradio tells of it some frames later.
+  document.addEventListener('input', ({ target }) => {
+    const id = target.matches('textarea') && target.closest('.block')?.id;
+    if (id) window.mfmRevisions.changed(id, target.value);
+  }, true);
+
   // Which channels are shown and between which grey levels, as `show` in an address: DNA,Actin:0-90.
   const asked = new URLSearchParams(location.search), tabs = ['explore', 'counterfactual', 'screen', 'about'];
   const one = part => part.match(/^([^:]+?)(?::(\d{1,3})-(\d{1,3}))?$/).slice(1);
