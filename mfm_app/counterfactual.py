@@ -68,7 +68,8 @@ def resolve_counterfactual(request:CounterfactualRequest, cells:int, engine:Engi
     "A `ResolvedRequest` a treatment, all in the experiment and cell type of the control, or `InputError`."
     check_treatments(request.treatments, cells)
     where = engine.resolve(Request(engine.vocab.control, None, request.experiment, request.cell_type))
-    shared = dict(experiment=where.experiment, cell_type=where.cell_type, sampling=request.sampling)
+    sampling = engine.model.resolve_sampling(request.sampling, inverting=True)
+    shared = dict(experiment=where.experiment, cell_type=where.cell_type, sampling=sampling)
     requests = [Request(t.perturbation, t.dose_um, molecule=t.molecule, **shared) for t in request.treatments]
     return [engine.resolve(r) for r in requests]
 
@@ -149,9 +150,13 @@ def counterfactual(
     return event
 
 # %% ../nbs/20_counterfactual.ipynb #b84df05e
-def sample_controls(engine:Engine, seeds, experiment:str|None=None)->tuple:      # (B, C, H, W) uint8, and their source
+def sample_controls(
+    engine:Engine, seeds,
+    experiment:str|None=None,      # None takes the one with most control cells
+    **settings,                    # fields of `Sampling`
+)->tuple:                          # (B, C, H, W) uint8, and their source
     "Untreated cells from seeds, or `InputError`."
-    answer = engine.generate(engine.vocab.control, seeds=seeds, experiment=experiment, compare=False)
+    answer = engine.generate(engine.vocab.control, seeds=seeds, experiment=experiment, compare=False, **settings)
     r = answer.request
     return answer.images, dict(kind="drawn", seeds=list(r.seeds), experiment=r.experiment, cell_type=r.cell_type,
-                               solver=r.sampling.solver, steps=r.sampling.steps)
+                               **r.sampling.record())

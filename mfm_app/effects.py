@@ -16,7 +16,7 @@ from math import comb
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control
+import scipy      # scipy.stats is imported when first used
 
 from .core import InputError, check_int, check_number
 from .features import profile
@@ -148,7 +148,8 @@ def effect_map(
     spread = steps.std(0, ddof=1) if n > 1 else np.full_like(mean, np.nan)
     if n < min_test_cells: return EffectMap(mean, spread, None, None, n)
     p = sign_flip(steps, flips, seed)
-    return EffectMap(mean, spread, p, (false_discovery_control(p, axis=None) <= alpha).reshape(p.shape), n)
+    significant = scipy.stats.false_discovery_control(p, axis=None) <= alpha
+    return EffectMap(mean, spread, p, significant.reshape(p.shape), n)
 
 # %% ../nbs/17_effects.ipynb #61eb5bed
 def resampled_moments(
@@ -264,7 +265,7 @@ def profile_effect(
     rng = np.random.default_rng(seed)
     p = profile_p(t, u, paired, resamples, rng)
     effect, low, high = bootstrap_interval(t, u, paired, alpha, resamples, rng)
-    adjusted = false_discovery_control(p)
+    adjusted = scipy.stats.false_discovery_control(p)
     columns = dict(effect=effect, low=low, high=high, p=p, p_adjusted=adjusted, significant=adjusted <= alpha,
                    treated=t.mean(0), untreated=u.mean(0), cells=len(t))
     table = pd.DataFrame(columns, index=pd.Index(names, name="feature"))

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 
@@ -27,7 +27,7 @@ from .evaluation import Effect, PhenotypeSpace, effect_of
 from .features import morphology
 from .hub import Model, bundled, from_pretrained
 from .molecules import Molecule, Morgan, nearest, read_molecule
-from .sampling import Sampling, SampleStep, generation, grid_label, integrate, with_settings
+from .sampling import Sampling, SampleStep, generation, integrate, with_settings
 from .scheduler import BatchScheduler, ZeroGPURunner
 from .vocabulary import ConditionNames, Perturbation, resolve, usual_dose
 
@@ -108,7 +108,7 @@ class Request:
     def record(self)->dict:
         "The fields as provenance has them, flat."
         own = {f.name: getattr(self, f.name) for f in fields(Request)}
-        return own | asdict(own.pop("sampling"))
+        return own | own.pop("sampling").record()
 
 # %% ../nbs/19_engine.ipynb #6c152e86
 def check_seeds(seeds)->tuple:
@@ -136,12 +136,13 @@ class ResolvedRequest(Request):
         return self.control.rows(n or len(self.seeds))
 
 # %% ../nbs/19_engine.ipynb #8a258feb
-def resolve_request(request:Request, vocab, molecules:MoleculeKnowledge)->ResolvedRequest:
+def resolve_request(request:Request, loaded:"LoadedModel")->ResolvedRequest:
     "The request with its defaults filled in, or `InputError`; one that is resolved stays as it is."
     if isinstance(request, ResolvedRequest): return request
     if (request.perturbation is None) == (request.molecule is None):
         raise InputError("Give either a perturbation by its name or a molecule by its structure.")
-    sampling, name, dose, report = request.sampling.checked(), request.perturbation, request.dose_um, None
+    vocab, molecules, sampling = loaded.vocab, loaded.molecules, loaded.model.resolve_sampling(request.sampling)
+    name, dose, report = request.perturbation, request.dose_um, None
     if request.molecule is not None:
         known = isinstance(request.molecule, Molecule)
         report = molecules.report(request.molecule if known else read_molecule(request.molecule))
@@ -193,7 +194,7 @@ class LoadedModel:
         versions = dict(mfm_app=__version__, torch=torch.__version__, python=platform.python_version())
         if molecule: versions["rdkit"] = version("rdkit")
         return dict(model=m.name, model_source=m.source, model_revision=m.revision, weights_sha256=m.sha256,
-                    **asdict(sampling), grid=grid_label, nfe=nfe, device=self.device.type,
+                    **sampling.record(), nfe=nfe, device=self.device.type,
                     dtype=str(self.dtype).removeprefix("torch."), versions=versions) | more
 
 # %% ../nbs/19_engine.ipynb #5cbddd6a
@@ -210,7 +211,7 @@ class Engine(LoadedModel):
 
     def resolve(self, request:Request)->ResolvedRequest:
         "The request with every default filled in, or `InputError`."
-        return resolve_request(request, self.vocab, self.molecules)
+        return resolve_request(request, self)
 
     def steps(self, rows:Condition, seeds, sampling:Sampling):
         "The `SampleStep`s from noise for given conditions; closing this generator cancels them."

@@ -15,12 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import confusion_matrix
-from sklearn.metrics.pairwise import polynomial_kernel
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from .core import InputError, markdown_table
 from .features import morphology
@@ -36,6 +30,7 @@ def z_score(
 )->list:                 # all of them as arrays, real first
     """Zero mean and unit deviation over the real cells; a feature that is constant there keeps its unit.
     `InputError` when a set is empty, not finite, or has other features."""
+    from sklearn.preprocessing import StandardScaler
     arrays = [np.asarray(v, float) for v in (real, *others)]
     alike = len({v.shape[1:] for v in arrays}) == 1
     if not alike or not all(len(v) and np.isfinite(v).all() for v in arrays):
@@ -140,6 +135,10 @@ def classify(
     C:float=0.03,     # inverse strength of the regularisation
 )->dict:              # name -> `Classification`
     "Train a logistic regression on real cells and apply it to others; `InputError` for a condition that is not in it."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import confusion_matrix
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
     model = make_pipeline(StandardScaler(), LogisticRegression(C=C, class_weight="balanced", max_iter=2000))
     model.fit(np.asarray(features, float), np.asarray(labels))
     classes = model.classes_.tolist()
@@ -323,6 +322,7 @@ def phenotype_space(
     shrinkage:float=0.1,       # of the covariance within mechanisms, towards a diagonal
 )->PhenotypeSpace:
     "Whiten within mechanisms, all of equal weight; `InputError` when there is no control or no mechanism."
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     mechanisms, names = np.asarray(mechanisms), sorted(set(mechanisms) - {control})
     untreated = features[mechanisms == control]
     if not len(untreated) or not names:
@@ -368,6 +368,7 @@ def kid(
 )->float:       # 0 in expectation if both are from one distribution; can be negative
     """Kernel inception distance of given features: the unbiased estimator of the squared MMD with the cubic polynomial
     kernel (x y / D + 1)^3 (Bińkowski et al. 2018, eq. 4). `InputError` when a set has a single cell."""
+    from sklearn.metrics.pairwise import polynomial_kernel
     a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2: raise InputError("A kernel distance needs at least two cells on either side.")
     kernel = lambda u, v: polynomial_kernel(u, v, degree=3, coef0=1)

@@ -17,10 +17,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from skimage.feature import graycomatrix, graycoprops, peak_local_max
-from skimage.filters import threshold_otsu
-from skimage.measure import regionprops, regionprops_table
-from skimage.segmentation import relabel_sequential, watershed
+from skimage import feature, filters, measure, segmentation      # their functions are imported when first called
 
 from .core import InputError, check_int, check_number
 
@@ -80,11 +77,11 @@ def texture(
 )->dict:                   # name -> (N,)
     "Co-occurrence statistics, averaged over directions (Haralick et al. 1973, features 2, 3 and 5)."
     angles, coarse = np.pi / 4 * np.arange(4), x // (256 // levels)
-    matrices = [graycomatrix(image, distances, angles, levels, symmetric=True, normed=True) for image in coarse]
+    matrices = [feature.graycomatrix(image, distances, angles, levels, symmetric=True, normed=True) for image in coarse]
     glcm = np.concatenate(matrices, axis=3)      # (levels, levels, distances, N * 4)
     statistics = {}
     for name in ("contrast", "homogeneity", "correlation"):
-        values = graycoprops(glcm, name).reshape(len(distances), len(x), 4).mean(2)
+        values = feature.graycoprops(glcm, name).reshape(len(distances), len(x), 4).mean(2)
         statistics |= {f"glcm_{name}_{d}": v for d, v in zip(distances, values)}
     return statistics
 
@@ -140,11 +137,11 @@ def morphology(
     """Statistics of intensity and texture, a row a cell; `InputError` when images and channels do not fit.
     The same for all flips and quarter turns of a square image."""
     images, channels = check_channels(images, channels)
-    def measure(batch):
+    def of_batch(batch):
         columns = {f"{channel}_{name}": values for i, channel in enumerate(channels)
                    for name, values in channel_features(batch[:, i]).items()}
         return pd.DataFrame(columns | channel_correlations(batch, channels)).astype(np.float32)
-    return pd.concat([measure(images[i:i + batch]) for i in range(0, len(images), batch)], ignore_index=True)
+    return pd.concat([of_batch(images[i:i + batch]) for i in range(0, len(images), batch)], ignore_index=True)
 
 # %% ../nbs/15_features.ipynb #dfc83aba
 def seam(
@@ -183,7 +180,7 @@ def foreground(
     root = np.sqrt(x)
     rest = root.ravel()
     while len(rest) > 16 and rest.max() ** 2 - rest.min() ** 2 > min_contrast:
-        threshold = threshold_otsu(rest)
+        threshold = filters.threshold_otsu(rest)
         above = rest > threshold
         if np.square(rest[above]).mean() - np.square(rest[~above]).mean() > min_contrast: return root > threshold
         rest = rest[above]
@@ -206,13 +203,13 @@ def split_nuclei(
     "A label a nucleus, without specks: watershed (Meyer 1994) on distance to the rim times root of the intensity."
     height = ndimage.gaussian_filter(depth, diameter / 16) * np.sqrt(ndimage.gaussian_filter(x, diameter / 16))
     mask, markers, distance = depth > 0, np.zeros(x.shape, int), max(int(diameter / 4), 1)
-    middles = peak_local_max(height, min_distance=distance, labels=mask.astype(int), exclude_border=False)
+    middles = feature.peak_local_max(height, min_distance=distance, labels=mask.astype(int), exclude_border=False)
     markers[tuple(middles.T)] = np.arange(1, len(middles) + 1)
-    labels = watershed(-height, markers, mask=mask)
+    labels = segmentation.watershed(-height, markers, mask=mask)
     mean = np.bincount(labels.ravel(), x.ravel()) / np.maximum(np.bincount(labels.ravel()), 1)
     labels[x < mean[labels] / 2] = 0
     speck = np.bincount(labels.ravel()) < max(diameter ** 2 / 10, 12)
-    return relabel_sequential(np.where(speck[labels], 0, labels))[0]
+    return segmentation.relabel_sequential(np.where(speck[labels], 0, labels))[0]
 
 # %% ../nbs/15_features.ipynb #c0a796bc
 min_diameter, min_field = 4, 512      # pixels: of a nucleus; side from which an image is a field rather than a crop
@@ -284,7 +281,7 @@ def nuclei_table(
     if labels.ndim != 2 or labels.dtype.kind not in "ui" or labels.shape != plane.shape:
         raise InputError("A plane and its labels have one shape (H, W), labels being whole numbers, "
                          f"not {plane.shape} and {labels.dtype} of {labels.shape}.")
-    table = pd.DataFrame(regionprops_table(labels, plane, list(nucleus_columns)))
+    table = pd.DataFrame(measure.regionprops_table(labels, plane, list(nucleus_columns)))
     table.columns = " ".join(nucleus_columns.values()).split()
     rim = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return table.assign(touches_border=table["label"].isin(rim))
@@ -312,7 +309,7 @@ def region_shape(
 )->dict:                    # name -> number
     "Size and shape of a region; area 0 and a disc's shape if it is empty."
     if not region.any(): return dict(area_px=0., eccentricity=0., solidity=1., form_factor=1.)
-    props = regionprops(region.astype(np.uint8))[0]
+    props = measure.regionprops(region.astype(np.uint8))[0]
     form_factor = 4 * np.pi * props.area / max(props.perimeter_crofton, 1) ** 2
     return dict(area_px=props.area, eccentricity=props.eccentricity, solidity=props.solidity, form_factor=form_factor)
 

@@ -6,8 +6,8 @@
 __all__ = ['couplings', 'interpolate', 'target', 'sample_t', 'minibatch_ot', 'couple', 'flow_loss', 'guided']
 
 # %% ../nbs/09_flow.ipynb #ddea6389
+import scipy      # scipy.optimize is imported when first used
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .core import Condition, index_of_name
@@ -51,7 +51,7 @@ def minibatch_ot(
 )->Tensor:          # (B, C, H, W) the same noise, row i for image i
     "Minibatch optimal transport: the noise in the order of least total squared distance (Tong et al. 2024)."
     cost = torch.cdist(x1.flatten(1).float(), x0.flatten(1).float()) ** 2                      # (B, B)
-    columns = linear_sum_assignment(cost.cpu().numpy())[1]
+    columns = scipy.optimize.linear_sum_assignment(cost.cpu().numpy())[1]
     return x0[torch.as_tensor(columns, device=x0.device)]
 
 # %% ../nbs/09_flow.ipynb #12928b48

@@ -10,13 +10,13 @@ __all__ = ['treatment', 'tabs', 'aliases', 'max_value', 'gallery', 'View', 'pars
 
 # %% ../nbs/25_permalink.ipynb #40c5bdd1
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from urllib.parse import unquote, urlencode
 
 from .core import InputError, check_int
 from .counterfactual import CounterfactualRequest, Treatment, resolve_counterfactual
 from .engine import Engine, Request, ResolvedRequest, max_cells
-from .sampling import Sampling, generation, inversion
+from .sampling import Sampling, generation, inversion, sampling_of_record
 from .screen import ScreenSettings, check_settings
 
 # %% ../nbs/25_permalink.ipynb #dd9d278b
@@ -28,7 +28,7 @@ class View:
 
 
 treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, seed=int, cells=int, steps=int,
-                 guidance=float, solver=str, show=str, cell=int)
+                 guidance=float, solver=str, grid=str, show=str, cell=int)
 tabs = dict(explore=treatment, counterfactual=treatment | {"series": bool, "from": str},
             screen=dict(list=str, dose=float, cells=int, experiment=str), about={})      # tab -> field -> type
 aliases = dict(cfg_scale="guidance", guidance_scale="guidance")
@@ -83,7 +83,7 @@ def seeds_of(fields:dict, cells:int)->tuple:
 def sampling_of(fields:dict, default:Sampling)->Sampling:
     "Sampling settings of an address."
     return Sampling(fields.get("solver", default.solver), fields.get("steps", default.steps),
-                    fields.get("guidance", default.cfg_scale))
+                    fields.get("guidance", default.cfg_scale), fields.get("grid", default.grid))
 
 
 def request_of(fields:dict)->Request:
@@ -127,10 +127,11 @@ def channel_view(
 # %% ../nbs/25_permalink.ipynb #cde70b22
 def fields_of_request(request:ResolvedRequest, **more)->dict:
     "A resolved request as the fields of an address."
-    s, seeds = request.sampling, request.seeds
+    s, seeds, auto = request.sampling, request.seeds, Sampling()
+    solver, grid = (auto.solver, auto.grid) if s.solver == "tuned" else (s.solver, s.grid)
     return dict(perturbation=request.perturbation, molecule=request.molecule, dose=request.dose_um,
                 experiment=request.experiment, seed=seeds[0], cells=len(seeds), steps=s.steps, guidance=s.cfg_scale,
-                solver=s.solver) | more
+                solver=solver, grid=grid) | more
 
 # %% ../nbs/25_permalink.ipynb #b583b72c
 def resolve_view(engine:Engine, view:View)->View:
@@ -194,7 +195,7 @@ def code_for_cells(engine:Engine, request:ResolvedRequest)->str:
     compare = None if r.compare or r.perturbation == engine.vocab.control else False
     what = [r.perturbation] if r.molecule is None else []
     line = call("session.generate", *what, molecule=r.molecule, dose_um=r.dose_um, experiment=r.experiment,
-                cell_type=r.cell_type, seeds=r.seeds, **asdict(r.sampling), compare=compare)
+                cell_type=r.cell_type, seeds=r.seeds, **r.sampling.record(), compare=compare)
     return f"{preamble(engine, 'display')}answer = {line}\n{gallery.format('answer.images and answer.control')}"
 
 # %% ../nbs/25_permalink.ipynb #761f8884
@@ -206,7 +207,8 @@ def code_for_counterfactual(
     "Code that treats the cells of the Counterfactual tab again; an image has to be there under its own name."
     r, session, rooms = requests[0], Variable("session"), ["counterfactual", "display"]
     if source["kind"] == "drawn":
-        controls = call("counterfactual.sample_controls", session, source["seeds"], source["experiment"])
+        sampling = sampling_of_record(source).record()
+        controls = call("counterfactual.sample_controls", session, source["seeds"], source["experiment"], **sampling)
         cells = f"cells, source = {controls}\n"
     else:
         rooms += ["images", "preprocess"]
@@ -218,7 +220,7 @@ def code_for_counterfactual(
     doses = [q.dose_um for q in requests] if len(requests) > 1 else r.dose_um
     line = call("counterfactual.counterfactual", session, Variable("cells"), perturbation=r.perturbation,
                 molecule=r.molecule, dose_um=doses, experiment=r.experiment, cell_type=r.cell_type,
-                **asdict(r.sampling))
+                **r.sampling.record())
     shown = gallery.format("answer.original, answer.reconstruction and answer.treated")
     return f"{preamble(engine, *rooms)}{cells}answer = {line}\n{shown}"
 
@@ -231,7 +233,7 @@ def code_for_screen(
 )->str:
     "Code that screens the list of the Screen tab again, into a folder."
     source, first = (f"Path({text!r})", "from pathlib import Path\n\n") if file else (repr(text), "")
-    sampling = Variable(call("sampling.Sampling", **asdict(settings.sampling)))
+    sampling = Variable(call("sampling.Sampling", **settings.sampling.record()))
     chosen = call("screen.ScreenSettings", settings.dose_um, settings.cells, settings.experiment, settings.seed,
                   sampling=sampling)
     run = call("screen.screen_into", "screen", Variable("session"), Variable(source), Variable(chosen))

@@ -6,15 +6,15 @@
 __all__ = ['max_cells_each', 'may_differ', 'ScreenSettings', 'ScreenResult', 'RefusedRow', 'check_screenable', 'check_settings',
            'read_list', 'resolve_row', 'confidence', 'result_of', 'Screened', 'sample_cells', 'resolve_rows', 'screen',
            'CsvTable', 'list_digest', 'screen_provenance', 'read_settings', 'same_screen', 'ScreenFolder',
-           'prepare_folder', 'Progress', 'read_all', 'remaining_rows', 'screen_into', 'draw_cells', 'illustrate',
-           'write_zip']
+           'resumed_settings', 'prepare_folder', 'Progress', 'read_all', 'remaining_rows', 'screen_into', 'draw_cells',
+           'illustrate', 'write_zip']
 
 # %% ../nbs/23_screen.ipynb #f41dc73e
 import csv
 import hashlib
 import json
 from contextlib import closing
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from .engine import Engine, Request, ResolvedRequest
 from .evaluation import effect_of
 from .features import morphology
 from .molecules import Row, read_rows
-from .sampling import Sampling, screening
+from .sampling import Sampling, former_grids, sampling_of_record, screening
 from .viz import map_page, treated_above
 
 # %% ../nbs/23_screen.ipynb #103138a7
@@ -236,7 +236,8 @@ def read_settings(path:Path)->dict|None:
 
 def same_screen(a:dict, b:dict)->bool:
     "Whether two records are of one screen, wherever it was computed."
-    fixed = [{k: v for k, v in record.items() if k not in may_differ} for record in (a, b)]
+    named = [record | dict(grid=former_grids.get(grid := record.get("grid"), grid)) for record in (a, b)]
+    fixed = [{k: v for k, v in record.items() if k not in may_differ} for record in named]
     return fixed[0] == fixed[1]
 
 # %% ../nbs/23_screen.ipynb #b51f8f43
@@ -266,6 +267,16 @@ class ScreenFolder:
         "Write `ranked.csv`, if there are results."
         table = pd.DataFrame(self.ranked())
         if len(table): table.to_csv(self.path / "ranked.csv", index=False, lineterminator="\n")
+
+# %% ../nbs/23_screen.ipynb #129a82d7
+def resumed_settings(folder:ScreenFolder, settings:ScreenSettings)->ScreenSettings:
+    "The settings; what they leave open of the sampling is as in the screen that is there, whose defaults may differ."
+    before, asked = read_settings(folder.path / "settings.json"), settings.sampling
+    if before is None or (asked.solver, asked.grid) != (screening.solver, screening.grid): return settings
+    try: recorded = sampling_of_record(before)
+    except (InputError, KeyError): return settings
+    same = (asked.steps, asked.cfg_scale) == (recorded.steps, recorded.cfg_scale)
+    return replace(settings, sampling=recorded) if same or asked == screening else settings
 
 # %% ../nbs/23_screen.ipynb #bd83375f
 def prepare_folder(folder:ScreenFolder, engine:Engine, source, settings:ScreenSettings):
@@ -316,7 +327,9 @@ def screen_into(
     limit:int|None=None,                    # rows of the list at most
 ):                                          # yields None between steps and `Progress` when rows are finished
     "Screen a list into a folder, from where it was left; closing stops. `InputError` before anything is sampled."
-    settings, reading, folder = check_settings(engine, settings), read_list(engine, source), ScreenFolder(path)
+    folder = ScreenFolder(path)
+    settings = check_settings(engine, resumed_settings(folder, settings))
+    reading = read_list(engine, source)
     prepare_folder(folder, engine, source, settings)
     rows = yield from read_all(reading, limit)
     total, results, refused = len(rows), len(folder.results), len(folder.refused)

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -135,7 +133,7 @@ def start(
 # %% ../nbs/12_training.ipynb #9e0186bf
 def train_step(
     run:Run,
-    accelerator:Accelerator,
+    accelerator,                     # of `prepare`
     x1:Tensor,                       # (B, C, H, W) images
     condition:Condition,             # B rows
     t:Tensor,                        # (B,) timesteps
@@ -172,8 +170,10 @@ def log_loss(
 def prepare(
     run:Run,
     dtype:torch.dtype|None=None,      # bfloat16 or float32; None takes the faster one
-)->Accelerator:
+):                                    # an `accelerate.Accelerator`
     "Move a run to the best device and set its dtype."
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     device = pick_device()
     mixed = "bf16" if (dtype or fast_dtype(device)) == torch.bfloat16 else "no"
     AcceleratorState._reset_state(reset_partial_state=True)

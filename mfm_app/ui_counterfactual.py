@@ -190,12 +190,12 @@ def doses_of(engine:Engine, by:str, name:str, dose_um:float, series:bool)->list:
 
 
 def counterfactual_request_from(engine:Engine, by, name, dose, smiles, molecule_dose, series, experiment, steps,
-                                cfg_scale, solver)->CounterfactualRequest:
+                                cfg_scale, solver, grid)->CounterfactualRequest:
     "A `CounterfactualRequest` from the fields of the tab; may raise `InputError`."
     treatment = Treatment(**treatment_from(by, name, dose, smiles, molecule_dose))
     doses = doses_of(engine, by, name, treatment.dose_um, series)
     treatments = tuple(replace(treatment, dose_um=d) for d in doses)
-    return CounterfactualRequest(treatments, experiment, sampling=Sampling(solver, steps, cfg_scale))
+    return CounterfactualRequest(treatments, experiment, sampling=Sampling(solver, steps, cfg_scale, grid))
 
 
 def cells_from(engine:Engine, session:ImageSession, source:str, cells, first, experiment)->tuple:
@@ -281,7 +281,7 @@ def show_treatment(engine:Engine, session:ImageSession, message:str):
     return effects if (session.answer, session.shown_treatment) == (answer, i) else gr.skip()      # overtaken
 
 # %% ../nbs/30_ui_counterfactual.ipynb #539b8233
-good_sampling = inversion.steps, inversion.cfg_scale, inversion.solver
+good_sampling = inversion.steps, inversion.cfg_scale, inversion.solver, inversion.grid
 
 
 def counterfactual_validity(engine:Engine, session:ImageSession, source, cells, first, *fields)->list:
@@ -306,7 +306,7 @@ image_again = "Import your image again under *Your image*; everything else is as
 def field_values(engine:Engine, view:View)->list:
     "What stands in the fields of a view: tab and source, cells, first seed, `treatment_values`, series and the rest."
     fields = view.fields
-    rest = (fields[k] for k in ("experiment", "steps", "guidance", "solver"))
+    rest = (fields[k] for k in ("experiment", "steps", "guidance", "solver", "grid"))
     return [gr.Tabs(selected=fields["from"]), fields["from"], fields["cells"], fields["seed"],
             *treatment_values(engine, fields), fields["series"], *rest]
 

@@ -41,14 +41,15 @@ def robustness_line(r:Robustness)->str:
         agreement=r.effect.agreement, agreeing=r.agreeing, fingerprints=r.fingerprints)
 
 # %% ../nbs/29_ui_explore.ipynb #e3788528
-def request_from(by, name, dose, smiles, molecule_dose, experiment, first, cells, steps, cfg_scale, solver)->Request:
+def request_from(by, name, dose, smiles, molecule_dose, experiment, first, cells, steps, cfg_scale, solver,
+                 grid)->Request:
     "A `Request` from the fields of the Explore tab; may raise `InputError`."
     treatment = treatment_from(by, name, dose, smiles, molecule_dose)
     return Request(**treatment, experiment=experiment, seeds=seed_range(first, cells),
-                   sampling=Sampling(solver, steps, cfg_scale))
+                   sampling=Sampling(solver, steps, cfg_scale, grid))
 
 # %% ../nbs/29_ui_explore.ipynb #58646a8c
-good_seeds, good_sampling = (0, 16), (generation.steps, generation.cfg_scale, generation.solver)
+good_seeds, good_sampling = (0, 16), (generation.steps, generation.cfg_scale, generation.solver, generation.grid)
 
 
 def explore_validity(engine:Engine, *fields)->list:
@@ -106,7 +107,7 @@ def robustness_outputs(engine:Engine, session:Session):
 def field_values(engine:Engine, view:View)->list:
     "What stands in the fields of a view: see `treatment_values`, then experiments, the one chosen, and the rest."
     fields, name = view.fields, view.fields["perturbation"] or engine.vocab.unlisted
-    rest = (fields[k] for k in ("experiment", "seed", "cells", "steps", "guidance", "solver"))
+    rest = (fields[k] for k in ("experiment", "seed", "cells", "steps", "guidance", "solver", "grid"))
     return [*treatment_values(engine, fields), gr.update(choices=experiments(engine, name)), *rest]
 
 

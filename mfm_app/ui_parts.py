@@ -34,7 +34,8 @@ from .engine import Engine, max_cells
 from .export import export_of, formats, write_export
 from .molecules import max_smiles, read_molecule
 from .permalink import View, channel_view, read_query, resolve_view, tabs, write_query
-from .sampling import Sampling, generation, solvers
+from .sampling import Sampling, generation
+from .solvers import grids, solvers
 from .ui_session import (Output, Session, address_revision, answer_message, change_js, error_line, follow,
                                 hidden_field, latest_only, number_changes, on_leave, private, take_newest, validity)
 from .vocabulary import coverage, usual_dose
@@ -192,13 +193,16 @@ def cell_fields(prefix:str="", cells:int=16):
 
 
 def sampling_fields(prefix:str="", default:Sampling=generation, info:str="More is finer and slower"):
-    "Sampling settings: steps, guidance, solver."
+    "Sampling settings: steps, guidance, solver, time grid."
     about = "1 is plain; above 1 exaggerates the treatment"
     with gr.Accordion("Sampling", open=False):
         steps = gr.Number(default.steps, label="Steps", info=info, elem_id=f"{prefix}steps")
         scale = gr.Slider(0, 4, default.cfg_scale, step=0.1, label="Guidance", info=about, elem_id=f"{prefix}guidance")
-        solver = gr.Dropdown(list(solvers), value=default.solver, label="Solver", elem_id=f"{prefix}solver")
-    return steps, scale, solver
+        with gr.Row():
+            choice = lambda names, value, name: gr.Dropdown(
+                ["auto", *names], value=value, label=name, elem_id=f"{prefix}{name.split()[-1].lower()}", min_width=120)
+            solver, grid = choice(solvers, default.solver, "Solver"), choice(grids, default.grid, "Time grid")
+    return steps, scale, solver, grid
 
 # %% ../nbs/28_ui_parts.ipynb #58097aef
 def treatment_tabs(engine:Engine, prefix:str="", elem_id:str="what"):
@@ -253,7 +257,7 @@ def field_validity(
     return [validity(lambda: check(*good[:i], value, *good[i + 1:])) for i, value in enumerate(fields)]
 
 # %% ../nbs/28_ui_parts.ipynb #2ce44166
-sampling_event = dict(concurrency_limit=4, concurrency_id="sampling", **private)      # arguments of a sampling event
+sampling_event = dict(concurrency_limit=16, concurrency_id="sampling", **private)      # arguments of a sampling event
 
 
 def connect_perturbation(engine:Engine, name, about, dose, experiment=None, by=None):

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from gradio import route_utils
 
 from .core import InputError
 from .images import Micrograph, read_micrograph
+from .scheduler import Deadline
 
 # %% ../nbs/27_ui_session.ipynb #5abf4ddf
 valid = gr.validate(True, "")
@@ -57,13 +57,7 @@ def with_deadline(
     seconds:float=300.,      # it may take in all
 ):                           # yields what it yields
     "Pass events on; `InputError` when they have taken too long. Their generator is closed whatever happens."
-    end = time.monotonic() + seconds
-    with closing(events):
-        for event in events:
-            if time.monotonic() > end:
-                raise InputError(f"This took more than {seconds:g} seconds and was stopped; "
-                                 "ask for fewer cells, treatments or steps.")
-            yield event
+    yield from Deadline(seconds).watch(events)
 
 # %% ../nbs/27_ui_session.ipynb #61cd2ea4
 class Session:

@@ -19,7 +19,7 @@ from .engine import Engine
 from .evaluation import cosine, morphology_test, z_score
 from .features import profile, seam
 from .hub import Model
-from .sampling import Sampling, sample_images
+from .sampling import Sampling, generation, inversion, sample_images
 from .vocabulary import condition, some_covered
 
 # %% ../nbs/21_validation.ipynb #d1b97733
@@ -42,7 +42,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose_um, n:int, device
     "Cells of one condition, spread over the experiments as the real ones are."
     experiments = np.random.default_rng(0).choice(real.table["experiment"].to_numpy(), n)
     rows = join([condition(model.vocab, name, dose_um, e) for e in experiments], [1] * n)
-    return sample_images(model.net, rows, range(n), device)
+    return sample_images(model.net, rows, range(n), device, sampling=model.resolve_sampling(generation))
 
 # %% ../nbs/21_validation.ipynb #90bde003
 def labelled_images(cells:Cells, conditions:list)->tuple:      # (N, C, H, W) uint8, (N,) labels
@@ -82,8 +82,9 @@ seam_text = ("Steps across the borders of {patch}-px patches against steps elsew
              "{generated:.3f} in generated cells, {real:.3f} in real ones.")
 
 # %% ../nbs/21_validation.ipynb #20031f3d
-steps_tried = dict(euler=(10, 20, 40), midpoint=(5, 10, 15, 20, 30), heun=(5, 10, 15, 20, 30), rk4=(3, 5, 8, 10, 15))
-round_trip_settings = [Sampling(solver, n) for solver, steps in steps_tried.items() for n in steps]
+steps_tried = dict(euler=(10, 20, 40), midpoint=(5, 10, 15, 20), heun=(5, 10, 15, 20), rk4=(3, 5, 8, 10),
+                   multistep2=(12, 16, 19, 30), multistep3=(12, 19, 30))
+round_trip_settings = [inversion, *(Sampling(solver, n) for solver, steps in steps_tried.items() for n in steps)]
 
 
 def round_trips(
@@ -96,8 +97,8 @@ def round_trips(
     control = (Treatment(engine.vocab.control),)
     def round_trip(sampling):
         *_, answer = stream(engine, cells, CounterfactualRequest(control, experiment, sampling=sampling))
-        return dict(solver=sampling.solver, steps=sampling.steps, nfe=answer.provenance["nfe"],
-                    psnr=round(answer.fidelity.psnr, 2))
+        return dict(solver=answer.provenance["solver"], steps=sampling.steps, nfe=answer.provenance["nfe"],
+                    psnr=round(answer.fidelity.psnr, 2), default=sampling == inversion)
     return [round_trip(sampling) for sampling in settings]
 
 # %% ../nbs/21_validation.ipynb #2716f5b3

@@ -6,21 +6,19 @@
 __all__ = ['channel_colours', 'mechanism_colours', 'verdict_symbols', 'point_hover', 'grey', 'faint_grey', 'clear', 'page_layout',
            'smallest_limit', 'limit_quantile', 'increase', 'decrease', 'uncertain', 'sans_serif', 'effect_page_layout',
            'colour_bar', 'max_columns', 'hover_names', 'effect_columns', 'composite', 'contact_sheet', 'enlarge',
-           'show', 'rendered', 'few_colours', 'data_uri', 'loss_curve', 'two_histograms', 'statistics_figure',
-           'mechanism_trace', 'label_boxes', 'overlap', 'label_positions', 'landmark_trace', 'phenotype_map',
-           'map_page', 'treated_above', 'effect_limit', 'check_effects', 'pixel_layer', 'channel_layers', 'map_axes',
-           'map_grid', 'effect_maps', 'effect_picture', 'feature_name', 'hover_text', 'largest_effects', 'bar_layout',
-           'profile_bars', 'summary_picture', 'round_trip_curve', 'shift_figure']
+           'show', 'new_figure', 'rendered', 'few_colours', 'data_uri', 'loss_curve', 'two_histograms',
+           'statistics_figure', 'mechanism_trace', 'label_boxes', 'overlap', 'label_positions', 'landmark_trace',
+           'phenotype_map', 'map_page', 'treated_above', 'effect_limit', 'check_effects', 'pixel_layer',
+           'channel_layers', 'map_axes', 'map_grid', 'effect_maps', 'effect_picture', 'feature_name', 'hover_text',
+           'largest_effects', 'bar_layout', 'profile_bars', 'summary_picture', 'round_trip_curve', 'shift_figure']
 
 # %% ../nbs/02_viz.ipynb #d6fde84c
 import base64
 import io
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 from PIL import Image
 
 from .core import InputError
@@ -86,8 +84,17 @@ def show(
     return Image.fromarray(enlarge(contact_sheet(composite(images, channels, **kwargs), columns), zoom))
 
 # %% ../nbs/02_viz.ipynb #0b93b7fc
+def new_figure(
+    width:float,         # inches
+    height:float,        # inches
+):                       # a Matplotlib figure, empty
+    "A figure that nobody has to close; Matplotlib is imported by the first one."
+    from matplotlib.pyplot import Figure      # pyplot tells Jupyter how figures are displayed
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def rendered(
-    figure:Figure,       # of Matplotlib
+    figure,              # of Matplotlib
     dpi:int=150,
 )->np.ndarray:           # (H, W, 3) uint8
     "The pixels of a figure."
@@ -101,8 +108,9 @@ def few_colours(
     dpi:int=60,          # of a figure
 )->Image.Image:
     "The same with a palette of few colours: an output that a notebook can store in a few kilobytes."
-    if isinstance(picture, Figure):
-        plt.close(picture)
+    if not isinstance(picture, Image.Image):
+        from matplotlib import pyplot
+        pyplot.close(picture)
         picture = Image.fromarray(rendered(picture, dpi))
     return picture.quantize(colours, Image.Quantize.MAXCOVERAGE)
 
@@ -121,10 +129,10 @@ def data_uri(
 # %% ../nbs/02_viz.ipynb #b10a8666
 def loss_curve(
     history:list,      # [step, loss, images per second] an entry
-)->Figure:
+):                     # a Matplotlib figure
     "Training loss (mean squared error of the velocity) over steps, on a logarithmic scale."
     steps, losses = np.array(history, float)[:, :2].T
-    fig = Figure(figsize=(5.5, 2.4), layout="constrained")      # pyplot would keep it open
+    fig = new_figure(5.5, 2.4)
     ax = fig.subplots()
     ax.plot(steps, losses, lw=1, color="C0")
     ax.set(xlabel="step", ylabel="loss", yscale="log")
@@ -153,11 +161,11 @@ def statistics_figure(
     real:dict,            # condition -> DataFrame of statistics of real cells
     generated:dict,       # condition -> DataFrame of the same statistics of generated cells
     statistics:list,      # columns to plot
-)->Figure:
+):                        # a Matplotlib figure
     "Generated cells, and their statistics beside those of real cells."
     n, m = len(pictures), len(statistics)
-    fig, axes = plt.subplots(n, 1 + m, figsize=(4.2 + 1.55 * m, 1.2 * n + .5), layout="constrained",
-                             width_ratios=[3.6, *[1.] * m], squeeze=False)
+    fig = new_figure(4.2 + 1.55 * m, 1.2 * n + .5)
+    axes = fig.subplots(n, 1 + m, width_ratios=[3.6, *[1.] * m], squeeze=False)
     for row, label in zip(axes, pictures):
         row[0].imshow(contact_sheet(composite(pictures[label], channels)))
         row[0].set_ylabel(label.replace(" ", "\n"), fontsize=9)
@@ -392,7 +400,7 @@ def effect_picture(
 )->Image.Image:
     "The maps of `effect_maps` on white; `InputError` when shapes do not fit."
     mean, limit, (rows, columns) = check_effects(mean, channels), effect_limit(mean), map_grid(len(channels))
-    figure = Figure(figsize=(2.1 * columns + 1, 2.3 * rows), layout="constrained")
+    figure = new_figure(2.1 * columns + 1, 2.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat: ax.set_axis_off()
     for ax, channel, z in zip(axes.flat, channels, mean):
@@ -485,7 +493,7 @@ def summary_picture(
     maps = [np.asarray(effect_picture(mean, channels)) for mean in effects.values()]
     inches = [np.array(image.shape[:2]) / dpi for images, dpi in ((cells, 100), (maps, 150)) for image in images]
     heights = [.3 + height for height, _ in inches]
-    figure = Figure(figsize=(max(width for _, width in inches), sum(heights)), layout="constrained")
+    figure = new_figure(max(width for _, width in inches), sum(heights))
     axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     titles = [*pictures, *(f"mean effect of {label}" for label in effects)]
     for ax, image, title in zip(axes, cells + maps, titles):
@@ -498,9 +506,10 @@ def summary_picture(
 def round_trip_curve(
     round_trips:list,        # dicts with solver, steps, nfe and psnr
     default:tuple,           # solver and steps of the one that is used
-)->Figure:
+):                           # a Matplotlib figure
     "PSNR of the reconstruction over the network evaluations of inverting and sampling, a line a solver."
-    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    fig = new_figure(6, 3)
+    ax = fig.subplots()
     for i, solver in enumerate(dict.fromkeys(r["solver"] for r in round_trips)):
         own = [r for r in round_trips if r["solver"] == solver]
         ax.plot([r["nfe"] for r in own], [r["psnr"] for r in own], marker="o", ms=3, lw=1, color=f"C{i}", label=solver)
@@ -520,9 +529,10 @@ def round_trip_curve(
 # %% ../nbs/02_viz.ipynb #0501a460
 def shift_figure(
     shifts:list,      # dicts of `counterfactual.shift`
-)->Figure:
+):                    # a Matplotlib figure
     "Predicted against real mean shift of every feature, a panel a treatment."
-    fig, axes = plt.subplots(1, len(shifts), figsize=(2.8 * len(shifts), 3.3), layout="constrained", squeeze=False)
+    fig = new_figure(2.8 * len(shifts), 3.3)
+    axes = fig.subplots(1, len(shifts), squeeze=False)
     for ax, s in zip(axes[0], shifts):
         limit = 1.08 * max(map(abs, s["real"] + s["predicted"]))
         channel_of = [name.split("_")[0] for name in s["features"]]
