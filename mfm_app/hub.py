@@ -7,12 +7,12 @@ __all__ = ['other_weights', 'bundled', 'required_keys', 'object_keys', 'min_imag
            'name_part', 'repo_id_pattern', 'revision_pattern', 'log_in', 'hub_messages', 'other_messages',
            'status_messages', 'hub_timeout', 'max_file_bytes', 'wrapper_prefix', 'reference_patterns', 'new_config',
            'build', 'write_files', 'config_writers', 'save_model', 'Model', 'tuned_for', 'check_tuned',
-           'check_channels', 'check_config', 'read_config', 'read_weights', 'name_in_errors', 'uses_embedding_table',
-           'read_encoder', 'model_source', 'load_model', 'save_pretrained', 'parse_repo_id', 'status_message',
-           'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes', 'not_cached',
-           'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api', 'check_private',
-           'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space', 'rename_reference_key',
-           'load_reference']
+           'check_channels', 'check_config', 'read_config', 'Uninitialised', 'read_weights', 'name_in_errors',
+           'uses_embedding_table', 'read_encoder', 'model_source', 'load_model', 'save_pretrained', 'parse_repo_id',
+           'status_message', 'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes',
+           'not_cached', 'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api',
+           'check_private', 'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space',
+           'rename_reference_key', 'load_reference']
 
 # %% ../nbs/14_hub.ipynb #5595b7c2
 import hashlib
@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from .card import model_card, repo_placeholder
 from .conditioning import Adaptor, Conditioned
@@ -121,7 +122,7 @@ class Model:
 
     def resolve_sampling(self, sampling:Sampling, inverting:bool=False)->Sampling:
         "Settings with what is left to the model filled in, or `InputError`; see `sampling.resolve_sampling`."
-        return resolve_sampling(sampling, tuned_for(self, sampling), inverting)
+        return resolve_sampling(replace(sampling, tuned=()), tuned_for(self, sampling), inverting)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs)->"Model": return from_pretrained(*args, **kwargs)
@@ -195,11 +196,18 @@ def read_config(folder:Path, label:str)->dict:
     return check_config(config, label)
 
 # %% ../nbs/14_hub.ipynb #e62600bc
+class Uninitialised(TorchFunctionMode):
+    "Layers made under it keep what their memory held; torch needs a second of imports to fill tensors on `meta`."
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init": return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs or {})
+
+
 def read_weights(path:Path, config:dict, label:str)->tuple:      # the network, and the dtype of the stored weights
     "Build the network of a config and load its weights; `InputError` if one of them is invalid or they do not fit."
     shapes = lambda state: {k: v.shape for k, v in state.items()}
     try:
-        with torch.device("meta"): expected = shapes(build(config).state_dict())      # allocates no memory
+        with torch.device("meta"), Uninitialised(): expected = shapes(build(config).state_dict())      # allocates no memory
     except InputError: raise
     except Exception as e:
         reason = str(e)[:100]

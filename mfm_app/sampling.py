@@ -51,12 +51,10 @@ def tuned_solvers(
     inverting:bool,       # whether it also goes from the image to noise
 )->tuple:                 # those it takes; empty if one is missing
     "The tuned solvers of so many steps, one a direction."
-    ways = ((0, 1), (1, 0)) if inverting else ((0, 1),)
-    certain = sampling.grid.partition(":")[2]
-    fits = lambda s, way: s.steps == sampling.steps and s.goes(*way)
-    chosen = [next((s for s in tuned if fits(s, way)), None) for way in ways]
-    if None in chosen or certain and certain != digest_of(chosen): return ()
-    return tuple(chosen)
+    ways, certain = ((0, 1), (1, 0)) if inverting else ((0, 1),), sampling.grid.partition(":")[2].split("-")
+    fits = [s for s in tuned if s.steps == sampling.steps and (certain == [""] or s.digest in certain)]
+    chosen = [next((s for s in fits if s.goes(*way)), None) for way in ways]
+    return () if None in chosen else tuple(chosen)
 
 
 def digest_of(tuned)->str: return "-".join(solver.digest for solver in tuned)
@@ -97,8 +95,8 @@ def resolve_sampling(
 )->Sampling:                  # with a solver and a grid by name
     "Settings with every choice made that is left to the model, or `InputError`; resolved ones stay as they are."
     s = check_sampling(sampling)
-    if s.solver != "auto" and s.grid in grids: return s
-    chosen = tuned_solvers(s, s.tuned or tuned, inverting) if s.solver not in solvers and s.grid not in grids else ()
+    if s.tuned or s.solver != "auto" and s.grid in grids: return s
+    chosen = tuned_solvers(s, tuned, inverting) if s.solver not in solvers and s.grid not in grids else ()
     if chosen: return replace(s, solver="tuned", grid=f"tuned:{digest_of(chosen)}", tuned=chosen)
     if s.solver == "tuned" or s.grid.startswith("tuned"): refuse_tuned(s, tuned, inverting)
     solver = ("multistep2" if s.steps > 1 else "euler") if s.solver == "auto" else s.solver

@@ -31,6 +31,7 @@ from mfm_app.engine import Engine, robustness
 from mfm_app.finetune import random_model
 from mfm_app.images import read_provenance
 from mfm_app.simulator import synthetic_cells
+from mfm_app.solvers import solvers
 from mfm_app.ui_api import api, endpoint_of
 from mfm_app.ui_session import not_an_upload, with_deadline
 
@@ -375,7 +376,8 @@ def test_effects_come_as_a_table_with_what_they_resemble(client, engine):
     )
     answer = engine.generate(molecule=nicotine, seeds=range(6), steps=2)
     table, result = answer.comparison.table.reset_index().head(5), robustness(engine, answer)
-    as_json = pd.read_json(io.StringIO(table.to_json(orient="records", double_precision=6)))
+    text = table.to_json(orient="records", double_precision=6)
+    as_json = pd.read_json(io.StringIO(text), precise_float=True)
     assert pd.DataFrame(facts["features"])[list(table)].equals(as_json)
     assert [row["channel"] for row in facts["channels"]] == [c["name"] for c in engine.model.channels]
     assert all(row["significant_share"] is not None for row in facts["channels"])
@@ -481,7 +483,7 @@ def test_a_language_model_finds_the_tools_with_their_descriptions(tools):
         assert len(tool.description) > 80
         assert all(len(p.get("description", "")) > 20 for p in tool.inputSchema["properties"].values())
     properties = by_name["generate"].inputSchema["properties"]
-    assert properties["solver"]["enum"] == ["euler", "midpoint", "heun", "rk4"]
+    assert properties["solver"]["enum"] == ["auto", "tuned", *solvers]
     assert properties["seeds"]["items"] == {"type": "integer"}
     assert by_name["screen"].inputSchema["required"] == ["molecules"]
 
@@ -645,5 +647,5 @@ def test_calls_that_are_not_even_calls_leave_the_server_standing(address):
     for data in ([], [1, 2, 3], ["stabiliser"] * 40, None):
         httpx.post(f"{address}gradio_api/call/generate", json=dict(data=data))
     event, data = called(address, "generate", "stabiliser")
-    assert event == "error" and sentence(data["error"]).startswith("Only 1 of 12 arguments came")
+    assert event == "error" and sentence(data["error"]).startswith("Only 1 of 13 arguments came")
     assert called(address, "molecule", smiles="CCO")[0] == "complete"

@@ -149,7 +149,7 @@ def test_generated_controls_are_inverted_and_sampled_and_show_the_effect(page, a
     wait_for_text(page, status, "There is nothing to download yet.")
     set_number(page, "steps", 2), set_number(page, "cells", 6)
     line = treat(page)
-    assert line.startswith("6 cells, experiment Week1. midpoint in 2 steps each way, 7 network evaluations an image")
+    assert line.startswith("6 cells, experiment Week1. multistep2 in 2 steps each way, 4 network evaluations an image")
     assert "Weights drawn 000000000000" in line
     captions = page.locator("#cf-viewer .pair figcaption").all_text_contents()
     assert captions == ["Original", "Reconstruction (still DMSO)", "stabiliser, 0.1 µM"]

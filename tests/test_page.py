@@ -86,11 +86,11 @@ def test_a_newcomer_presses_generate_and_sees_cells_form(explore, engine):
     assert explore.locator("#viewer .hint").is_visible()
     generate(explore)
     assert explore.locator("#viewer .cell").count() == 16 and explore.locator("#viewer .cell canvas").count() == 32
-    assert explore.locator("#viewer .scrub").get_attribute("max") == "10"       # ten steps and the end
+    assert explore.locator("#viewer .scrub").get_attribute("max") == "12"       # twelve steps and the end
     captions = explore.locator("#viewer .pair figcaption").all_text_contents()
     assert captions == ["stabiliser, 0.1 µM", "DMSO, from the same noise"]
     line = explore.locator("#viewer .provenance").text_content()
-    assert "16 cells" in line and "midpoint in 10 steps, 19 network evaluations" in line
+    assert "16 cells" in line and "multistep2 in 12 steps, 12 network evaluations" in line
     assert f"Weights {engine.model.name} 000000000000" in line
 
 

@@ -117,8 +117,8 @@ def test_a_hostile_address_is_a_view_that_can_be_shown_or_one_sentence(engine, a
         assert 1 <= fields["cells"] <= 64 and 1 <= fields["steps"] <= 1000 and np.isfinite(fields["guidance"])
 
 
-reopened = dict(explore=(Session, ui_explore.reopen, (13, 5)),
-                counterfactual=(ui_counterfactual.ImageSession, ui_counterfactual.reopen, (16, 5)),
+reopened = dict(explore=(Session, ui_explore.reopen, (14, 5)),
+                counterfactual=(ui_counterfactual.ImageSession, ui_counterfactual.reopen, (17, 5)),
                 screen=(ui_screen.ScreenSession, ui_screen.reopen, (4, 6)))
 
 

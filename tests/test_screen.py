@@ -130,7 +130,7 @@ def test_a_finished_screen_makes_no_network_call(engine, tmp_path):
 def test_a_screen_of_an_earlier_version_goes_on(engine, tmp_path):
     "Its record has the settings flat, its refused rows a column of another name."
     run(tmp_path, engine, five)
-    flat = dict(solver="midpoint", steps=1, cfg_scale=1., nfe=1, seeds=[0, 1], dose_um=1., cells=2, seed=0)
+    flat = dict(solver="euler", steps=1, cfg_scale=1., nfe=1, seeds=[0, 1], dose_um=1., cells=2, seed=0)
     record, refused = json.loads((tmp_path / "settings.json").read_text()), tmp_path / "refused.csv"
     assert flat.items() <= record.items() and {"grid", "experiment", "list_sha256", "weights_sha256"} <= set(record)
     header, first, _ = refused.read_text().splitlines()
@@ -268,7 +268,7 @@ def test_mfm_screen_writes_tables_map_and_cells(model_folder, tmp_path, capsys):
     assert [row["rank"] for row in ranked] == ["1", "2"]
     assert float(ranked[0]["strength"]) >= float(ranked[1]["strength"])
     record, page = json.loads((out / "settings.json").read_text()), (out / "map.html").read_text(encoding="utf-8")
-    assert record["solver"] == "midpoint" and record["nfe"] == 1 and record["seeds"] == [0, 1]
+    assert record["solver"] == "euler" and record["nfe"] == 1 and record["seeds"] == [0, 1]
     assert len(record["weights_sha256"]) == 64
     assert "ethanol" in page and "weights_sha256" in page      # with the record of how it was made
 
@@ -383,7 +383,7 @@ def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
     assert tab.locator("#screen .refused summary").text_content() == "2 rows were refused; the others went on"
     refused = tab.locator("#screen .refused tbody tr").all_text_contents()
     assert refused[0].startswith("line 3C1CC") and refused[1].startswith("line 5CCN, 0")
-    assert "19 network evaluations a cell" in tab.locator("#screen-status").inner_text()
+    assert "12 network evaluations a cell" in tab.locator("#screen-status").inner_text()
 
 
 def test_the_table_sorts_by_its_headers(tab):
@@ -559,7 +559,7 @@ def test_a_file_is_screened_and_everything_can_be_downloaded(tab, tmp_path):
         assert archive.testzip() is None and set(archive.namelist()) == tables | cells
         for name in ("cells/00001.npy", "cells/00000.npy"):
             assert np.load(io.BytesIO(archive.read(name))).shape == (4, 3, 64, 64)
-        assert json.loads(archive.read("settings.json"))["nfe"] == 19
+        assert json.loads(archive.read("settings.json"))["nfe"] == 12
         archive.extract("map.html", tmp_path)
     tab.goto((tmp_path / "map.html").as_uri())       # without requests to other machines, which the fixture checks
     plot = "document.querySelector('.plotly-graph-div').data.flatMap(t => t.customdata || []).length"

@@ -444,7 +444,7 @@ def use_explore(page):
     enter(page, "cells", 2), enter(page, "steps", 2)
     provenance = sampled(page, "#viewer", "#generate")
     assert provenance.startswith("2 cells: ") and "Weights bbbc021 " in provenance
-    assert "midpoint in 2 steps, 3 network evaluations" in provenance
+    assert "multistep2 in 2 steps, 2 network evaluations" in provenance
     page.wait_for_selector("#effects .maps .main-svg")
 
 
