@@ -11,7 +11,6 @@ import torch
 from mfm_app.core import join, markdown_table, to_uint8
 from mfm_app.engine import Request, load
 
-visitors = 1, 2, 4, 8, 16
 cells = 16      # of each, beside as many controls
 
 
@@ -94,13 +93,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", help="a model folder; the bundled one if it is left out")
     parser.add_argument("--json", type=Path, help="write every figure there as well")
+    parser.add_argument("--visitors", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     engine, waits = load(args.model), []
     note_waits(engine.scheduler, waits)
     engine.warm()
     sampling = Request().sampling
-    rows = [measured(engine, n, waits, args.repeats) for n in visitors]
+    rows = [measured(engine, n, waits, args.repeats) for n in args.visitors]
     settings = dict(device=engine.device.type, dtype=str(engine.dtype).removeprefix("torch."),
                     threads=torch.get_num_threads(), max_rows=engine.scheduler.batcher.max_rows,
                     solver=sampling.solver, steps=sampling.steps, nfe=sampling.nfe())

@@ -275,17 +275,20 @@ def tune_command(
     steps:option(int, "Of the solver from noise to image.")=generation.steps,
     each_way:option(int, "Steps of a pair of solvers, to noise and back; 0 fits none.")=inversion.steps,
     iterations:option(int, "Of the fit; each runs the network through every step.")=150,
+    pairs:option(int, "Noises it is fitted to, each with the image the exact flow leads to.")=128,
     seed:option(int, "Of the noise and the conditions it is fitted to.")=0,
 ):
     "Fit solvers to a model, so that few network evaluations land where the exact flow does; takes minutes."
-    check_options((each_way, "--each-way", 0, 64), (iterations, "--iterations", 1, 10_000), (seed, "--seed", 0, 10**6))
+    check_options((each_way, "--each-way", 0, 64), (iterations, "--iterations", 1, 10_000), (pairs, "--pairs", 4, 10_000),
+                  (seed, "--seed", 0, 10**6))
     device = pick_device()
     loaded = load_model(model, device)
     def report(n, inverting, result):
         way = "from image to noise" if inverting else "from noise to image"
         typer.echo(f"{n} steps {way}: {result.before:.1f} dB to the exact flow before, {result.after:.1f} after.")
     ways = (each_way,) if each_way else ()
-    record = tune_model(loaded, (steps,), ways, report, iterations=iterations, device=device, seed=seed)
+    settings = dict(iterations=iterations, pairs=pairs, device=device, seed=seed)
+    record = tune_model(loaded, (steps,), ways, report, **settings)
     write_files(model, config_writers(loaded.config | dict(tuned=record)))
 
 # %% ../nbs/35_cli.ipynb #51add02a

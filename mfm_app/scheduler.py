@@ -154,6 +154,9 @@ class Line:
     def __init__(self): self.waiting, self.running = deque(), []
 
     @property
+    def rows(self)->int: return sum(job.rows for job in self.running)      # most that are open at once
+
+    @property
     def open_rows(self)->int: return sum(job.open_rows for job in self.running)
 
     def clear(self):
@@ -165,7 +168,7 @@ class Line:
 
     def admit(self, room:int, now:int):      # room: rows that may run together; now: number of the network call
         "Start the jobs for which there is room, in order of arrival; one that runs alone always has room."
-        while self.waiting and (not self.running or sum(j.rows for j in (*self.running, self.waiting[0])) <= room):
+        while self.waiting and (not self.running or self.rows + self.waiting[0].rows <= room):
             job = self.waiting.popleft()
             advance(job, None, now)
             if job.question: self.running.append(job)
@@ -203,12 +206,16 @@ class Batcher:
         click = job.interactive and job.rows <= self.max_rows // 2
         (self.clicks if click else self.series).waiting.append(job)
 
+    def admit(self, clicks:Line, series:Line, half:int, now:int):
+        "Start jobs that waited: in each line, as many as it can answer in two calls."
+        clicks.admit(2 * (half if series.running else self.max_rows), now)
+        halves_do = clicks.rows <= 2 * half and all(job.asked == now for job in clicks.running)
+        if not clicks.waiting and (series.running or halves_do): series.admit(2 * half, now)
+
     def round(self)->bool:
         "One network call for whoever runs; False if nobody does."
         for line in self.lines: line.clear()
-        room = self.max_rows // 2 * 2
-        self.clicks.admit(room, self.rounds)
-        if not self.clicks.waiting: self.series.admit(room, self.rounds)
+        self.admit(*self.lines, self.max_rows // 2, self.rounds)
         shares = split_call(*(line.open_rows for line in self.lines), self.max_rows)
         taken = [pair for line, rows in zip(self.lines, shares) for pair in line.take(rows)]
         if not taken: return False

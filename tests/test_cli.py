@@ -162,6 +162,19 @@ def test_guidance_has_three_names(small, tmp_path, mfm, name):
     assert read_provenance(out)["cfg_scale"] == 2
 
 
+# A solver of its own
+
+def test_a_model_is_tuned_and_then_sampled_with_its_own_solver(small, tmp_path, mfm):
+    folder, out = tmp_path / "model", tmp_path / "one.npz"
+    shutil.copytree(small, folder)
+    code, text = mfm("tune", "--model", folder, "--steps", 3, "--each-way", 0, "--iterations", 2, "--pairs", 8)
+    assert code == 0 and re.search(r"3 steps from noise to image: [\d.]+ dB to the exact flow before, [\d.]+ after", text)
+    assert load_model(folder).sha256 == load_model(small).sha256
+    code, text = mfm("sample", "sweller", "--model", folder, "--n", 1, "--steps", 3, "--out", out)
+    p = read_provenance(out)
+    assert code == 0 and p["solver"] == "tuned" and p["grid"].startswith("tuned:") and p["nfe"] == 3
+
+
 # What is refused
 
 @pytest.mark.parametrize("args,message", [
@@ -176,6 +189,10 @@ def test_guidance_has_three_names(small, tmp_path, mfm, name):
     (["sample", "taxol", "--n", "10000"], "--n must be a whole number from 1 to 64"),
     (["sample", "taxol", "--steps", "0"], "Steps must be a whole number from 1 to 200"),
     (["sample", "taxol", "--solver", "magic"], "Unknown solver 'magic'"),
+    (["sample", "taxol", "--solver", "tuned", "--steps", "7"], "This model has no tuned solver of 7 steps"),
+    (["sample", "taxol", "--grid", "sine"], "Unknown time grid 'sine'"),
+    (["tune", "--model", "{own}"], "is not a model folder"),
+    (["tune", "--model", "{bundled}", "--steps", "2"], "Steps of a tuned solver must be a whole number from 3 to 64"),
     (["sample", "taxol", "--out", "cells.gif"], "--out must end in .csv.zip, .npz, .ome-tiff.zip, .png, not '.gif'"),
     (["sample", "taxol", "--out", "nowhere/cells.png"], "'cells.png' does not"),
     (["sample", "DMSO", "--n", "1", "--steps", "1", "--out", "cells.csv.zip"], "There is nothing to compare"),

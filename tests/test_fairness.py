@@ -118,7 +118,8 @@ def test_bounds_hold_and_nobody_is_lost_whatever_comes(seed):
             if rows(a) > max_rows and (job := jobs.get(a.number)) in before and job in batcher.series.running:
                 assert a.number in in_call, "a large one advances in every call"
         room = max_rows // 2 * 2
-        for line in batcher.lines: assert sum(j.rows for j in line.running) <= room or len(line.running) == 1
+        assert batcher.clicks.rows <= (room if batcher.series.running else 2 * max_rows), "rows in flight"
+        assert batcher.series.rows <= room or len(batcher.series.running) == 1, "rows in flight"
     assert not any((*line.waiting, *line.running) for line in batcher.lines)
     for kind in (True, False):
         came = [a.number for a in started if click(a, batcher) == kind]
@@ -194,13 +195,17 @@ def test_a_series_goes_on_however_many_click():
 
 def test_a_series_is_never_admitted_before_a_click_that_waits():
     batcher = Batcher(Network(64), 64)
-    jobs = first, second, third, series = [job_of(i, n) for i, n in enumerate((32, 30, 30, 500))]
+    *clicks, series = jobs = [job_of(i, n, Sampling("euler", 20)) for i, n in enumerate((32, 32, 32, 32, 32, 500))]
     for job in jobs: batcher.add(job)
-    batcher.round()
-    assert first.question and second.question and not third.question and not series.question
-    first.cancelled = True
-    batcher.round()
-    assert third.question and series.question
+    def running(*gone):
+        for i in gone: clicks[i].cancelled = True
+        batcher.round()
+        return [i for i, job in enumerate(jobs) if job.question]
+    assert running() == [0, 1, 2, 3], "clicks for two calls"
+    assert running(0) == [1, 2, 3, 4]
+    assert running(1) == [2, 3, 4]
+    assert running(2) == [3, 4], "one of them was left over from the last call"
+    assert running() == [3, 4, 5], "half of each call is enough for two clicks"
 
 
 def test_eight_visitors_share_every_call():
@@ -208,6 +213,15 @@ def test_eight_visitors_share_every_call():
     for i in range(8): batcher.add(job_of(i, 32))
     while batcher.round(): pass
     assert network.calls == [set(range(8))] * 4
+
+
+def test_each_of_sixteen_visitors_has_a_frame_after_two_calls():
+    batcher, jobs = Batcher(Network(256), 256), [job_of(i, 32) for i in range(16)]
+    for job in jobs: batcher.add(job)
+    batcher.round(), batcher.round()
+    assert not any(job.events.empty() for job in jobs)
+    while batcher.round(): pass
+    assert batcher.rounds == 2 * 4
 
 
 def test_treatments_and_guidance_count_before_a_job_is_admitted():
@@ -295,7 +309,7 @@ def test_zerogpu_ends_what_is_not_finite_too():
 
 def test_one_who_waits_or_whose_network_hangs_is_told_so_in_time(held, gate):
     start = time.monotonic()
-    ends = together(*[lambda i=i: ask(held, i, 8, seconds=.2) for i in range(4)])      # two of them wait
+    ends = together(*[lambda i=i: ask(held, i, 8, seconds=.2) for i in range(6)])      # two of them wait
     assert {str(e)[:43] for e in ends} == {"This took more than 0.2 seconds and was sto"}
     assert .2 <= time.monotonic() - start < 2
     gate.set()
