@@ -213,9 +213,9 @@ class Engine(LoadedModel):
         "The request with every default filled in, or `InputError`."
         return resolve_request(request, self)
 
-    def steps(self, rows:Condition, seeds, sampling:Sampling):
+    def steps(self, rows:Condition, seeds, sampling:Sampling, **how):      # how: `seconds`, `interactive`
         "The `SampleStep`s from noise for given conditions; closing this generator cancels them."
-        return self.scheduler.steps(integrate, noise(seeds, self.model.net.shape), rows, sampling)
+        return self.scheduler.steps(integrate, noise(seeds, self.model.net.shape), rows, sampling, **how)
 
     def stream(self, request:Request):
         "Yield the noise, a `SampleStep` a step, then one `Answer`; closing cancels. Raises `InputError` at once."

@@ -51,7 +51,8 @@ def tuned_solvers(
     inverting:bool,       # whether it also goes from the image to noise
 )->tuple:                 # those it takes; empty if one is missing
     "The tuned solvers of so many steps, one a direction."
-    ways, certain = ((0, 1), (1, 0)) if inverting else ((0, 1),), sampling.grid.partition(":")[2].split("-")
+    certain = sampling.grid.partition(":")[2].split("-")
+    ways = ((0, 1), (1, 0)) if inverting or len(certain) > 1 else ((0, 1),)
     fits = [s for s in tuned if s.steps == sampling.steps and (certain == [""] or s.digest in certain)]
     chosen = [next((s for s in fits if s.goes(*way)), None) for way in ways]
     return () if None in chosen else tuple(chosen)

@@ -145,7 +145,7 @@ def sample_cells(engine:Engine, conditions:list, settings:ScreenSettings):
     "Yield None at each step; returns the images (N, B, C, H, W) uint8 of N `Condition`s of B rows."
     n = len(conditions)
     rows = join(conditions, [settings.cells] * n)
-    with closing(engine.steps(rows, settings.seeds * n, settings.sampling)) as steps:
+    with closing(engine.steps(rows, settings.seeds * n, settings.sampling, interactive=False)) as steps:
         for step in steps: yield None
     return to_uint8(step.xt).reshape(n, settings.cells, *engine.model.net.shape)
 

@@ -210,7 +210,7 @@ def health(engine:Engine)->Route:
 
 # %% ../nbs/33_ui.ipynb #47b12691
 limits = dict(max_file_size=max_bytes, state_session_capacity=max_sessions, run_history=False, enable_monitoring=False,
-              ssr_mode=False, share=False, height=900)      # height: of the frame in a notebook
+              ssr_mode=False, share=False, height=900, max_threads=96)      # height: of the frame in a notebook
 
 
 def look()->dict:

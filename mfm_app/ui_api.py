@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Format', 'Solver', 'Grid', 'type_words', 'short_repr', 'arguments', 'own_arguments', 'returned', 'max_screened',
-           'hypothesis', 'no_tables', 'image_arguments', 'fidelity_means', 'no_effect', 'concurrency',
-           'exception_handlers', 'in_api', 'fits', 'describe_hint', 'check_fits', 'as_gradio_error', 'upload_path',
-           'describe_endpoint', 'endpoint_of', 'perturbation_facts', 'vocabulary', 'report_facts', 'molecule',
-           'request_facts', 'preview', 'step_facts', 'file_data', 'table_rows', 'short', 'sampling_from', 'generate',
-           'read_data_address', 'read_image', 'control_cells', 'fidelity_facts', 'counterfactual',
-           'counterfactual_facts', 'robustness_facts', 'effects', 'screen', 'api', 'unknown_call']
+           'hypothesis', 'no_tables', 'image_arguments', 'fidelity_means', 'no_effect', 'pools', 'exception_handlers',
+           'in_api', 'fits', 'describe_hint', 'check_fits', 'as_gradio_error', 'upload_path', 'describe_endpoint',
+           'endpoint_of', 'perturbation_facts', 'vocabulary', 'report_facts', 'molecule', 'request_facts', 'preview',
+           'step_facts', 'file_data', 'table_rows', 'short', 'sampling_from', 'generate', 'read_data_address',
+           'read_image', 'control_cells', 'fidelity_facts', 'counterfactual', 'counterfactual_facts',
+           'robustness_facts', 'effects', 'screen', 'api', 'unknown_call']
 
 # %% ../nbs/32_ui_api.ipynb #616c16e8
 import base64
@@ -413,13 +413,15 @@ def screen(
         yield facts, file_data("screen.csv.zip", "application/zip", tables.getvalue())
 
 # %% ../nbs/32_ui_api.ipynb #2ea44129
-concurrency = {vocabulary: 16, molecule: 16, generate: 4, effects: 4, counterfactual: 4, screen: 2}
+pools = dict(quick=(16, [vocabulary, molecule]), sampling=(16, [generate, effects, counterfactual]),
+             screens=(2, [screen]))      # name -> how many at once, of these
 
 
 def api(engine:Engine):
     "Offer the endpoints, inside a `gr.Blocks`."
-    for f, limit in concurrency.items():
-        gr.api(endpoint_of(f, engine), api_name=f.__name__, concurrency_limit=limit, concurrency_id=f"api-{limit}")
+    for name, (limit, functions) in pools.items():
+        shared = dict(concurrency_limit=limit, concurrency_id=f"api-{name}")
+        for f in functions: gr.api(endpoint_of(f, engine), api_name=f.__name__, **shared)
 
 # %% ../nbs/32_ui_api.ipynb #76d5c9c1
 def unknown_call(request, error):

@@ -45,7 +45,7 @@ may_import = dict(
              "preprocess",
     permalink="core sampling engine counterfactual screen",
     display="core viz molecules sampling effects engine counterfactual export",
-    ui_session="core images",
+    ui_session="core images scheduler",
     ui_parts="core vocabulary molecules sampling engine export permalink display ui_session",
     ui_explore="sampling engine permalink display ui_session ui_parts",
     ui_counterfactual="core viz sampling preprocess engine counterfactual export permalink display ui_session "
