@@ -2,7 +2,8 @@
 
 Cells of the four conditions with most training cells are sampled from the same seeds by every setting. Distance: Fréchet
 distance of morphology statistics, in standard deviations of real cells, to real cells of the condition, summed over the
-conditions; beside it that of a nearly exact integration, and the floor (real cells against others). Pairing: how far a
+conditions; beside it that of a nearly exact integration, and the floor (real cells against others). Intervals are 90 % of
+ratios over resampled seeds; resampling adds to both distances and so draws ratios towards 1. Pairing: how far a
 seed's cell lies from where the exact flow leads. Settings are chosen on the split `train` and reported on `iid`."""
 import argparse
 import json
@@ -11,7 +12,7 @@ from collections import namedtuple
 import numpy as np
 import torch
 
-from mfm_app.core import join, markdown_table, pick_device, to_uint8
+from mfm_app.core import autocast, fast_dtype, join, markdown_table, pick_device, to_uint8
 from mfm_app.data import read_cells
 from mfm_app.evaluation import frechet, frechet_floor, z_score
 from mfm_app.features import morphology
@@ -23,13 +24,13 @@ from mfm_app.vocabulary import condition
 
 exact, former = Sampling("midpoint", 64, grid="cosine"), Sampling("midpoint", 10, grid="power2.5")
 compared = [
-    former, *(Sampling("midpoint", n, grid="cosine") for n in (5, 7, 10, 14, 20)), Sampling("heun", 10, grid="cosine"),
-    Sampling("rk4", 5, grid="cosine"), *(Sampling("euler", n, grid="cosine") for n in (12, 19)),
-    *(Sampling("multistep2", n, grid="cosine") for n in (8, 10, 12, 16, 19, 24)),
+    former, *(Sampling("midpoint", n, grid="cosine") for n in (6, 10, 14)), Sampling("heun", 10, grid="cosine"),
+    *(Sampling("euler", n, grid="cosine") for n in (12, 19)),
+    *(Sampling("multistep2", n, grid="cosine") for n in (8, 12, 16, 19, 24)),
     *(Sampling("multistep3", n, grid="cosine") for n in (12, 19)),
-    *(Sampling("multistep2", 12, grid=grid) for grid in ("even", "power1.5", "power2.5")),
-    *(Sampling("tuned", n) for n in (8, 12, 19)), *(Sampling("tuned", 12, scale) for scale in (1.25, 1.5))]
-intervals = (0., .5), (.25, .75), (.5, 1.)      # of t, on which a scale of 1.25 is tried
+    *(Sampling("multistep2", 12, grid=grid) for grid in ("even", "power1.5")),
+    *(Sampling("tuned", n) for n in (12, 19)), Sampling("tuned", 12, 1.25)]
+intervals = (0., .5), (.5, 1.)      # of t, on which a scale of 1.25 is tried
 Generated = namedtuple("Generated", "images features")      # (B, C, H, W) floats; (B, D) z-scores
 
 
@@ -79,7 +80,8 @@ def measure(model, cells, n=96, split="train", settings=compared):
     train, judge, device = cells.where(split="train"), Judge(cells, split, counted, n), pick_device()
     rows, seeds = rows_of(model, train, counted, n), list(range(n)) * len(counted)
     def draw(sampling, net=model.net):
-        images = sample(net, rows, seeds, model.net.shape, sampling, device).cpu()
+        with autocast(device, fast_dtype(device)):
+            images = sample(net, rows, seeds, model.net.shape, sampling, device).float().cpu()
         return Generated(images, judge.features(images))
     truth, floor = draw(exact), judge.floor()
     labels = [condition_label(*c) for c in counted]

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['sinusoid', 'ScalarEmbedding', 'LabelEmbedding', 'drop_labels', 'MoleculeEmbedding', 'label_embedding',
-           'perturbation_embedding', 'Adaptor', 'Conditioned', 'freeze_base']
+           'perturbation_embedding', 'Adaptor', 'Conditioned', 'freeze_base', 'distinct_rows', 'ByImage',
+           'InferenceNet', 'modulations_of', 'evaluate', 'for_inference']
 
 # %% ../nbs/08_conditioning.ipynb #ecffeebf
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Condition, InputError
+from .core import Condition, InputError, autocast
 from .model import Block, MiT, init_weights, rms_norm, zero_init
 
 # %% ../nbs/08_conditioning.ipynb #3de2993d
@@ -98,7 +101,7 @@ class MoleculeEmbedding(nn.Module):
 
     def forward(self, fp:Tensor, dose_um:Tensor)->Tensor:                                      # (B, F), (B,) micromolar
         dose, x = self.dose(dose_um.log10()), self.into(self.drop(fp))[:, None]                # (B, W), (B, 1, W)
-        for block in self.blocks: x = block(x, dose)                                           # (B, 1, W)
+        for block in self.blocks: x = block(x, block.modulation(dose))                         # (B, 1, W)
         return self.out(self.norm(x))[:, 0]                                                    # (B, D)
 
 # %% ../nbs/08_conditioning.ipynb #68fa3f17
@@ -175,10 +178,12 @@ class Conditioned(nn.Module):
         "(C, H, W) of the images."
         return self.backbone.channels, self.backbone.image_size, self.backbone.image_size
 
+    def velocity(self, out:Tensor, x:Tensor, t:Tensor)->Tensor:      # (B, C, H, W) of the backbone, (B, C, H, W), (B,)
+        if self.predicts == "velocity": return out.float()
+        return (out.float() - x) / (1 - t).clamp_min(self.floor).view(-1, 1, 1, 1)             # (B, C, H, W)
+
     def forward(self, x:Tensor, t:Tensor, condition:Condition|None=None)->Tensor:              # (B, C, H, W), (B,)
-        out = self.backbone(x, self.adaptor(t, condition)).float()                             # (B, C, H, W)
-        if self.predicts == "velocity": return out
-        return (out - x) / (1 - t).clamp_min(self.floor).view(-1, 1, 1, 1)                     # (B, C, H, W)
+        return self.velocity(self.backbone(x, self.adaptor(t, condition)), x, t)               # (B, C, H, W)
 
 # %% ../nbs/08_conditioning.ipynb #5af6944a
 def freeze_base(
@@ -191,3 +196,93 @@ def freeze_base(
         return name.startswith("adaptor.molecule.") or modulations and is_modulation
     for name, weight in net.named_parameters(): weight.requires_grad_(trainable(name))
     return net
+
+# %% ../nbs/08_conditioning.ipynb #446510f6
+def distinct_rows(
+    t:Tensor,                 # (B,)
+    condition:Condition,      # B rows
+)->tuple:                     # (K,) one row of each kind, (B,) the kind of every row
+    "Rows that are embedded alike, those of the same t and condition; NaN equals NaN."
+    columns = [t, *(v for k in Condition.columns if (v := getattr(condition, k)) is not None)]
+    table = torch.cat([v.float().view(len(t), -1).nan_to_num(-1.) for v in columns], 1).cpu()  # (B, columns)
+    kinds, kind = table.unique(dim=0, return_inverse=True)
+    row = torch.zeros(len(kinds), dtype=torch.int64).scatter_(0, kind, torch.arange(len(t)))   # (K,)
+    return row.to(t.device), kind.to(t.device)
+
+# %% ../nbs/08_conditioning.ipynb #b8bbe309
+class ByImage(nn.Module):
+    "Apply a layer to one image at a time."
+    def __init__(self, layer:nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x:Tensor)->Tensor: return torch.cat([self.layer(image) for image in x.split(1)])     # (B, N, D)
+
+# %% ../nbs/08_conditioning.ipynb #583f4e33
+class InferenceNet(nn.Module):
+    "A copy of a `Conditioned` for sampling: (x, t, condition) -> velocity, (B, C, H, W) float32, without gradients."
+    def __init__(
+        self,
+        net:Conditioned,
+        dtype:torch.dtype,      # torch.float32 or torch.bfloat16
+        rows:int=16,            # most images in one piece on a CPU
+    ):
+        super().__init__()
+        self.net, self.dtype, on_cpu = deepcopy(net).eval(), dtype, net.backbone.pos_embed.device.type == "cpu"
+        self.rows, self.exact = rows if on_cpu else None, on_cpu and dtype == torch.float32
+        backbone = self.net.requires_grad_(False).backbone.to(dtype=dtype, memory_format=torch.channels_last)
+        for block in backbone.blocks:
+            block.attn.fused_attn = True
+            block.mlp.act = ByImage(block.mlp.act) if self.exact else nn.GELU()
+        layers = [layer.modulation[-1] for layer in backbone.modulated]
+        self.weight, self.bias = (torch.cat([getattr(layer, k) for layer in layers]) for k in ("weight", "bias"))
+        self.sizes = [len(layer.bias) for layer in layers]
+        for layer in backbone.modulated: del layer.modulation
+
+    @property
+    def shape(self)->tuple: return self.net.shape
+
+    @torch.no_grad()
+    def forward(self, x:Tensor, t:Tensor, condition:Condition|None=None)->Tensor:              # (B, C, H, W), (B,)
+        modulations, n = modulations_of(self, t, condition or Condition()), math.ceil(len(x) / (self.rows or len(x)))
+        pieces = zip(x.tensor_split(n), modulations.tensor_split(n))
+        return self.net.velocity(torch.cat([evaluate(self, *piece) for piece in pieces]), x, t)
+
+# %% ../nbs/08_conditioning.ipynb #067dcca9
+def modulations_of(
+    net:InferenceNet,
+    t:Tensor,                 # (B,)
+    condition:Condition,      # B rows
+)->Tensor:                    # (B, M), those of all layers side by side
+    "Embed each kind of row once and modulate all layers by one matrix product."
+    row, kind = distinct_rows(t, condition)
+    size = 8 if net.exact else len(row)
+    whole = torch.arange(-(-len(row) // size) * size, device=t.device).clamp_max(len(row) - 1)
+    def embed(i): return F.linear(F.silu(net.net.adaptor(t[i], condition[i])).to(net.dtype), net.weight, net.bias)
+    return torch.cat([embed(row[part]) for part in whole.split(size)])[kind]
+
+# %% ../nbs/08_conditioning.ipynb #b29209fd
+def evaluate(
+    net:InferenceNet,
+    x:Tensor,               # (B, C, H, W), one piece
+    modulations:Tensor,     # (B, M)
+)->Tensor:                  # (B, C, H, W), what the backbone predicts
+    "The backbone with given modulations; in float32 the stem and the head see one image at a time."
+    backbone, n, size = net.net.backbone, len(net.net.backbone.blocks), 1 if net.exact else len(x)
+    pyramids = [backbone.into(part) for part in x.to(net.dtype).split(size)]
+    grid = torch.cat([pyramid[-1] for pyramid in pyramids])                                    # (B, D, H/p, W/p)
+    tokens = backbone.transform(grid, modulations.split(net.sizes, 1)[:n])                     # (B, N, D)
+    heads = zip(tokens.split(size), modulations.split(size), pyramids)
+    return torch.cat([backbone.out(part, m.split(net.sizes, 1)[n:], pyramid) for part, m, pyramid in heads])
+
+# %% ../nbs/08_conditioning.ipynb #94dd78e5
+def for_inference(
+    net,                    # callable (x, t, condition) -> v, such as `Conditioned`
+    dtype:torch.dtype,      # of its matrix products
+):                          # callable (x, t, condition) -> v, float32; does not see later changes of the weights
+    "A network prepared for sampling in `dtype`."
+    if isinstance(net, Conditioned) and dtype in (torch.float32, torch.bfloat16): return InferenceNet(net, dtype)
+    @torch.no_grad()
+    def under_autocast(x, t, condition=None):
+        with autocast(x.device, dtype): return net(x, t, condition).float()
+    return under_autocast

@@ -58,9 +58,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_ratio * width, act_layer=lambda: nn.GELU(approximate="tanh"))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x:Tensor, cond:Tensor, skip:Tensor|None=None)->Tensor:                   # (B, N, D), (B, D)
+    def forward(self, x:Tensor, modulation:Tensor, skip:Tensor|None=None)->Tensor:             # (B, N, D), (B, 6 D)
         if skip is not None: x = self.skip(torch.cat([x, skip], -1))                           # (B, N, D)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond).chunk(6, dim=1)   # (B, D) each
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)              # (B, D) each
         x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))        # (B, N, D)
         return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))      # (B, N, D)
 
@@ -93,8 +93,11 @@ class PatchHead(nn.Module):
         self.linear = nn.Linear(width, patch * patch * channels)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x:Tensor, cond:Tensor, pyramid:list)->Tensor:                            # (B, N, D), (B, D)
-        shift, scale = self.modulation(cond).chunk(2, dim=1)                                   # (B, D) each
+    @property
+    def modulated(self)->list: return [self]
+
+    def forward(self, x:Tensor, modulations:list, pyramid:list)->Tensor:                       # (B, N, D), [(B, 2 D)]
+        shift, scale = modulations[0].chunk(2, dim=1)                                          # (B, D) each
         x, n = self.linear(modulate(self.norm(x), shift, scale)), int(x.shape[1] ** 0.5)       # (B, N, p p C)
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=n, p=self.patch, q=self.patch)
 
@@ -130,9 +133,9 @@ class UpBlock(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(cond, 2 * narrow))
         self.mix = nn.Conv2d(narrow, narrow, 3, padding=1)
 
-    def forward(self, x:Tensor, skip:Tensor, cond:Tensor)->Tensor:            # (B, w, h, w), (B, n, 2h, 2w), (B, D)
+    def forward(self, x:Tensor, skip:Tensor, modulation:Tensor)->Tensor:      # (B, w, h, w), (B, n, 2h, 2w), (B, 2n)
         x = F.pixel_shuffle(self.enlarge(x), 2) + skip                                         # (B, n, 2h, 2w)
-        shift, scale = self.modulation(cond)[..., None, None].chunk(2, dim=1)                  # (B, n, 1, 1) each
+        shift, scale = modulation[..., None, None].chunk(2, dim=1)                             # (B, n, 1, 1) each
         return x + self.mix(F.silu(self.norm(x) * (1 + scale) + shift))                        # (B, n, 2h, 2w)
 
 # %% ../nbs/07_model.ipynb #91239084
@@ -149,11 +152,14 @@ class ConvHead(nn.Module):
         self.levels = nn.ModuleList(UpBlock(b, a, width) for a, b in zip(widths, widths[1:]))
         self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
 
-    def forward(self, x:Tensor, cond:Tensor, pyramid:list)->Tensor:                            # (B, N, D), (B, D)
+    @property
+    def modulated(self)->list: return list(reversed(self.levels))
+
+    def forward(self, x:Tensor, modulations:list, pyramid:list)->Tensor:                       # (B, N, D), [(B, 2 wk)]
         n = int(x.shape[1] ** 0.5)
         x = rearrange(self.norm(x), "b (h w) d -> b d h w", h=n)                               # (B, D, H/p, W/p)
-        for level, skip in zip(reversed(self.levels), reversed(pyramid[:-1])):
-            x = level(x, skip, cond)                                                           # (B, wk, H/2^k, W/2^k)
+        for level, skip, modulation in zip(self.modulated, reversed(pyramid[:-1]), modulations):
+            x = level(x, skip, modulation)                                                     # (B, wk, H/2^k, W/2^k)
         return self.last(F.silu(x))                                                            # (B, C, H, W)
 
 # %% ../nbs/07_model.ipynb #29571349
@@ -210,18 +216,27 @@ class MiT(nn.Module):
         conv_width:int=32,       # channels of the convolutional pyramid at full size
     ):
         super().__init__()
-        self.width, self.channels, self.image_size, self.half = width, channels, image_size, depth // 2
-        self.blocks = nn.ModuleList(Block(width, heads, skip=i >= self.half) for i in range(depth))
+        self.width, self.channels, self.image_size = width, channels, image_size
+        self.blocks = nn.ModuleList(Block(width, heads, skip=i >= depth // 2) for i in range(depth))
         self.register_buffer("pos_embed", sincos_pos_embed(image_size // patch, width), persistent=False)
         self.into, self.out = stem_and_head(stem, width, patch, channels, image_size, conv_width)
         self.apply(init_weights)
 
+    @property
+    def modulated(self)->list: return [*self.blocks, *self.out.modulated]      # layers in the order in which they run
+
+    def transform(self, grid:Tensor, modulations:list)->Tensor:                                # (B, D, H/p, W/p)
+        x, skips = grid.flatten(2).transpose(1, 2) + self.pos_embed, []                        # (B, N, D)
+        for block, modulation in zip(self.blocks, modulations):
+            x = block(x, modulation, skips.pop() if block.skip else None)                      # (B, N, D)
+            if not block.skip: skips.append(x)
+        return x                                                                               # (B, N, D)
+
     def forward(self, x:Tensor, cond:Tensor)->Tensor:                                          # (B, C, H, W), (B, D)
-        pyramid, skips = self.into(x), []                                                      # [(B, wk, H/2^k, W/2^k)]
-        x = pyramid[-1].flatten(2).transpose(1, 2) + self.pos_embed                            # (B, N, D)
-        for block in self.blocks[:self.half]: skips.append(x := block(x, cond))                # (B, N, D)
-        for block in self.blocks[self.half:]: x = block(x, cond, skips.pop())                  # (B, N, D)
-        return self.out(x, cond, pyramid)                                                      # (B, C, H, W)
+        modulations, n = [layer.modulation(cond) for layer in self.modulated], len(self.blocks)
+        pyramid = self.into(x)                                                                 # [(B, wk, H/2^k, W/2^k)]
+        x = self.transform(pyramid[-1], modulations[:n])                                       # (B, N, D)
+        return self.out(x, modulations[n:], pyramid)                                           # (B, C, H, W)
 
 # %% ../nbs/07_model.ipynb #7914c0ec
 def init_weights(module:nn.Module):

@@ -27,11 +27,13 @@ may_import = dict(
     model="core",
     conditioning="core model",
     flow="core",
-    sampling="core flow",
+    solvers="core",
+    sampling="core flow solvers",
     scheduler="core sampling",
     training="core flow",
     card="core vocabulary",
-    hub="core vocabulary molecules model conditioning card",
+    hub="core vocabulary molecules model conditioning solvers sampling card",
+    tuning="core vocabulary solvers sampling hub",
     features="core",
     evaluation="core features",
     effects="core features",
@@ -46,17 +48,18 @@ may_import = dict(
     permalink="core sampling engine counterfactual screen",
     display="core viz molecules sampling effects engine counterfactual export",
     ui_session="core images scheduler",
-    ui_parts="core vocabulary molecules sampling engine export permalink display ui_session",
+    ui_parts="core vocabulary molecules solvers sampling engine export permalink display ui_session",
     ui_explore="sampling engine permalink display ui_session ui_parts",
     ui_counterfactual="core viz sampling preprocess engine counterfactual export permalink display ui_session "
                       "ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
-    ui_api="core vocabulary viz images sampling preprocess engine counterfactual export screen ui_session ui_parts",
+    ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual export screen ui_session "
+           "ui_parts",
     ui="core vocabulary images card engine permalink display ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",
     space="core hub engine",
-    cli="core vocabulary viz molecules data flow sampling training hub preprocess engine validation export "
-        "screen finetune ui space",
+    cli="core vocabulary viz molecules data flow solvers sampling training hub tuning preprocess engine validation "
+        "export screen finetune ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`
