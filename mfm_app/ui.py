@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['unmeasured', 'always_weak', 'about_text', 'unknown_data', 'in_python', 'no_fetching', 'welcome', 'tab_functions',
            'limits', 'no_mcp', 'trained_text', 'weak_text', 'about', 'about_tab', 'theme', 'Page', 'refuse_fetch',
-           'BodyLimit', 'page', 'health', 'look', 'launch']
+           'BodyLimit', 'page', 'health', 'look', 'share_arenas', 'launch']
 
 # %% ../nbs/33_ui.ipynb #e19bb78a
+import ctypes
 import json
+import platform
 import time
 from importlib.util import find_spec
 
@@ -218,6 +220,12 @@ def look()->dict:
     css, js = ((static / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return dict(theme=theme(), css=css, js=js, footer_links=["api"], favicon_path=static / "favicon.svg")
 
+# %% ../nbs/33_ui.ipynb #3a4a5d5b
+def share_arenas(n:int=2):
+    "Have glibc keep freed memory in so many arenas for all threads, instead of in one or more for each."
+    m_arena_max = -8      # of malloc.h
+    if platform.libc_ver()[0] == "glibc": ctypes.CDLL(None).mallopt(m_arena_max, n)
+
 # %% ../nbs/33_ui.ipynb #9d49847c
 no_mcp = "Tools for language models need one more package: pip install -e '.[mcp]'."
 
@@ -230,6 +238,7 @@ def launch(
     "Serve the page; returns when stopped, or at once with `prevent_thread_lock=True`. `InputError` for a taken port."
     if port is not None: check_int(port, "The port", 1, 65535)
     if kwargs.get("mcp_server") and not find_spec("mcp"): raise InputError(no_mcp)
+    share_arenas()
     engine = engine or load()
     engine.warm()
     app, blocks = dict(routes=[health(engine), no_fetching], middleware=[Middleware(BodyLimit)]), page(engine)
