@@ -59,7 +59,8 @@ def compare(model, cells, each, size, scale):
     engine = Engine(model)
     engine.warm()
     conditions = sorted(trained_conditions(cells), key=lambda c: -len(cells_of(cells.where(split="train"), *c)))[:4]
-    judge, requests = Judge(cells, "train", conditions, each * size), requests_of(engine, cells, conditions, each, size, scale)
+    judge = Judge(cells, "train", conditions, each * size)
+    requests = requests_of(engine, cells, conditions, each, size, scale)
     ours, seconds = timed(all_at_once, engine, requests)
     yield "all requests at once, the defaults", ours, seconds, requests[0].sampling.nfe(), judge
     net = model.net.to(engine.device)
@@ -95,7 +96,8 @@ if __name__ == "__main__":
              f"{sum(r['distances']):.1f}"] for r in records]
     faster = records[1]["seconds"] / records[0]["seconds"]
     print(markdown_table(["", "evaluations", "seconds", *map(str, judge.conditions), "sum"], rows, "lrrrrrrr"))
-    print(f"\n{faster:.0f} times less time; the sum of distances is {ratio:.2f} of the reference's ({low:.2f} to {high:.2f}).\n")
+    print(f"\n{faster:.0f} times less time; the sum of distances is {ratio:.2f} of the reference's "
+          f"({low:.2f} to {high:.2f}).\n")
     times = growth(Engine(model))
     print(markdown_table(["images in a request, with their controls", *times],
                          [["seconds", *(f"{s:.2f}" for s in times.values())],

@@ -47,7 +47,8 @@ def python(*args):
 
 def by_library():
     "Seconds that each library's own modules take to be imported, the slowest first."
-    lines = re.findall(r"import time: +(\d+) \| +\d+ \| +(\S+)", python("-X", "importtime", "-c", "import mfm_app.ui")[1])
+    printed = python("-X", "importtime", "-c", "import mfm_app.ui")[1]
+    lines = re.findall(r"import time: +(\d+) \| +\d+ \| +(\S+)", printed)
     own = Counter()
     for microseconds, module in lines: own[module.split(".")[0]] += int(microseconds) / 1e6
     return own

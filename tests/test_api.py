@@ -57,7 +57,9 @@ def client(address): return Client(address, verbose=False, analytics_enabled=Fal
 
 
 @pytest.fixture(scope="module")
-def endpoints(engine): return {f.__name__: endpoint_of(f, engine) for _, functions in ui_api.pools.values() for f in functions}
+def endpoints(engine):
+    functions = sum((functions for _, functions in ui_api.pools.values()), [])
+    return {f.__name__: endpoint_of(f, engine) for f in functions}
 
 
 def sentence(text):

@@ -326,7 +326,8 @@ def test_whatever_a_request_holds_it_is_resolved_or_refused_in_one_line(
     resolved, = result
     assert (resolved.perturbation is None) != (resolved.molecule is None)
     sampling = resolved.sampling
-    assert sampling.solver in solvers and sampling.grid in grids and 1 <= sampling.steps <= 200 and 0 <= sampling.cfg_scale <= 8
+    assert sampling.solver in solvers and sampling.grid in grids
+    assert 1 <= sampling.steps <= 200 and 0 <= sampling.cfg_scale <= 8
     assert resolved.experiment in [*engine.vocab.experiments, "any"]
     assert resolved.cell_type in [*engine.vocab.cell_types, "any"]
     assert isinstance(resolved.dose_um, float) or resolved.perturbation == "DMSO"

@@ -123,7 +123,8 @@ def test_a_tuned_solver_of_other_weights_is_not_used_and_refused_by_name(folder)
     model.sha256 = "0" * 64
     assert model.resolve_sampling(Sampling(steps=4)).solver == "multistep2"
     for asked in (Sampling("tuned", 4), Sampling(steps=4, grid="tuned")):
-        assert "'mine' was fitted to other weights; fit it again with `mfm tune`" in refusal(model.resolve_sampling, asked)
+        message = refusal(model.resolve_sampling, asked)
+        assert "'mine' was fitted to other weights; fit it again with `mfm tune`" in message
 
 
 wrong_settings = {
@@ -143,8 +144,8 @@ def test_settings_that_cannot_be_are_refused_in_one_sentence(folder, sampling, m
     assert message in text and text.count(". ") == 0
 
 
-numbers = st.one_of(st.none(), st.floats(), st.text(max_size=3), st.lists(st.one_of(st.floats(-2, 2), st.none()), max_size=4),
-                    st.lists(st.lists(st.floats(-2, 2), max_size=4), max_size=4))
+numbers = st.one_of(st.none(), st.floats(), st.text(max_size=3),
+                    st.lists(st.one_of(st.floats(-2, 2), st.none()), max_size=4), st.lists(st.lists(st.floats(-2, 2), max_size=4), max_size=4))
 
 
 @settings(max_examples=60)
