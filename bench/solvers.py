@@ -1,10 +1,10 @@
 """Quality against evaluations, for solver, grid and guidance: `python bench/solvers.py DATA [--model M] [--json FILE]`.
 
-Cells of the four conditions with most training cells are sampled from the same seeds by every setting. Distance: that of
-Fréchet, of morphology statistics in standard deviations of real cells, to real cells of the condition, summed over the
-conditions; beside it that of a nearly exact integration, and the floor (real cells against others). Intervals are 90 %
-of ratios over resampled seeds; resampling adds to both distances and so draws ratios towards 1. Pairing: how far a
-seed's cell lies from where the exact flow leads. Settings are chosen on the split `train` and reported on `iid`."""
+Cells of the four conditions with most training cells are sampled from the same seeds by every setting. Distance: that
+of Fréchet, of morphology statistics in standard deviations of real cells, to real cells of the condition, summed over
+the conditions; beside it that of a nearly exact integration, and the floor (real cells against others). Intervals are
+90 % of ratios over resampled seeds; resampling adds to both distances and so draws ratios towards 1. Pairing: how far
+a seed's cell lies from where the exact flow leads. Settings are chosen on the split `train` and reported on `iid`."""
 import argparse
 import json
 from collections import namedtuple

@@ -279,8 +279,8 @@ def tune_command(
     seed:option(int, "Of the noise and the conditions it is fitted to.")=0,
 ):
     "Fit solvers to a model, so that few network evaluations land where the exact flow does; takes minutes."
-    check_options((each_way, "--each-way", 0, 64), (iterations, "--iterations", 1, 10_000), (pairs, "--pairs", 4, 10_000),
-                  (seed, "--seed", 0, 10**6))
+    check_options((each_way, "--each-way", 0, 64), (iterations, "--iterations", 1, 10_000),
+                  (pairs, "--pairs", 4, 10_000), (seed, "--seed", 0, 10**6))
     device = pick_device()
     loaded = load_model(model, device)
     def report(n, inverting, result):

@@ -207,7 +207,8 @@ def read_weights(path:Path, config:dict, label:str)->tuple:      # the network, 
     "Build the network of a config and load its weights; `InputError` if one of them is invalid or they do not fit."
     shapes = lambda state: {k: v.shape for k, v in state.items()}
     try:
-        with torch.device("meta"), Uninitialised(): expected = shapes(build(config).state_dict())      # allocates no memory
+        with torch.device("meta"), Uninitialised():      # allocates no memory
+            expected = shapes(build(config).state_dict())
     except InputError: raise
     except Exception as e:
         reason = str(e)[:100]

@@ -233,10 +233,8 @@ class MiT(nn.Module):
         return x                                                                               # (B, N, D)
 
     def forward(self, x:Tensor, cond:Tensor)->Tensor:                                          # (B, C, H, W), (B, D)
-        modulations, n = [layer.modulation(cond) for layer in self.modulated], len(self.blocks)
-        pyramid = self.into(x)                                                                 # [(B, wk, H/2^k, W/2^k)]
-        x = self.transform(pyramid[-1], modulations[:n])                                       # (B, N, D)
-        return self.out(x, modulations[n:], pyramid)                                           # (B, C, H, W)
+        pyramid, made = self.into(x), [layer.modulation(cond) for layer in self.modulated]     # [(B, wk, H/2^k, W/2^k)]
+        return self.out(self.transform(pyramid[-1], made), made[len(self.blocks):], pyramid)   # (B, C, H, W)
 
 # %% ../nbs/07_model.ipynb #7914c0ec
 def init_weights(module:nn.Module):

@@ -228,8 +228,8 @@ def invert_then_sample(
     return ends.unflatten(0, (len(conditions), len(x1)))
 
 # %% ../nbs/11_sampling.ipynb #a8baf5d7
-reference_solvers = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "euler", "midpoint", "heun2", "heun3", "rk4",
-                     "explicit_adams", "implicit_adams")      # of torchdiffeq
+reference_solvers = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "euler", "midpoint", "heun2", "heun3",
+                     "rk4", "explicit_adams", "implicit_adams")      # of torchdiffeq
 
 
 def integrate_reference(

@@ -145,7 +145,8 @@ def test_settings_that_cannot_be_are_refused_in_one_sentence(folder, sampling, m
 
 
 numbers = st.one_of(st.none(), st.floats(), st.text(max_size=3),
-                    st.lists(st.one_of(st.floats(-2, 2), st.none()), max_size=4), st.lists(st.lists(st.floats(-2, 2), max_size=4), max_size=4))
+                    st.lists(st.one_of(st.floats(-2, 2), st.none()), max_size=4),
+                    st.lists(st.lists(st.floats(-2, 2), max_size=4), max_size=4))
 
 
 @settings(max_examples=60)
