@@ -99,17 +99,17 @@ def test_the_trajectory_scrubs_plays_and_obeys_the_keyboard(explore):
     where, end = explore.locator("#viewer .where"), pixels(explore)
     scrub = explore.locator("#viewer .scrub")
     scrub.press("Home")
-    assert where.text_content() == "t = 0.00, step 0 of 10"
+    assert where.text_content() == "t = 0.00, step 0 of 12"
     start = pixels(explore)
     assert start != end
     scrub.press("ArrowRight")
-    assert "step 1 of 10" in where.text_content()
+    assert "step 1 of 12" in where.text_content()
     explore.get_by_text("Noisy state").click()
     scrub.press("Home")
     assert pixels(explore) != start
     explore.get_by_text("Predicted cell").click()
     explore.locator("#viewer .play").press("Enter")
-    shows(explore, "#viewer .where", "step 10 of 10", 10)
+    shows(explore, "#viewer .where", "step 12 of 12", 10)
     assert pixels(explore) == end
 
 
@@ -117,10 +117,10 @@ def test_every_frame_arrives(explore):
     generate(explore)
     scrub, shown = explore.locator("#viewer .scrub"), set()
     scrub.press("Home")
-    for _ in range(11):
+    for _ in range(13):
         shown.add(explore.locator("#viewer .where").text_content())
         scrub.press("ArrowRight")
-    assert len(shown) == 11
+    assert len(shown) == 13
 
 
 def test_channels_and_contrast_change_every_picture_at_once(explore):
@@ -245,7 +245,7 @@ def newer_run_wins(page, engine):
     shows(page, "#viewer .provenance", "2 cells", 60)
     calls = engine.model.net.calls
     page.wait_for_timeout(1500)
-    assert page.locator("#viewer .cell").count() == 2 and "step 10 of 10" in page.inner_text("#viewer .where")
+    assert page.locator("#viewer .cell").count() == 2 and "step 12 of 12" in page.inner_text("#viewer .where")
     assert engine.model.net.calls == calls < 2 * 19
 
 
