@@ -71,7 +71,8 @@ class SolverParameters(torch.nn.Module):
 
     def solver(self)->TunedSolver:
         "The numbers as they are now."
-        return TunedSolver(tuple(float(t) for t in self.times()), tuple(tuple(map(float, w)) for w in self.weights()))
+        numbers = lambda values: tuple(float(v.detach()) for v in values)
+        return TunedSolver(numbers(self.times()), tuple(map(numbers, self.weights())))
 
 # %% ../nbs/16_tuning.ipynb #cda108be
 def integrate_fixed(velocity, x:Tensor, rows:Condition, times, weights)->Tensor:      # x, returns: (B, C, H, W)
