@@ -231,7 +231,7 @@ def test_a_full_queue_says_so_and_the_page_stands(address, engine, monkeypatch):
         time.sleep(0.3)
         return forward(self, *args)
     monkeypatch.setattr(type(net), "forward", slowly)
-    client = Client(address, verbose=False)
+    client = Client(address, verbose=False, max_workers=80)
     jobs = [client.submit(perturbation="sweller", seeds=[0], steps=2, api_name="/generate") for _ in range(80)]
     monkeypatch.undo()
     refused = [str(error) for job in jobs if (error := job.exception())]
