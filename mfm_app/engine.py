@@ -21,6 +21,7 @@ import torch
 
 from . import __version__
 from .card import model_card
+from .conditioning import for_inference
 from .core import Condition, InputError, check_int, fast_dtype, join, noise, pick_device, to_uint8
 from .effects import Comparison
 from .evaluation import Effect, PhenotypeSpace, effect_of
@@ -202,8 +203,9 @@ class Engine(LoadedModel):
     "A loaded model that answers requests; several threads may ask at once."
     def __init__(self, model:Model, device=None, dtype=None, gpu=None):     # gpu: `spaces.GPU` or the like on ZeroGPU
         super().__init__(model, device, dtype)
-        net, where = model.net.to(self.device), dict(device=self.device, dtype=self.dtype)
-        self.scheduler = ZeroGPURunner(net, gpu, **where) if gpu else BatchScheduler(net, **where)
+        net = model.net.to(self.device)
+        if gpu: self.scheduler = ZeroGPURunner(net, gpu, device=self.device, dtype=self.dtype)
+        else: self.scheduler = BatchScheduler(for_inference(net, self.dtype), device=self.device)
 
     def warm(self):
         "Make the first, slow, network call before anybody asks; not on ZeroGPU."

@@ -88,6 +88,8 @@ def chromium():
 def watched_page(browser):
     "A page of a new context with two lists: `page.errors` (console, script) and `page.outside` (requests elsewhere)."
     context = browser.new_context(viewport=dict(width=1280, height=900))
+    # Gradio calls the end of a stream an error when a page is left that is still hearing from the server.
+    context.add_init_script("addEventListener('beforeunload', () => { console.error = () => {}; })")
     page = context.new_page()
     page.errors, page.outside = [], []
     def note_request(request):

@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 import torch
 
+from mfm_app import scheduler
 from mfm_app.core import Condition, InputError, noise
 from mfm_app.engine import Engine, request_from, robustness_steps
 from mfm_app.finetune import random_model
@@ -381,3 +382,12 @@ def test_nan_from_the_network_is_one_sentence_and_the_engine_goes_on(engine):
         engine.generate("sweller", seeds=[0], steps=2)
     net.nan = False
     assert engine.generate("sweller", seeds=[0], steps=2).images.shape[0] == 1
+
+
+def test_freed_memory_is_given_back_when_nobody_asks(monkeypatch):
+    given = threading.Event()
+    monkeypatch.setattr(scheduler, "rest", .05)
+    monkeypatch.setattr(scheduler, "free_memory", given.set)
+    running = scheduler.BatchScheduler(lambda x, t, condition: -x)
+    assert given.wait(5) and running.alive
+    running.stop()

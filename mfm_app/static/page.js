@@ -46,6 +46,12 @@
     const id = target.matches('textarea') && target.closest('.block')?.id;
     if (id) window.mfmRevisions.changed(id, target.value);
   }, true);
+  // So does a tab from the click that opens it (`set_on_open`).
+  document.addEventListener('click', ({ target }) => {
+    const tab = target.closest('[role=tab][aria-selected=false]');
+    const [, field, value] = tab?.id.match(/^(.+)-is-(\w+)-\w+-button$/) ?? [];
+    if (field) window.mfmRevisions.changed(field, value);
+  }, true);
 
   // Which channels are shown and between which grey levels, as `show` in an address: DNA,Actin:0-90.
   const asked = new URLSearchParams(location.search), tabs = ['explore', 'counterfactual', 'screen', 'about'];
