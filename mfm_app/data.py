@@ -253,7 +253,7 @@ def take_doses(
     control:str,             # in this spelling
 )->tuple:                    # the table with `dose_um` in place of its column of doses, what was taken, notes
     "Doses in micromolar, whatever their unit; `InputError` names the line of one that cannot be read."
-    if (column := dose_column(table, source)) is None: return table, {}, []
+    if (column := dose_column(table, source)) is None: return table, [], []
     doses, dropped = [], []
     for line, name, cells in zip(lines, table["perturbation"], table.itertuples(index=False, name=None)):
         if cells[column.index].strip().casefold() == "nan": doses.append(None)
@@ -280,12 +280,12 @@ def one_spelling(
     names,               # of the rows
     preferred:str="",    # a spelling that is taken wherever it fits
 )->dict:                 # spelling -> the one it is replaced by
-    "Spellings that differ only in case, by the most frequent one."
+    "Spellings that differ only in case, by the most frequent one; the first, if several are."
     counts, spellings = Counter(names), {}
     for name in counts: spellings.setdefault(name.casefold(), []).append(name)
     replaced = {}
     for alike in spellings.values():
-        best = preferred if preferred.casefold() == alike[0].casefold() else max(alike, key=lambda s: (counts[s], s))
+        best = preferred if preferred.casefold() == alike[0].casefold() else max(alike, key=counts.get)
         replaced |= {name: best for name in alike if name != best and same_name(name, best)}
     return replaced
 
@@ -318,7 +318,7 @@ def take_table(
     if not len(table): raise InputError(f"{path.name} has no rows.")
     notes = clean_names(table, control)
     table, doses, dropped = take_doses(table, lines, path.name, control)
-    if taken or doses: notes.insert(0, f"Columns of {path.name} were taken by their titles: {', '.join(taken + doses)}.")
+    if taken + doses: notes.insert(0, f"Columns of {path.name}, taken by title: {', '.join(taken + doses)}.")
     unread = [title for title in table if title not in {*table_columns, *needed}]
     if unread: notes.append(f"Columns of {path.name} that are kept and not used: {', '.join(map(one_line, unread))}.")
     return complete_table(table, path.name, lines), notes + dropped
@@ -494,8 +494,8 @@ def depth_notes(micrographs:list, bits:int)->list:
     "How 16-bit images were brought to 8 bits; empty for images of 8 bits."
     if bits <= 8 and micrographs[0].pixels.dtype == np.uint8: return []
     brightest = max(int(m.pixels.max()) for m in micrographs)
-    return [f"All images were brought from {bits} bits (0 to {2**bits - 1:,}) to 8 alike; "
-            f"the brightest pixel of all is {brightest:,}."]
+    return [f"All images were taken as {bits} bits in 16 (0 to {2**bits - 1:,}) and brought to 8 alike; "
+            f"their brightest pixel is {brightest:,}."]
 
 # %% ../nbs/05_data.ipynb #d676b548
 def image_notes(micrographs:list, names:list)->list:
@@ -525,15 +525,15 @@ def read_images(
 
 # %% ../nbs/05_data.ipynb #9eb1c8ec
 ignored_marks = re.compile(r"_?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|sk\d+fk\d+fl\d+", re.I)   # MetaXpress, Harmony
-stain_words = ("dapi hoechst dna nuclei nucleus blue actin factin phalloidin green tubulin red gfp egfp cfp yfp bfp rfp "
-               "mcherry cy3 cy5 fitc tritc texasred er agp mito golgi rna yellow cyan magenta brightfield bf dic").split()
+stain_words = """dapi hoechst dna nuclei nucleus blue actin factin phalloidin green tubulin red gfp egfp cfp yfp bfp rfp
+mcherry cy3 cy5 fitc tritc texasred er agp mito golgi rna yellow cyan magenta brightfield bf dic""".split()
 lone = r"(?<![^\W_])({})(?![^\W_])".format
 # pattern of a mark, whether it counts only if all files have one
 channel_marks = [(re.compile(pattern, re.I), in_all) for pattern, in_all in (
-    (lone(r"w\d\d?"), False), (lone(r"(ch|channel)[ _-]?\d\d?"), False),
+    (r"(?<![^\W\d_])w\d\d?(?![^\W_])", False), (r"(?<![^\W\d_])(ch|channel)[ _-]?\d\d?(?![^\W_])", False),
     (r"(?<=z\d\d)c\d\d(?![^\W_])", False), (r"(?<=f\d\d)d\d(?![^\W_])", False),
     (lone("|".join(stain_words)), False), (lone("[dfr]"), True), (lone(r"c\d\d?"), True),
-    (lone("405|445|488|514|532|555|561|568|594|633|635|640|647"), True))]
+    (lone("(405|445|488|514|532|555|561|568|594|633|635|640|647)(nm)?"), True))]
 
 
 def mark_order(mark:str)->tuple:
@@ -541,16 +541,18 @@ def mark_order(mark:str)->tuple:
     return stain_words.index(mark) if mark in stain_words else -1, int(re.sub(r"\D", "", mark) or 0), mark
 
 
-def cells_by_mark(names:list, pattern)->dict:      # name without its mark -> mark in lower case -> rows
-    "The files whose names have a mark, by what is the same in the names of one cell."
-    cells = {}
+def cells_by_mark(names:list, pattern)->tuple:      # name without its mark -> mark -> rows; mark -> how it is written
+    "The files whose names have a mark (here in lower case), by what is the same in the names of one cell."
+    cells, written = {}, {}
     for row, name in enumerate(names):
         folder, file = posixpath.split(name)
         stem = ignored_marks.sub("", posixpath.splitext(file)[0])
-        if found := list(pattern.finditer(stem)):
-            cell = posixpath.join(folder, f"{stem[:found[-1].start()]}*{stem[found[-1].end():]}")
-            cells.setdefault(cell, {}).setdefault(found[-1][0].casefold(), []).append(row)
-    return cells
+        if not (found := list(pattern.finditer(stem))): continue
+        cell = posixpath.join(folder, f"{stem[:found[-1].start()]}*{stem[found[-1].end():]}")
+        mark = found[-1][0].casefold()
+        cells.setdefault(cell, {}).setdefault(mark, []).append(row)
+        written.setdefault(mark, found[-1][0])
+    return cells, dict(sorted(written.items(), key=lambda item: mark_order(item[0])))
 
 # %% ../nbs/05_data.ipynb #26f4baf9
 max_wells = 8      # C01 to C08 may be channels, more are the wells of a row
@@ -560,7 +562,7 @@ max_wells = 8      # C01 to C08 may be channels, more are the wells of a row
 class ChannelFiles:
     "Files that look like one a channel, by their names."
     cells:dict        # see `cells_by_mark`
-    marks:list        # in the order of the channels
+    marks:dict        # mark -> how it is written, in the order of the channels
     certain:bool      # whether the marks hardly mean something else
     files:int         # all files, those without a mark too
 
@@ -571,7 +573,7 @@ class ChannelFiles:
         for cell, found in self.cells.items():
             if twice := [mark for mark, rows in found.items() if len(rows) > 1]: return f"{cell} has two of {twice[0]}"
             if lacks := [mark for mark in self.marks if mark not in found]: return f"{cell} lacks {some_of(lacks)}"
-        numbers = [int(mark[1:]) for mark in self.marks if re.fullmatch(r"c\d\d?", mark)]
+        numbers = [int(mark[1:]) for mark in self.marks if not self.certain and re.fullmatch(r"c\d\d?", mark)]
         if numbers and (numbers != list(range(numbers[0], numbers[0] + len(numbers))) or len(numbers) > max_wells):
             return "and such marks are wells as well"
         return ""
@@ -580,10 +582,8 @@ class ChannelFiles:
 def channel_files(names:list)->ChannelFiles|None:
     "What looks like one file a channel: names that differ by a mark alone. None if there is nothing of the kind."
     for pattern, in_all in channel_marks:
-        cells = cells_by_mark(names, pattern)
-        files = ChannelFiles(cells, sorted({m for found in cells.values() for m in found}, key=mark_order),
-                             not in_all, len(names))
-        if max(map(len, cells.values()), default=0) > 1 and not (in_all and "no such mark" in files.problem()):
+        files = ChannelFiles(*cells_by_mark(names, pattern), not in_all, len(names))
+        if max(map(len, files.cells.values()), default=0) > 1 and not (in_all and "no such mark" in files.problem()):
             return files
 
 # %% ../nbs/05_data.ipynb #0c11c529
@@ -594,10 +594,10 @@ one_cell_a_file = "save one file a cell, with its channels in it, or rename the 
 def check_same_cell(table:pd.DataFrame, rows:np.ndarray):      # (cells, C)
     "`InputError` if the files of a cell differ in what was done to it."
     for column in table_columns:
-        values = table[column].astype(str).to_numpy()[rows]
+        values = table[column].map(str).to_numpy(object)[rows]
         if (differ := (values != values[:, :1]).any(1)).any():
             files = some_of(Path(name).name for name in table["image"].iloc[rows[differ.argmax()]])
-            raise InputError(f"{files} look like the channels of one cell, but differ in '{column}'; {one_cell_a_file}.")
+            raise InputError(f"{files} look like channels of one cell, but differ in '{column}'; {one_cell_a_file}.")
 
 
 def join_channels(
@@ -614,11 +614,12 @@ def join_channels(
     if not single and not files.certain: return images, table, [], [
         f"Names such as {example} were not taken for channels of one cell, since each file holds {images.shape[1]}."]
     problem = files.problem() if single else f"each file holds {images.shape[1]} channels"
-    if problem: raise InputError(f"The names look like one file a channel ({example}), but {problem}; {one_cell_a_file}.")
+    if problem:
+        raise InputError(f"The names look like one file a channel ({example}), but {problem}; {one_cell_a_file}.")
     rows = np.array([[found[mark][0] for mark in files.marks] for found in files.cells.values()])
     check_same_cell(table, rows)
     note = f"{len(names):,} files were joined to {len(rows):,} cells of {len(files.marks)} channels each ({example})."
-    return images[rows, 0], table.iloc[rows[:, 0]].reset_index(drop=True), files.marks, [note]
+    return images[rows, 0], table.iloc[rows[:, 0]].reset_index(drop=True), list(files.marks.values()), [note]
 
 # %% ../nbs/05_data.ipynb #dad3e8c7
 def plain_path(name:str)->str:
@@ -635,7 +636,8 @@ def find_names(names, files:list)->tuple:      # the names as the folder spells 
         return matches[0] if name not in known and len(matches) == 1 else name
     found = [find(name) for name in names]
     changed = sorted({name for name, file in zip(names, found) if posixpath.normpath(name) != file})
-    return found, [f"Taken for the file that is spelled alike: {len(changed):,} ({some_of(changed)})."] if changed else []
+    note = f"Taken for the file that is spelled alike: {len(changed):,} ({some_of(changed)})."
+    return found, [note] if changed else []
 
 
 def is_image(name:str)->bool: return posixpath.splitext(name)[1].lower() in suffixes
