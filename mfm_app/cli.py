@@ -96,7 +96,8 @@ def training_record(
 def data_record(cells:Cells)->dict:
     "What a model was trained on, for `config['data']`."
     train = int((cells.table["split"] == "train").sum())
-    return dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
+    record = dict(title="a folder of one's own", licence="unknown") | cells.about | dict(cells_in_training=train)
+    return record | (dict(notes=cells.notes) if cells.notes else {})
 
 
 def controls_of(cells:Cells)->dict:
@@ -164,8 +165,9 @@ def recipe_with(
 
 
 def read_resized(data:Path, image_size:int)->Cells:
-    "The cells of a data folder at so many pixels along a side, or `InputError`."
+    "The cells of a data folder at so many pixels along a side, or `InputError`; prints what was taken and left out."
     cells = read_cells(data)
+    for note in cells.notes: typer.echo(note)
     return cells if cells.images.shape[-1] == image_size else resize(cells, image_size)
 
 # %% ../nbs/37_cli.ipynb #eee27928

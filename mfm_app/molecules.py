@@ -7,17 +7,19 @@ __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings
            'bracket_atom', 'periodic_table', 'element_symbols', 'one_molecule', 'unsanitised', 'query_pattern',
            'crowded_atom', 'counter_ion_smiles', 'counter_ions', 'halogens', 'alkali', 'alkaline_earth', 'nonmetals',
            'uncharger', 'normalizer', 'reionizer', 'metal_disconnector', 'ionic_metals', 'unusual_atom',
-           'max_table_bytes', 'on_light', 'on_dark', 'max_rows', 'max_bytes', 'smiles_names', 'name_names',
-           'dose_names', 'number_pattern', 'micromolar_unit', 'name_pattern', 'units', 'unit_pattern',
-           'quantity_pattern', 'readers', 'list_kinds', 'clean_text', 'is_atom', 'syntax_problem', 'from_smiles',
-           'check_block', 'from_block', 'check_graph', 'chemistry_problem', 'align_block', 'parse', 'Fragment',
-           'metals', 'has_carbon', 'count_charges', 'fragment', 'check_mixture', 'parent_fragment', 'without_isotopes',
-           'cautions', 'standardise_once', 'Molecule', 'standardise_mol', 'read_molecule', 'map_chunks',
-           'molecule_or_error', 'standardise_chunk', 'standardise', 'Morgan', 'morgan_chunk', 'EmbeddingTable',
-           'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules', 'read_embeddings', 'write_embeddings',
-           'tanimoto', 'Neighbour', 'nearest', 'draw', 'Row', 'one_line', 'read_dose', 'molecule_or_known', 'RowReader',
-           'dose_and_name', 'LineReader', 'split_line', 'delimiter_of', 'column_name', 'header_columns', 'TableReader',
-           'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list', 'read_rows']
+           'max_table_bytes', 'on_light', 'on_dark', 'prefixes', 'powers', 'molar_pattern', 'other_units', 'number',
+           'quantity_pattern', 'ambiguous_comma', 'dose_word', 'about_dose', 'max_rows', 'max_bytes', 'smiles_names',
+           'name_names', 'dose_names', 'name_pattern', 'dose_field', 'unit_field', 'readers', 'list_kinds',
+           'clean_text', 'is_atom', 'syntax_problem', 'from_smiles', 'check_block', 'from_block', 'check_graph',
+           'chemistry_problem', 'align_block', 'parse', 'Fragment', 'metals', 'has_carbon', 'count_charges', 'fragment',
+           'check_mixture', 'parent_fragment', 'without_isotopes', 'cautions', 'standardise_once', 'Molecule',
+           'standardise_mol', 'read_molecule', 'map_chunks', 'molecule_or_error', 'standardise_chunk', 'standardise',
+           'Morgan', 'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules',
+           'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest', 'draw', 'one_line',
+           'unit_problem', 'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn', 'dose_columns',
+           'read_doses', 'Row', 'check_range', 'molecule_or_known', 'RowReader', 'dose_and_name', 'LineReader',
+           'split_line', 'delimiter_of', 'header_columns', 'TableReader', 'sdf_fields', 'SDFReader', 'numbered_lines',
+           'check_file', 'count_lines', 'check_list', 'read_rows']
 
 # %% ../nbs/03_molecules.ipynb #1be674d1
 import csv
@@ -595,6 +597,128 @@ def draw(
     head, body = svg[svg.index("<svg"):].split(">", 1)
     return f"{head} role='img'>\n<title>{escape(title)}</title>{body}"
 
+# %% ../nbs/03_molecules.ipynb #98f26863
+def one_line(text)->str:
+    "Text as one printable line of at most 80 characters."
+    printable = "".join(c if c.isprintable() else " " for c in str(text)[:400])
+    return " ".join(printable.split())[:80]
+
+# %% ../nbs/03_molecules.ipynb #61e1c2a0
+prefixes = dict(femto="f", pico="p", nano="n", micro="u", mc="u", milli="m")
+powers = {"": 6, "m": 3, "u": 0, "n": -3, "p": -6, "f": -9}      # of ten: micromolar in one of it
+molar_pattern = re.compile(rf"(?P<prefix>{'|'.join(prefixes)}|[fpnum])?(M|molar|"
+                           r"mol(e?s)?[ /_.·]*(per)?[ _]*(L|dm3|lit(er|re)s?)(\^?-1)?)", re.I)
+# what stands where a molar unit should -> why it is none
+other_units = {
+    "log|^p(ic|ec|gi)50": "is a logarithm; give the number itself",
+    "%|percent|pct|^pp[mb]$|^[vw]/[vw]$": "is a share, no concentration",
+    r"^[munpk]?c?g(rams?)?($|[ /_.]|per)|[munpk]gml": "is a mass, which is a concentration only with the molar mass",
+    r"^(i?u|units?)($|[ /_.])": "is an activity, no concentration",
+    "mol": "is an amount, which is a concentration only with a volume",
+    "^[munp]?l(it(er|re)s?)?$": "is a volume, no concentration"}
+
+
+def unit_problem(unit:str)->str:
+    "Why a unit that is not molar is no concentration; empty if it is none that is known."
+    return next((why for pattern, why in other_units.items() if re.search(pattern, unit, re.I)), "")
+
+
+def read_unit(
+    unit:str,     # in any case, with u, µ or mc for micro
+)->float:         # micromolar in one of it
+    "How many micromolar a unit of concentration is, 1 where none is given, or `InputError`."
+    text = unicodedata.normalize("NFKC", unit).replace("μ", "u").replace("\u2212", "-").strip(" ()[]_.")
+    if not text: return 1.
+    if not (match := molar_pattern.fullmatch(text)):
+        why = unit_problem(text) or "is no unit of a dose"
+        raise InputError(f"'{one_line(unit)[:30]}' {why}; doses are in pM, nM, µM, mM or M.")
+    prefix = (match["prefix"] or "").lower()
+    return 10. ** powers[prefixes.get(prefix, prefix)]
+
+# %% ../nbs/03_molecules.ipynb #fe101b33
+number = r"[-+]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[-+]?[0-9]+)?"
+quantity_pattern = re.compile(rf"(?P<number>{number})\s*(?P<unit>[a-zµμ%].*)?", re.I)
+ambiguous_comma = re.compile(r"[-+]?[1-9][0-9]{0,2},[0-9]{3}")      # thousands, or a decimal comma
+
+
+def read_quantity(
+    text,            # a number, or text such as "5", "0.3 µM" or "500nM"; empty if there is no dose
+    unit:str="",     # what the title or a column beside it says; empty takes micromolar
+)->float|None:       # micromolar, from 0 up
+    "A dose in micromolar, None if there is none, or `InputError`."
+    text = str(text).strip()
+    if not text: return None
+    match, said = quantity_pattern.fullmatch(text), f"The dose '{one_line(text)[:30]}'"
+    if match is None: raise InputError(f"{said} is no number of pM, nM, µM, mM or M.")
+    if ambiguous_comma.fullmatch(match["number"]):
+        raise InputError(f"{said} may be thousands or a decimal; write it without a comma.")
+    value, own = float(match["number"].replace(",", ".")), match["unit"] or ""
+    factor = read_unit(own or unit)
+    if own and unit and factor != read_unit(unit):
+        raise InputError(f"{said} has another unit than its column, '{one_line(unit)[:30]}'.")
+    if not 0 <= value < np.inf: raise InputError(f"{said} must be a number of µM from 0 up.")
+    return value if factor == 1 else float(f"{value * factor:.12g}")
+
+# %% ../nbs/03_molecules.ipynb #7e3e43d2
+dose_word = re.compile(r"i?(dos(es?|age)|conc(n|s|entrations?)?)(?P<glued>/?.*)")
+about_dose = set("image metadata pert perturbation drug compound cpd treatment treated final test tested nominal sample "
+                 "molar in value amount of the".split())      # words beside it in a title that change nothing
+
+
+def column_name(title:str)->str:
+    "A column's title in lower case, with u for µ and underscores for spaces and brackets."
+    return re.sub(r"[\s_()\[\]]+", "_", str(title).lower().replace("µ", "u").replace("μ", "u")).strip("_ ")
+
+
+def dose_unit(title:str)->str|None:
+    "The unit in the title of a column of doses, empty if it says none; None if these are no doses."
+    if re.fullmatch(r"\W*[pnuµμm]M\W*", str(title)): return re.sub(r"[^\w]", "", title)
+    words = re.split(r"[_,.:;-]+", column_name(title))
+    matches = map(dose_word.fullmatch, words)
+    i, match = next(((i, match) for i, match in enumerate(matches) if match), (0, None))
+    if match is None or words[-1] in ("unit", "units"): return None
+    if any(word.startswith(("log", "neg")) for word in words[:i]): return "log"
+    if not about_dose.issuperset(words[:i]): return None
+    unit = "_".join(w for w in (match["glued"].strip("/"), *words[i + 1:]) if w not in about_dose).strip("_")
+    return unit if not unit or molar_pattern.fullmatch(unit) or unit_problem(unit) else None
+
+# %% ../nbs/03_molecules.ipynb #4e27da0a
+@dataclass(frozen=True)
+class DoseColumn:
+    "Where a table has doses."
+    index:int                # of the column
+    unit:str = ""            # in its title
+    beside:int|None = None   # index of a column with the unit of each
+
+    def read(self, cells)->float|None:      # the cells of a row, as text; returns micromolar
+        "The dose of a row, None if it gives none, or `InputError`."
+        own = "" if self.beside is None else str(cells[self.beside]).strip()
+        dose_um = read_quantity(cells[self.index], own or self.unit)
+        if dose_um is not None and own and self.unit and read_unit(own) != read_unit(self.unit):
+            raise InputError(f"The unit '{one_line(own)[:30]}' is another than in the title of its column, {self.unit}.")
+        return dose_um
+
+
+def dose_columns(titles)->list:
+    "The `DoseColumn`s of a table by the titles of its columns."
+    names = [re.sub(r"[_,.:;-]+", "_", column_name(title)) for title in titles]
+    units = {re.sub(r"_?units?$", "", name): i for i, name in enumerate(names) if re.search(r"(^|_)units?$", name)}
+    doses = {i: unit for i, title in enumerate(titles) if (unit := dose_unit(title)) is not None}
+    units = {name: i for name, i in units.items() if not name or dose_unit(name) is not None}
+    alone = next(iter(units.values())) if len(units) == 1 == len(doses) else None
+    return [DoseColumn(i, unit, units.get(names[i], alone)) for i, unit in doses.items()]
+
+
+def read_doses(
+    columns:list,      # `DoseColumn`s
+    cells,             # of a row, as text
+)->float|None:         # micromolar
+    "The dose in a row of a table, None if it gives none; `InputError` if it is none or two columns disagree."
+    doses = [dose for column in columns if (dose := column.read(cells)) is not None]
+    if doses and max(doses) > min(doses) * 1.001:
+        raise InputError(f"Its columns say {min(doses):g} and {max(doses):g} µM; give one dose.")
+    return doses[0] if doses else None
+
 # %% ../nbs/03_molecules.ipynb #ec5551b9
 max_rows, max_bytes = 20_000, 50 * 2**20
 smiles_names = ("smiles", "canonical_smiles", "structure", "molecule")
@@ -612,30 +736,15 @@ class Row:
     name:str = ""
     problem:str = ""                 # why it was refused; then `molecule` is None
 
-
-def one_line(text)->str:
-    "Text as one printable line of at most 80 characters."
-    printable = "".join(c if c.isprintable() else " " for c in str(text)[:400])
-    return " ".join(printable.split())[:80]
-
 # %% ../nbs/03_molecules.ipynb #9cb72dab
-number_pattern = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I)
-micromolar_unit = re.compile(r"\s*(u|µ|μ)M\s*$", re.I)
-
-
-def read_dose(
-    text:str,               # such as "5" or "0.3 µM"; empty if there is none
+def check_range(
+    dose_um:float|None,     # micromolar
     dose_range:tuple,       # smallest and largest allowed, micromolar
-)->float|None:              # micromolar
-    "A dose of a list, None if it gives none, or `InputError`."
+)->float|None:
+    "The dose, or `InputError` where it is not allowed."
     low, high = dose_range
-    number = micromolar_unit.sub("", text).strip()
-    if not number: return None
-    value = float(number) if number_pattern.fullmatch(number) and number.isascii() else np.nan
-    if not low * (1 - 1e-6) <= value <= high * (1 + 1e-6):
-        allowed = f"a number from {low:g} to {high:g}, in µM"
-        raise InputError(f"The dose {one_line(text)[:30]!r} is not allowed; a dose is {allowed}.")
-    return value
+    if dose_um is None or low * (1 - 1e-6) <= dose_um <= high * (1 + 1e-6): return dose_um
+    raise InputError(f"The dose of {dose_um:g} µM is not allowed; a dose is a number from {low:g} to {high:g} µM.")
 
 # %% ../nbs/03_molecules.ipynb #876756e9
 name_pattern = re.compile(r"[A-Za-z][a-z -]{2,}\w*")
@@ -677,15 +786,14 @@ class RowReader:
     )->Row:
         row, is_name = Row(place, one_line(text), name=one_line(name)), structure.strip().lower() in self.known
         try:
-            molecule, row.dose_um = molecule_or_known(structure, self.known), read_dose(dose, self.dose_range)
+            molecule, row.dose_um = molecule_or_known(structure, self.known), check_range(read_quantity(dose), self.dose_range)
             row.molecule, row.name = molecule, row.name or (one_line(structure) if is_name else molecule.name)
         except InputError as error: row.problem = str(error)
         return row
 
 # %% ../nbs/03_molecules.ipynb #7c6f3c78
-units = r"([fpnuµμm]?M|[mnuµμ]?g(/m?l)?|%)"
-unit_pattern = re.compile(units, re.I)
-quantity_pattern = re.compile(rf"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?\s*{units}?|[-+]?(nan|inf|infinity)", re.I)
+dose_field = re.compile(rf"{number}\s*([fpnuµμm]?M|[mnuµμ]?g(/m?l)?|%)?|[-+]?(nan|inf|infinity)", re.I)
+unit_field = re.compile(r"[fpnuµμm]?M|[mnuµμ]?g(/m?l)?|%", re.I)
 
 
 def dose_and_name(
@@ -693,11 +801,11 @@ def dose_and_name(
     decimal_comma:bool,      # whether 0,5 is a number
 )->tuple:                    # dose, name; empty where there is none
     "Tell dose and name apart: the dose is a quantity and stands first or last."
-    if decimal_comma: fields = [f.replace(",", ".") if quantity_pattern.fullmatch(f) else f for f in fields]
-    if len(fields) > 1 and quantity_pattern.fullmatch(fields[0]) and unit_pattern.fullmatch(fields[1]):
+    if decimal_comma: fields = [f.replace(",", ".") if dose_field.fullmatch(f) else f for f in fields]
+    if len(fields) > 1 and dose_field.fullmatch(fields[0]) and unit_field.fullmatch(fields[1]):
         fields = [f"{fields[0]} {fields[1]}", *fields[2:]]
     for i in (0, -1):
-        if fields and quantity_pattern.fullmatch(fields[i]):
+        if fields and dose_field.fullmatch(fields[i]):
             dose = fields.pop(i)
             return dose, " ".join(fields)
     return "", " ".join(fields)
@@ -732,11 +840,6 @@ def split_line(line:str, delimiter:str)->list:
 
 
 def delimiter_of(line:str)->str: return max("\t;,", key=line.count) if any(d in line for d in "\t;,") else ","
-
-
-def column_name(cell:str)->str:
-    "A column's title in lower case, with u for µ and underscores for spaces and brackets."
-    return re.sub(r"[\s_()\[\]]+", "_", cell.lower().replace("µ", "u").replace("μ", "u")).strip("_ ")
 
 
 def header_columns(
