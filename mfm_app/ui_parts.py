@@ -102,8 +102,9 @@ coverage_text = dict(
 
 
 def choices(engine:Engine)->list:
-    "Label and name of each perturbation; the label has the mechanism, so that one can search by it."
-    return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
+    "Label and name of each perturbation; the label has mechanism and synonyms, so that one can search by them."
+    also = lambda p: f" · {', '.join(p.synonyms)}" if p.synonyms and p.doses else ""
+    return [(f"{p.name} · {p.moa or 'untreated control'}{also(p)}", p.name) for p in engine.vocab.perturbations]
 
 
 def about_perturbation(engine:Engine, name:str)->str:
@@ -164,7 +165,7 @@ def examples(engine:Engine)->list:
 def perturbation_fields(engine:Engine, prefix:str=""):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     start = default_perturbation(engine)
-    name = gr.Dropdown(choices(engine), value=start, label="Perturbation", info="Type a name or a mechanism",
+    name = gr.Dropdown(choices(engine), value=start, label="Perturbation", info="Type a name, also an INN or trade name, or a mechanism",
                        filterable=True, elem_id=f"{prefix}perturbation")
     about = gr.Markdown(about_perturbation(engine, start), elem_id=f"{prefix}about-perturbation", container=True)
     dose = component("dose", perturbation_dose(engine, start), elem_id=f"{prefix}dose", container=True)

@@ -339,7 +339,7 @@ def test_lines_hold_a_molecule_then_a_dose_and_a_name():
 
 @pytest.mark.parametrize("line, words", [
     ("CCO, 0", "0.001 to 100"), ("CCO, -1", "0.001 to 100"), ("CCO, nan", "µM"), ("CCO inf", "µM"), ("CCO 1000", "100"),
-    ("CCO 5 nM", "µM"), ("CCO, 1e999", "µM"), ("CCO 5 mg/ml", "µM"), ("C(C", "not closed"), ("[C,N]CC", "SMARTS"),
+    ("CCO 0.5 nM", "0.0005 µM"), ("CCO, 1e999", "µM"), ("CCO 5 mg/ml", "µM"), ("C(C", "not closed"), ("[C,N]CC", "SMARTS"),
     ("taxl", "'taxol'"), ("ＣＣＯ", "Character 1"), ("C" * 3_000, "2,000"), ("CCO\0", "no place")])
 def test_the_problem_of_a_bad_line_is_named_and_the_rest_is_read(line, words):
     wrong, right = read_rows(line + "\nCCO\n", known)
