@@ -236,6 +236,7 @@ def read_weights(path:Path, config:dict, label:str)->tuple:      # the network, 
     except Exception as e:      # a config may hold anything
         reason = str(e)[:100]
         raise InputError(f"config.json in '{label}' describes no network mfm_app can build ({reason}).") from None
+    path.open("rb").close()      # safetensors calls a file missing that may not be opened
     try: state = load_file(path)
     except (SafetensorError, ValueError, TypeError, LookupError) as e:
         if error := system_error(e, path): raise error from None
