@@ -55,11 +55,12 @@ may_import = dict(
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
     ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual export screen ui_session "
            "ui_parts",
-    ui="core vocabulary images card engine permalink display ui_session ui_parts ui_explore ui_counterfactual "
+    machine="core",
+    ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",
     space="core hub engine",
     cli="core vocabulary viz molecules data flow solvers sampling training hub tuning preprocess engine validation "
-        "export screen finetune ui space",
+        "export screen finetune machine ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`
