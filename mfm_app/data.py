@@ -6,13 +6,13 @@
 __all__ = ['table_columns', 'splits', 'not_square', 'row_rules', 'usual_titles', 'system_names', 'suffixes', 'ignored_marks',
            'stain_words', 'lone', 'channel_marks', 'max_wells', 'channel_titles', 'one_cell_a_file', 'dose_value',
            'check_images', 'is_text', 'check_rows', 'check_table', 'Cells', 'complete_table', 'some_of', 'left_out',
-           'csv_rows', 'read_table', 'plain_title', 'take_columns', 'dose_column', 'take_doses', 'same_name',
-           'one_spelling', 'clean_names', 'take_table', 'is_hidden', 'list_files', 'data_file', 'read_shard',
-           'read_description', 'about_of', 'images_of_rows', 'unused_notes', 'read_shards', 'read_image', 'check_alike',
-           'to_bytes', 'depth_notes', 'image_notes', 'read_images', 'mark_order', 'cells_by_mark', 'ChannelFiles',
-           'channel_files', 'check_same_cell', 'join_channels', 'plain_path', 'find_names', 'is_image', 'table_of_csv',
-           'table_of_folders', 'name_channels', 'read_folder', 'read_cells', 'perturbation_of', 'vocabulary',
-           'conditions', 'with_structure', 'fingerprints', 'dequantise', 'augment', 'Batches', 'resize']
+           'delimiter_of', 'csv_rows', 'read_table', 'plain_title', 'take_columns', 'dose_column', 'take_doses',
+           'same_name', 'one_spelling', 'clean_names', 'take_table', 'is_hidden', 'list_files', 'data_file',
+           'read_shard', 'read_description', 'about_of', 'images_of_rows', 'unused_notes', 'read_shards', 'read_image',
+           'check_alike', 'to_bytes', 'depth_notes', 'image_notes', 'read_images', 'mark_order', 'cells_by_mark',
+           'ChannelFiles', 'channel_files', 'check_same_cell', 'join_channels', 'plain_path', 'find_names', 'is_image',
+           'table_of_csv', 'table_of_folders', 'name_channels', 'read_folder', 'read_cells', 'perturbation_of',
+           'vocabulary', 'conditions', 'with_structure', 'fingerprints', 'dequantise', 'augment', 'Batches', 'resize']
 
 # %% ../nbs/05_data.ipynb #3480831f
 import csv
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .core import Condition, InputError, to_float
 from .images import Micrograph, read_micrograph
-from .molecules import delimiter_of, dose_columns, one_line, read_molecule
+from .molecules import dose_columns, one_line, read_molecule
 from .vocabulary import Perturbation, Vocabulary
 
 # %% ../nbs/05_data.ipynb #104db593
@@ -178,6 +178,9 @@ def left_out(names, why:str)->list:
     return [f"Left out, {why}: {len(names):,} ({some_of(names)})."] if len(names) else []
 
 # %% ../nbs/05_data.ipynb #f904ccd2
+def delimiter_of(titles:str)->str: return max(",\t;", key=titles.count)      # titles: the first line of a table
+
+
 def csv_rows(text:str)->list:      # (line on which it begins, cells) a row that is not blank
     "The rows of a table separated by commas, semicolons or tabs; `csv.Error` if its quotation marks do not match."
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.split("\n", 1)[0]), strict=True)
