@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['primaries', 'magic_bytes', 'max_bytes', 'unsupported', 'failures', 'min_side', 'max_channels', 'max_values', 'metres',
-           'inches', 'um_per_unit', 'coarsest_um', 'no_intensities', 'jpeg_note', 'pillow_readers', 'max_npy_header',
-           'npy_readers', 'max_members', 'name_arrays', 'tag_type_bytes', 'max_pages', 'max_tags', 'max_tag_values',
-           'max_plain_pages', 'pages_note', 'lzw', 'compressions', 'photometrics', 'overview', 'saturated_share',
-           'readers', 'max_provenance_bytes', 'Dye', 'Micrograph', 'failure', 'open_image_file', 'check_channel_count',
-           'check_shape', 'check_single_plane', 'to_um', 'um_of_resolution', 'set_pixel_size', 'split_colours',
-           'check_png_header', 'read_picture', 'to_nchw', 'npy_header', 'check_dtype', 'read_npy', 'open_npz',
-           'member_text', 'read_npz', 'tiff_formats', 'check_directories', 'open_tiff', 'Layout', 'nanometres',
-           'colour_of', 'ome_channel', 'ome_pages', 'check_one_file', 'ome_about', 'ome_layout', 'resolutions',
-           'imagej_layout', 'plain_layout', 'stk_layout', 'stk_about', 'metaseries_about', 'micromanager_summary',
-           'micromanager_about', 'page_layout', 'check_page', 'check_pages', 'stk_planes', 'decode_pages', 'field_of',
-           'left_out', 'read_tiff', 'to_supported_dtype', 'significant_bits', 'fill_metadata', 'read_micrograph',
-           'write_png', 'write_ome_tiff', 'write_npz', 'npz_provenance', 'provenance_text', 'read_provenance', 'digest']
+           'inches', 'spelt', 'um_per_unit', 'coarsest_um', 'no_intensities', 'jpeg_note', 'pillow_readers',
+           'max_npy_header', 'npy_readers', 'max_members', 'name_arrays', 'tag_type_bytes', 'max_pages', 'max_tags',
+           'max_tag_values', 'max_plain_pages', 'pages_note', 'lzw', 'compressions', 'photometrics', 'overview',
+           'saturated_share', 'readers', 'max_provenance_bytes', 'Dye', 'Micrograph', 'failure', 'open_image_file',
+           'check_channel_count', 'check_shape', 'check_single_plane', 'to_um', 'um_of_resolution', 'set_pixel_size',
+           'split_colours', 'check_png_header', 'read_picture', 'to_nchw', 'npy_header', 'check_dtype', 'read_npy',
+           'open_npz', 'member_text', 'read_npz', 'tiff_formats', 'check_directories', 'open_tiff', 'Layout',
+           'nanometres', 'colour_of', 'ome_channel', 'ome_pages', 'check_one_file', 'ome_about', 'ome_layout',
+           'resolutions', 'imagej_layout', 'plain_layout', 'stk_layout', 'stk_about', 'metaseries_about',
+           'micromanager_summary', 'micromanager_about', 'page_layout', 'check_page', 'check_pages', 'stk_planes',
+           'decode_pages', 'field_of', 'left_out', 'read_tiff', 'to_supported_dtype', 'significant_bits',
+           'fill_metadata', 'read_micrograph', 'write_png', 'write_ome_tiff', 'write_npz', 'npz_provenance',
+           'provenance_text', 'read_provenance', 'digest']
 
 # %% ../nbs/04_images.ipynb #e361602e
 import hashlib
@@ -27,6 +28,7 @@ import math
 import mmap
 import re
 import struct
+import unicodedata
 import warnings
 import zipfile
 import zlib
@@ -149,23 +151,23 @@ def check_single_plane(planes:int, frames:int):
     if frames > 1: raise InputError(f"is a time series of {frames:,} frames; take one of them first.")
 
 # %% ../nbs/04_images.ipynb #97892a8d
-metres = dict(Y=24, Z=21, E=18, P=15, T=12, G=9, M=6, k=3, h=2, da=1, d=-1, c=-2, m=-3, µ=-6, n=-9, p=-12, f=-15, a=-18,
-              z=-21, y=-24)      # prefix -> power of ten
-inches = dict(thou=1e-3, pt=1 / 72, li=1 / 12, inch=1, inches=1, ft=12, yd=36, mi=63_360)
+metres = dict(Y=24, Z=21, E=18, P=15, T=12, G=9, M=6, k=3, h=2, da=1, d=-1, c=-2, m=-3, n=-9, p=-12, f=-15, a=-18,
+              z=-21, y=-24) | {"\N{GREEK SMALL LETTER MU}": -6, "": 0}      # prefix -> power of ten
+inches = {"thou": 1e-3, "pt": 1 / 72, "li": 1 / 12, "in": 1, "inch": 1, "inches": 1, '"': 1, "ft": 12, "yd": 36, "mi": 63_360}
+spelt = {"": 1e6, "centi": 1e4, "milli": 1e3, "micro": 1., "nano": 1e-3}
 um_per_unit = ({f"{prefix}m": 10.**(power + 6) for prefix, power in metres.items()}
                | {unit: 25_400. * n for unit, n in inches.items()}
-               | {"m": 1e6, "Å": 1e-4, "ua": 149_597_870_700e6, "ly": 9_460_730_472_580_800e6, "pc": 3.0856775814913673e22}
-               | dict.fromkeys(["um", r"\u00b5m", "micron", "microns", "micrometer", "micrometre", "micrometers",
-                                "micrometres"], 1.)
-               | {"in": 25_400., '"': 25_400., "nanometer": 1e-3, "nanometre": 1e-3, "angstrom": 1e-4,
-                  "millimeter": 1e3, "millimetre": 1e3, "centimeter": 1e4, "centimetre": 1e4, "meter": 1e6})
+               | {f"{prefix}met{end}": um for prefix, um in spelt.items() for end in ("er", "ers", "re", "res")}
+               | dict.fromkeys(["um", "micron", "microns", r"\u00b5m"], 1.)
+               | dict.fromkeys(["\N{LATIN CAPITAL LETTER A WITH RING ABOVE}", "angstrom", "angstroms"], 1e-4)
+               | {"ua": 1.495978707e17, "ly": 9.4607304725808e21, "pc": 3.0856775814913673e22})
 coarsest_um = 10.      # a resolution for print is coarser, a microscope's pixel finer
 
 
 def to_um(length, unit)->float|None:
     "A length in micrometres; None if it is no positive number or its unit is no length."
-    unit = str(unit).strip().replace("\N{GREEK SMALL LETTER MU}", "µ").replace("\N{ANGSTROM SIGN}", "Å")
-    try: um = float(length) * (um_per_unit.get(unit) or um_per_unit[unit.casefold().replace("μ", "µ")])
+    unit = unicodedata.normalize("NFKC", str(unit)).strip()      # one of the two signs for micro, and for ångström
+    try: um = float(length) * (um_per_unit.get(unit) or um_per_unit[unit.casefold()])
     except (TypeError, ValueError, KeyError, OverflowError): return None
     return um if 0 < um < math.inf else None
 
