@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'no_memory', 'recipes', 'recipe_settings', 'model_help', 'guidance_help', 'solver_help', 'grid_help',
            'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'error_message', 'main',
-           'preview_conditions', 'training_record', 'data_record', 'controls_of', 'snapshot_hook', 'train_on',
-           'recipe_with', 'read_resized', 'option', 'former', 'check_options', 'train_command', 'finetune_command',
-           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
-           'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
-           'space_command']
+           'preview_conditions', 'training_record', 'data_record', 'some_treated', 'controls_of', 'snapshot_hook',
+           'train_on', 'recipe_with', 'read_resized', 'option', 'former', 'check_options', 'train_command',
+           'finetune_command', 'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused',
+           'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command',
+           'push_command', 'space_command']
 
 # %% ../nbs/38_cli.ipynb #016db8f5
 import os
@@ -32,6 +32,7 @@ from .flow import couplings, sample_t
 from .hub import build, config_writers, load_model, new_config, push_to_hub, save_model, write_files
 from .machine import check_machine, check_writable, importing_gradio, print_anything
 from .molecules import Morgan, read_embeddings
+from .plausibility import max_treated, plausibility_statistics
 from .preprocess import control_statistics
 from .sampling import generation, inversion, sample_images, screening
 from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustrate, screen_into
@@ -116,10 +117,20 @@ def data_record(cells:Cells)->dict:
     return record | (dict(notes=cells.notes) if cells.notes else {})
 
 
+def some_treated(cells:Cells)->Cells:
+    "Treated cells in random order, a first of each perturbation, then a second of each, and so on."
+    rows = np.flatnonzero(cells.table["perturbation"] != cells.control)
+    rows = np.random.default_rng(0).permutation(rows)
+    names = cells.table["perturbation"].iloc[rows]
+    return cells[rows[names.groupby(names).cumcount().argsort(kind="stable")][:max_treated]]
+
+
 def controls_of(cells:Cells)->dict:
-    "How the untreated training cells look, for `config['controls']`; see `preprocess.control_statistics`."
-    controls = cells.where(split="train", perturbation=cells.control)
-    return control_statistics(controls.images, [c["name"] for c in cells.channels])
+    "How the untreated training cells look and what is unlike them, for `config['controls']`."
+    train, names = cells.where(split="train"), [c["name"] for c in cells.channels]
+    controls = train.where(perturbation=cells.control).images
+    known = plausibility_statistics(controls, some_treated(train).images, names)
+    return control_statistics(controls, names) | (dict(plausibility=known) if known else {})
 
 # %% ../nbs/38_cli.ipynb #f001dc39
 def snapshot_hook(

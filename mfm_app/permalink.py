@@ -213,6 +213,7 @@ def code_for_counterfactual(
     else:
         rooms += ["images", "preprocess"]
         fields = {k: source[k] for k in ("channels", "nucleus_px", "match", "chosen")}
+        fields["insist"] = source["insist"] or None      # left out where it was not needed
         image = Variable(f"images.read_micrograph({source['name']!r})")
         options = Variable(call("preprocess.ImportOptions", **fields))
         prepared = call("preprocess.prepare_cells", Variable("session.model"), image, options)

@@ -28,6 +28,7 @@ from .core import InputError, check_int, is_number
 from .features import find_nuclei, nuclear_channel, nuclear_profile, nuclear_stain, nuclei_table
 from .hub import Model
 from .images import Dye, Micrograph, digest
+from .plausibility import Implausible, Plausibility, plausibility
 
 # %% ../nbs/20_preprocess.ipynb #1579df74
 stains = [line.split(", ") for line in (
@@ -381,6 +382,7 @@ class ImportOptions:
     match:bool = True               # match intensities to those of the training controls
     chosen:tuple|None = None        # indices of the nuclei to take; None takes all
     reasons:tuple|None = None       # why these channels, as an earlier import said; None with other channels
+    insist:bool = False             # take cells that do not look like what the model knows
 
 
 @dataclass
@@ -397,6 +399,7 @@ class PreparedCells:
     um_per_px:float|None       # of `cells`; None where the file does not say
     notes:list                 # what a reader ought to know, a sentence each
     source:dict                # for the provenance
+    plausibility:Plausibility|None = None      # whether they look like what the model knows
 
 # %% ../nbs/20_preprocess.ipynb #0cd3a7ab
 max_prepared, max_nuclei, scales = 64, 500, (1 / 12, 6)      # cells a file, nuclei or images looked at, rescaling
@@ -455,10 +458,11 @@ def prepare_cells(
     options:ImportOptions=ImportOptions(),
     name:str="",            # of the file, for the provenance
 )->PreparedCells:
-    "Cells of an image in a model's channels, size and intensities, or `InputError`."
+    "Cells of an image in a model's channels, size and intensities, or `InputError`; `Implausible` holds them."
     controls, names = model.config.get("controls"), [c["name"] for c in model.channels]
     if controls is None: raise InputError(no_controls)
-    matches = map_channels(micrograph, names, [c["colour"] for c in model.channels], options.channels, options.reasons)
+    colours = [c["colour"] for c in model.channels]
+    matches = map_channels(micrograph, names, colours, options.channels, options.reasons)
     indices, reasons = (tuple(getattr(m, part) for m in matches) for part in ("index", "reason"))
     images = as_fraction(micrograph)[:max_nuclei, list(indices)] * 255
     crops, nuclei, scale, px = crop_cells(model, images, options.nucleus_px)
@@ -466,13 +470,17 @@ def prepare_cells(
     cells = before = crops[chosen].round().clip(0, 255).astype(np.uint8)
     if options.match: cells = match_intensities(crops[chosen], controls["percentiles"], names, percentiles(crops))
     options = replace(options, channels=indices, nucleus_px=px, chosen=tuple(chosen), reasons=reasons)
-    size, um_per_px = model.net.shape[1], micrograph.um_per_px
-    return PreparedCells(
+    size, um_per_px, judged = model.net.shape[1], micrograph.um_per_px, plausibility(model, before, scale)
+    prepared = PreparedCells(
         cells, before, field_preview(images[0]), nuclei, tuple(size / scale / side for side in images.shape[2:]),
         (controls["nucleus_px"] or 0) / size, chosen, options, um_per_px and um_per_px / scale,
         [*micrograph.notes, *count_note(len(micrograph.pixels)), *channel_notes(matches),
          size_note(options, scale, um_per_px)],
-        dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(options)))
+        dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(options),
+             plausibility=judged.line),
+        judged)
+    if judged.problems and not options.insist: raise Implausible(judged.question, prepared)
+    return prepared
 
 # %% ../nbs/20_preprocess.ipynb #1e59f292
 no_controls = ("This model does not say how its training controls look, so no image can be matched with them; "

@@ -113,6 +113,7 @@ arguments |= dict(
     nucleus_px="Diameter of a nucleus in the image, in pixels; null measures it.",
     match="Whether to match the image's intensities to those of the training controls.",
     chosen="Which of the cells found in the image to treat, counted from 0; null takes all.",
+    insist="Whether to take an image though it does not look like what the model knows.",
     molecules="The list, one molecule a line: a SMILES or the name of a known compound, then, if you like, a "
               "comma and the dose in micromolar.",
     cells="Cells generated for each molecule, 1 to 16.",
@@ -301,7 +302,8 @@ def read_image(image)->tuple:      # a `Micrograph`, and its name
     return read_upload(path), Path(path).name
 
 # %% ../nbs/34_ui_api.ipynb #a692c79f
-image_arguments = "The arguments channels, nucleus_px, match and chosen are of an image; give one, or leave them out."
+image_arguments = ("The arguments channels, nucleus_px, match, chosen and insist are of an image; give one, or leave "
+                   "them out.")
 
 
 def control_cells(
@@ -327,7 +329,8 @@ def fidelity_facts(answer)->dict:
 
 # %% ../nbs/34_ui_api.ipynb #1bb5b231
 fidelity_means = ("Reconstructions against original cells, grey levels of 255; at 40 dB and more next to nothing is "
-                  "lost, below 30 dB take more steps.")
+                  "lost, below 30 dB take more steps. That says nothing of whether the model knows such cells; "
+                  "see plausibility.")
 
 
 def counterfactual(
@@ -336,16 +339,18 @@ def counterfactual(
     nucleus_px:float|None=None, match:bool=True, chosen:list[int]|None=None, experiment:str|None=None,
     cell_type:str|None=None, solver:Solver=inversion.solver, steps:int=inversion.steps,
     cfg_scale:float=inversion.cfg_scale, file:Format="PNG", guidance_scale:float|None=None, grid:Grid="auto",
+    insist:bool=False,
 )->tuple[dict, gr.FileData]:
     """Show how given untreated cells would look, had they been treated: they are inverted to noise and sampled
-    again under each treatment. The cells are generated from seeds or found in an image. The answer is a hypothesis;
-    its fidelity says only how much of the cells inversion and sampling lose."""
+    again under each treatment. The cells are generated from seeds or found in an image; one that does not look like
+    what the model knows is refused unless `insist` is true. The answer is a hypothesis; its fidelity says only how
+    much of the cells inversion and sampling lose."""
     image = None if image is None else read_image(image)      # first of all, so that no upload is left
     treatments = tuple(Treatment(perturbation, dose, molecule) for dose in ([None] if doses_um is None else doses_um))
     sampling = sampling_from(solver, steps, cfg_scale, guidance_scale, grid)
     request = CounterfactualRequest(treatments, experiment, cell_type, sampling)
     requests = resolve_counterfactual(request, 1, engine)
-    options = ImportOptions(channels and tuple(channels), nucleus_px, match, chosen and tuple(chosen))
+    options = ImportOptions(channels and tuple(channels), nucleus_px, match, chosen and tuple(chosen), insist)
     cells, source, um_per_px, notes = control_cells(engine, seeds, image, options, experiment)
     answer = yield from step_facts(engine, stream(engine, cells, request, source))
     facts = counterfactual_facts(engine, answer, requests, notes)
@@ -355,7 +360,8 @@ def counterfactual(
 def counterfactual_facts(engine:Engine, answer, requests:list, notes:list)->dict:
     "The last facts of a counterfactual."
     return dict(treatments=[request_label(r) for r in requests], cells=len(answer.original),
-                fidelity=fidelity_facts(answer), channels=table_rows(pixel_table(export_of(answer))),
+                fidelity=fidelity_facts(answer), plausibility=answer.provenance["source"].get("plausibility"),
+                channels=table_rows(pixel_table(export_of(answer))),
                 known=request_facts(engine, requests[0]), notes=notes, note=hypothesis, provenance=answer.provenance)
 
 # %% ../nbs/34_ui_api.ipynb #fde8417d
