@@ -191,10 +191,17 @@ def recipe_with(
     return recipe
 
 
-def read_resized(data:Path, image_size:int)->Cells:
-    "The cells of a data folder at so many pixels along a side, or `InputError`; prints what was taken and left out."
+def read_resized(
+    data:Path,                # folder
+    image_size:int,           # pixels along a side
+    channels:list|None=None,  # of the model that is to read them; None allows any
+)->Cells:
+    "The cells of a data folder at some size, or `InputError`; prints what was taken and what was left out."
     cells = read_cells(data)
     for note in cells.notes: typer.echo(note)
+    if channels and len(channels) != len(cells.channels):
+        wanted = f"{len(channels)} ({', '.join(c['name'] for c in channels)})"
+        raise InputError(f"The cells have {len(cells.channels)} channels, where the model has {wanted}.")
     return cells if cells.images.shape[-1] == image_size else resize(cells, image_size)
 
 # %% ../nbs/38_cli.ipynb #eee27928
@@ -277,7 +284,7 @@ def finetune_command(
     for folder in filter(None, (model, run)): check_writable(folder)
     encode = read_embeddings(embeddings) if embeddings else Morgan(counts=counts)
     loaded, checkpoint = load_model(model, pick_device()), run and run / "molecules.pt"
-    cells = read_resized(data, loaded.net.shape[-1])
+    cells = read_resized(data, loaded.net.shape[-1], loaded.channels)
     if left_out := check_trainable(cells, encode): typer.echo(left_out_text.format(names=", ".join(left_out)))
     net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds)
     save_model(model, net, loaded.config, loaded.dtype, encode if embeddings else None)
@@ -294,7 +301,7 @@ def evaluate_command(
     check_int(n, "--n", 20, 10_000)
     check_writable(model)
     loaded = load_model(model)
-    cells = read_resized(data, loaded.net.shape[-1])
+    cells = read_resized(data, loaded.net.shape[-1], loaded.channels)
     loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells))
     loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)

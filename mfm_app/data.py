@@ -7,12 +7,13 @@ __all__ = ['table_columns', 'splits', 'not_square', 'row_rules', 'usual_titles',
            'stain_words', 'lone', 'channel_marks', 'max_wells', 'channel_titles', 'one_cell_a_file', 'dose_value',
            'check_images', 'is_text', 'check_rows', 'check_table', 'Cells', 'complete_table', 'some_of', 'left_out',
            'delimiter_of', 'csv_rows', 'read_table', 'plain_title', 'take_columns', 'dose_column', 'take_doses',
-           'same_name', 'one_spelling', 'clean_names', 'take_table', 'is_hidden', 'list_files', 'data_file',
-           'read_shard', 'read_description', 'about_of', 'images_of_rows', 'unused_notes', 'read_shards', 'read_image',
-           'check_alike', 'to_bytes', 'depth_notes', 'image_notes', 'read_images', 'mark_order', 'cells_by_mark',
-           'ChannelFiles', 'channel_files', 'check_same_cell', 'join_channels', 'plain_path', 'find_names', 'is_image',
-           'table_of_csv', 'table_of_folders', 'name_channels', 'read_folder', 'read_cells', 'perturbation_of',
-           'vocabulary', 'conditions', 'with_structure', 'fingerprints', 'dequantise', 'augment', 'Batches', 'resize']
+           'same_name', 'one_spelling', 'is_missing', 'clean_names', 'take_table', 'is_hidden', 'leads_back',
+           'list_files', 'data_file', 'read_shard', 'read_description', 'about_of', 'images_of_rows', 'unused_notes',
+           'read_shards', 'read_image', 'check_alike', 'to_bytes', 'depth_notes', 'image_notes', 'read_images',
+           'mark_order', 'cells_by_mark', 'ChannelFiles', 'channel_files', 'check_same_cell', 'join_channels',
+           'plain_path', 'find_names', 'is_image', 'table_of_csv', 'table_of_folders', 'name_channels', 'read_folder',
+           'read_cells', 'perturbation_of', 'vocabulary', 'conditions', 'with_structure', 'fingerprints', 'dequantise',
+           'augment', 'Batches', 'resize']
 
 # %% ../nbs/05_data.ipynb #3480831f
 import csv
@@ -35,7 +36,7 @@ from torch import Tensor
 
 from .core import Condition, InputError, to_float
 from .images import Micrograph, read_micrograph
-from .molecules import dose_columns, one_line, read_molecule
+from .molecules import dose_columns, one_line, read_molecule, read_unit
 from .vocabulary import Perturbation, Vocabulary
 
 # %% ../nbs/05_data.ipynb #104db593
@@ -259,16 +260,15 @@ def take_doses(
     if (column := dose_column(table, source)) is None: return table, [], []
     doses, dropped = [], []
     for line, name, cells in zip(lines, table["perturbation"], table.itertuples(index=False, name=None)):
-        if cells[column.index].strip().casefold() == "nan": doses.append(None)
-        else:
-            try: doses.append(column.read(cells))
-            except InputError as error:
-                if name != control: raise InputError(f"{source}, line {line}: {error}") from None
-                doses.append(None)
-                dropped.append(cells[column.index])
+        try: doses.append(None if is_missing(cells[column.index]) else column.read(cells))
+        except InputError as error:
+            if name != control: raise InputError(f"{source}, line {line}: {error}") from None
+            doses.append(None)
+            dropped.append(cells[column.index])
     title, beside = table.columns[column.index], [] if column.beside is None else [table.columns[column.beside]]
-    unit = f" in the unit of '{one_line(beside[0])}'" if beside else f" in {column.unit}" if column.unit else ""
-    taken = [f"'{one_line(title)}'{unit} as dose_um"] if title != "dose_um" or beside else []
+    factor = "" if beside or read_unit(column.unit) == 1 else f" (times {read_unit(column.unit):g})"
+    unit = f" in the unit of '{one_line(beside[0])}'" if beside else ""
+    taken = [f"'{one_line(title)}'{unit} as dose_um{factor}"] if title != "dose_um" or beside else []
     table = table.drop(columns=[title, *beside]).assign(dose_um=np.array(doses, float))
     return table, taken, left_out(dropped, f"doses of {control} that are no concentration")
 
@@ -293,12 +293,20 @@ def one_spelling(
     return replaced
 
 # %% ../nbs/05_data.ipynb #e3ebaa98
+def is_missing(value:str)->bool:
+    "Whether a value says that there is none, as R, pandas and spreadsheets write it."
+    return value.strip().casefold() in ("nan", "na", "<na>", "n/a", "#n/a", "none", "null")
+
+
 def clean_names(table:pd.DataFrame, control:str)->list:      # notes
     "Leave out blanks around the names in a table of text, and give spellings that differ only in case one spelling."
     notes = []
     for column in set(table_columns) & set(table) - {"dose_um"}:
         clean = table[column].map(lambda value: " ".join(value.split()))
         notes += left_out(table[column][clean != table[column]].unique(), f"blanks in the column {column}")
+        if column in ("moa", "smiles"):
+            notes += left_out(clean[clean.map(is_missing)].unique(), f"words for no value in the column {column}")
+            clean = clean.mask(clean.map(is_missing), "")
         if column == "split": clean = clean.str.casefold()
         replaced = one_spelling(clean, control if column == "perturbation" else "") if column != "smiles" else {}
         notes += [f"'{one_line(a)}' in the column {column} was taken as '{one_line(b)}'." for a, b in replaced.items()]
@@ -333,18 +341,22 @@ system_names = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle
 def is_hidden(name:str)->bool: return name.startswith(".") or name.casefold() in system_names
 
 
+def leads_back(path:Path)->bool:
+    "Whether a path is a link to a folder that it lies in, by way of other links too."
+    return path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents)
+
+
 def list_files(folder:Path)->tuple:      # paths below the folder with `/`, sorted; notes on what is not listed
     "The files of a folder and of the folders in it, links followed; hidden ones and links in a circle are left out."
     files, hidden, circles, empty = [], [], [], []
     def refuse(error): raise InputError(f"The folder {Path(error.filename).name[:80]} cannot be opened.")
     for at, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         below = lambda name: (Path(at) / name).relative_to(folder).as_posix()
-        is_circle = lambda name: Path(at).resolve().is_relative_to((Path(at) / name).resolve())
         hidden += [below(name) for name in folders + names if is_hidden(name)]
         files += [below(name) for name in names if not is_hidden(name)]
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        circles += [below(name) for name in folders if is_circle(name)]
-        folders[:] = [name for name in folders if not is_circle(name)]
+        circles += [below(name) for name in folders if leads_back(Path(at) / name)]
+        folders[:] = [name for name in folders if below(name) not in circles]
         if not folders and not names: empty.append(below(""))
     return sorted(files), [*left_out(sorted(hidden), "hidden, or made by the system"),
                            *left_out(sorted(circles), "a link back to a folder above it"),
@@ -651,6 +663,8 @@ def table_of_csv(folder:Path, name:str, files:list, control:str)->tuple:      # 
     table, notes = take_table(folder / name, control, ("image",))
     table["image"], spelled = find_names(table["image"], files)
     others = sorted(set(files) - {name, *map(posixpath.normpath, table["image"])})
+    if len(twice := table["image"][table["image"].duplicated()].unique()):
+        notes.append(f"Images that {name} names more than once: {len(twice):,} ({some_of(twice)}).")
     return table, [*notes, *spelled, *left_out(list(filter(is_image, others)), f"images that {name} does not name"),
                    *left_out([n for n in others if not is_image(n)], "files of another kind")]
 
@@ -676,9 +690,8 @@ def name_channels(names:list)->tuple:      # {"name", "colour"} a channel, notes
     colours = ["blue", "green", "red", "yellow", "magenta", "cyan", "white"]
     called = [name or f"Channel {i + 1}" for i, name in enumerate(names)]
     channels = [dict(name=name, colour=colours[i % len(colours)]) for i, name in enumerate(called)]
-    if any(names): return channels, [f"The files name their channels: {', '.join(called)}."]
-    return channels, [f"The files do not name their channels, which are called {', '.join(called)}; "
-                      "nuclei are looked for in the first."]
+    source = "The files name their channels" if any(names) else "The files do not name their channels, which are called"
+    return channels, [f"{source} {', '.join(called)}; nuclei are looked for in the first if none is a nuclear stain."]
 
 
 def read_folder(

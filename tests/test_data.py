@@ -302,9 +302,12 @@ def test_an_empty_folder_and_one_that_leads_back_are_named(folder):
     root = folder(own_files())
     (root / "nocodazole").mkdir()
     os.symlink(root, root / "taxol/again")
+    store = folder({"a/1.txt": "1", "b/1.txt": "1"})      # two folders with a link to each other, linked from outside
+    for name, other in ("ab", "ba"): os.symlink(store / other, store / name / "other")
+    os.symlink(store / "a", root / "colchicine")
     cells = read_cells(root)
     assert len(cells) == 4 and said(cells, "an empty folder: 1 (nocodazole)")
-    assert said(cells, "a link back to a folder above it: 1 (taxol/again)")
+    assert said(cells, "a link back to a folder above it: 2 (colchicine/other/other, taxol/again)")
 
 
 def test_images_that_lie_deeper_than_they_should_are_pointed_at(ask, folder):
@@ -384,6 +387,13 @@ def test_cells_that_are_not_square_are_refused_by_every_command(mfm, folder, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_cells_of_other_channels_than_the_models_are_refused(mfm, folder, command):
+    root = folder(own_files(data=as_image(crop(64, 64), "png")))
+    code, text = mfm(command, "--data", root, "--model", bundled)
+    assert code == 2 and "The cells have 1 channels, where the model has 3 (DNA, Actin, Tubulin)." in text
+
+
 def test_shards_that_are_not_square_are_refused(ask, folder):
     oblong = {**shard_format, "dataset.json": json.dumps({**info, "image_shape": [8, 6, 3]})}
     oblong |= {name: as_npz(images=images[:2, :, :6]) for name in shards}
@@ -403,7 +413,8 @@ dose_titles = {"dose": .3, "Dose": .3, "concentration": .3, "conc": .3, "Dose_uM
 def test_a_column_of_doses_is_taken_whatever_its_title(folder, title, expected):
     cells = read_cells(folder(with_table(f"image,perturbation,{title}", "DMSO/0.png,DMSO,0", "taxol/0.png,taxol,.3")))
     assert np.array_equal(cells.table["dose_um"], [np.nan, expected], equal_nan=True)
-    assert title.strip() == "dose_um" or said(cells, f"'{title.strip()}'")
+    assert title.strip() == "dose_um" or said(cells, f"'{title.strip()}' as dose_um")
+    assert ("nM" in title) == said(cells, "(times 0.001)") and ("mM" in title) == said(cells, "(times 1000)")
 
 
 def test_structures_mechanisms_and_cell_lines_are_taken_by_their_usual_titles(folder):
@@ -415,6 +426,13 @@ def test_structures_mechanisms_and_cell_lines_are_taken_by_their_usual_titles(fo
     assert row["dose_um"] == .25 and row["well"] == "B03" and said(cells, "kept and not used: well.")
     assert said(cells, "'Treatment' as perturbation, ") and said(cells, "'Dose' in the unit of 'dose_unit' as dose_um")
     assert said(cells, "doses of DMSO that are no concentration: 1 (0,1)")
+
+
+def test_words_for_no_value_are_none(folder):
+    cells = read_cells(folder(with_table("image,perturbation,dose,moa,smiles", "DMSO/0.png,DMSO,NA,n/a,nan",
+                                         "taxol/0.png,taxol,None,NA,NULL")))
+    assert cells.table["dose_um"].isna().all() and (cells.table[["moa", "smiles"]] == "").all(axis=None)
+    assert said(cells, "words for no value in the column smiles: 2 (nan, NULL)")
 
 
 @pytest.mark.parametrize("titles, words", {
@@ -452,7 +470,9 @@ def test_blanks_and_case_of_names_are_understood_and_said(folder):
     assert cells.table["split"].tolist() == ["train", "train", "train", "iid", "train"]
     assert cells.table["image"].tolist() == ["DMSO/0.png", "DMSO/1.png", "taxol/0.png", "taxol/1.png", "taxol/1.png"]
     for words in ("'dmso' in the column perturbation was taken as 'DMSO'", "'Taxol' in the column perturbation",
-                  "blanks in the column perturbation: 1 (DMSO)", "spelled alike: 3 ("): assert said(cells, words)
+                  "blanks in the column perturbation: 1 (DMSO)", "spelled alike: 3 (",
+                  "more than once: 1 (taxol/1.png)"):
+        assert said(cells, words)
 
 
 def test_folders_named_in_another_case_are_one_perturbation(folder):
@@ -722,7 +742,7 @@ def test_channels_are_called_as_the_files_call_them(ask, folder):
     ome = as_ome(data, ["Actin", "Tubulin", "DNA"])
     cells = read_cells(folder({"DMSO/0.ome.tif": ome, "taxol/0.ome.tif": ome}))
     assert [c["name"] for c in cells.channels] == ["Actin", "Tubulin", "DNA"] and np.array_equal(cells.images[0], data)
-    assert said(cells, "The files name their channels: Actin, Tubulin, DNA.")
+    assert said(cells, "The files name their channels Actin, Tubulin, DNA; nuclei are looked for in the first if")
     mixed = {f"{p}/0.ome.tif": as_ome(data, [*names, "ER"])
              for p, names in dict(DMSO=["Actin", "DNA"], taxol=["DNA", "Actin"]).items()}
     assert "channels DNA, Actin, ER in this order" in str(ask(read_cells, folder(mixed)))
