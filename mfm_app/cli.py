@@ -380,7 +380,8 @@ def print_refused(folder:ScreenFolder, limit:int=10):
 def print_notes(folder:ScreenFolder, limit:int=10):
     "Print what was changed or assumed in the first rows, and how many more there are."
     noted = [result for result in folder.results if result.notes]
-    for result in noted[:limit]: typer.echo(f"Note on {result.place}, {result.name or result.smiles[:40]}: {result.notes}")
+    for result in noted[:limit]:
+        typer.echo(f"Note on {result.place}, {result.name or result.smiles[:40]}: {result.notes}")
     if len(noted) > limit: typer.echo(f"... and {len(noted) - limit:,} more, all in ranked.csv.")
 
 

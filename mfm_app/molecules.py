@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings', 'max_bonds', 'token_pattern', 'may_follow',
            'bracket_atom', 'periodic_table', 'element_symbols', 'one_molecule', 'unsanitised', 'query_pattern',
-           'extended_pattern', 'extended', 'unread_tags', 'families', 'several_isomers', 'crowded_atom', 'solvents',
+           'extended_pattern', 'extended', 'unread', 'families', 'several_isomers', 'crowded_atom', 'solvents',
            'mineral_acids', 'sulfonic_acids', 'chain_acids', 'ring_acids', 'bases', 'drug_or_ion', 'ion_lists',
            'flat_smiles', 'ion_table', 'counter_ions', 'ion_ranks', 'halogens', 'alkali', 'alkaline_earth', 'nonmetals',
-           'uncharger', 'amine', 'platinum', 'coordination', 'normalizer', 'reionizer', 'metal_disconnector',
+           'reionizer', 'uncharger', 'amine', 'platinum', 'coordination', 'normalizer', 'metal_disconnector',
            'ionic_metals', 'unusual_atom', 'max_table_bytes', 'on_light', 'on_dark', 'prefixes', 'powers',
            'molar_pattern', 'unit_names', 'other_units', 'number', 'quantity_pattern', 'ambiguous_comma', 'dose_word',
            'about_dose', 'max_rows', 'max_bytes', 'smiles_names', 'name_names', 'id_names', 'name_pattern',
@@ -21,10 +21,11 @@ __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings
            'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules',
            'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest', 'draw', 'unit_problem',
            'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn', 'dose_columns', 'read_doses', 'Row',
-           'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'RowReader', 'name_notes',
-           'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line', 'cells_or_none', 'table_rows',
-           'Header', 'header_of', 'read_header', 'best_header', 'TableReader', 'rejoin_extension', 'sdf_fields',
-           'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list', 'count_rows', 'read_rows']
+           'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'RowReader', 'list_dose',
+           'name_notes', 'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line', 'cells_or_none',
+           'table_rows', 'Header', 'header_of', 'read_header', 'best_header', 'TableReader', 'rejoin_extension',
+           'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list', 'count_rows',
+           'read_rows']
 
 # %% ../nbs/03_molecules.ipynb #1be674d1
 import csv
@@ -172,7 +173,8 @@ def from_block(block:str)->Chem.Mol:
 extended_pattern = re.compile(r"(?P<smiles>\S+)[ \t]+\|(?P<extension>[^|]*)(?P<end>\|?)[ \t]*(?P<name>.*)")
 extended = Chem.SmilesParserParams()
 extended.parseName, extended.allowCXSMILES, extended.strictCXSMILES = False, True, True
-unread_tags = re.compile(r"(^|,)(T[LH]B|H):\d[\d.:]*(,\d[\d.:]*)*")      # ligands of bridges, hydrogen bonds
+# a drawing's coordinates and wedges, which the SMILES says in its own way; ligands of bridges; hydrogen bonds
+unread = re.compile(r"(^|,)(\([^)]*\)|(w[UD]|T[LH]B|H):\d[\d.:]*(,\d[\d.:]*)*)")
 # a part of an extension -> what it makes of the molecule
 families = {r"(^|,)m:": "attachments that vary", r"(^|,)(RG|LOG):|_R\d|_AP\d": "R groups or attachment points"}
 several_isomers = re.compile(r"(^|,)([&o]\d+:|r(,|$))")
@@ -190,7 +192,7 @@ def from_extended(smiles:str, extension:str)->Chem.Mol:
     "The molecule of a SMILES with an extension, or `InputError`."
     for pattern, family in families.items():
         if re.search(pattern, extension): raise InputError(f"Its extension describes {family}. {one_molecule}.")
-    kept = unread_tags.sub("", extension).strip(",")
+    kept = unread.sub("", extension).strip(",")
     try: mol = Chem.MolFromSmiles(f"{smiles} |{kept}|", extended)
     except Exception: mol = None
     if mol is None:
@@ -381,7 +383,7 @@ def has_carbon(mol)->bool: return any(a.GetAtomicNum() == 6 for a in mol.GetAtom
 def count_charges(mol)->int: return sum(a.GetFormalCharge() != 0 for a in mol.GetAtoms())
 
 
-uncharger = rdMolStandardize.Uncharger()
+reionizer, uncharger = rdMolStandardize.Reionizer(), rdMolStandardize.Uncharger()
 
 
 def fragment(mol:Chem.Mol)->Fragment:
@@ -389,7 +391,9 @@ def fragment(mol:Chem.Mol)->Fragment:
     charge, carbon = Chem.GetFormalCharge(mol), has_carbon(mol)
     lone_metal = mol.GetNumAtoms() == 1 and bool(metals(mol))
     bare = not mol.GetNumHeavyAtoms() or lone_metal or bool(charge) and not carbon
-    if before := count_charges(mol): uncharger.unchargeInPlace(mol)
+    if before := count_charges(mol):
+        reionizer.reionizeInPlace(mol)
+        uncharger.unchargeInPlace(mol)
     Chem.SanitizeMol(mol)
     return Fragment(mol, Chem.MolToSmiles(mol), bare, count_charges(mol) < before)
 
@@ -455,7 +459,7 @@ def parent_fragment(mol:Chem.Mol)->tuple:      # the molecule, and notes on what
     return parent.mol, [f"Dropped {dropped[:200]}."] * bool(others) + ["Charges were neutralised."] * parent.neutralised
 
 # %% ../nbs/03_molecules.ipynb #ed036d60
-normalizer, reionizer = rdMolStandardize.Normalizer(), rdMolStandardize.Reionizer()
+normalizer = rdMolStandardize.Normalizer()
 metal_disconnector = rdMolStandardize.MetalDisconnector()
 ionic_metals = ",".join(f"#{n}" for n in sorted(alkali | alkaline_earth))
 metal_disconnector.SetMetalNof(Chem.MolFromSmarts(f"[{ionic_metals}]~[#7,#8,F]"))
@@ -493,7 +497,6 @@ def standardise_once(mol:Chem.Mol)->tuple:      # the molecule, and notes on wha
         parts, mol = len(Chem.GetMolFrags(mol)), bond_amines(mol)
         if len(Chem.GetMolFrags(mol)) < parts: notes.append("The amines were bonded to their metal.")
     normalizer.normalizeInPlace(mol)
-    reionizer.reionizeInPlace(mol)
     mol, parent_notes = parent_fragment(mol)
     return mol, notes + parent_notes + cautions(mol)
 
@@ -826,7 +829,7 @@ def read_quantity(
 # %% ../nbs/03_molecules.ipynb #7e3e43d2
 dose_word = re.compile(r"i?(dos(es?|age)|conc(n|s|entrations?)?)(?P<glued>/?.*)")
 about_dose = set("image metadata pert perturbation drug compound cpd treatment treated final test tested nominal "
-                 "sample molar in value amount of the".split())      # words beside it in a title that change nothing
+                 "sample in value amount of the".split())      # words beside it in a title that change nothing
 
 
 def column_name(title:str)->str:
@@ -842,7 +845,7 @@ def dose_unit(title:str)->str|None:
     i, match = next(((i, match) for i, match in enumerate(matches) if match), (0, None))
     if match is None or words[-1] in ("unit", "units"): return None
     if any(word.startswith(("log", "neg")) for word in words[:i]): return "log"
-    if not about_dose.issuperset(words[:i]): return None
+    if not (about_dose | {"molar"}).issuperset(words[:i]): return None
     unit = "_".join(w for w in (match["glued"].strip("/"), *words[i + 1:]) if w not in about_dose).strip("_")
     return unit if not unit or molar_pattern.fullmatch(unit) or unit_problem(unit) else None
 
@@ -978,7 +981,7 @@ class RowReader:
         try:
             if structure.strip() or not name.strip(): molecule = molecule_or_known(structure, self.known)
             else: molecule = named_molecule(name, self.known)
-            dose_um = self.dose(doses, cells)
+            dose_um = list_dose(doses, cells, self.dose_range)
         except InputError as error:
             row.problem = " ".join([str(error), *(note for note in notes if "identifier" in note)])
             return row
@@ -988,15 +991,20 @@ class RowReader:
         row.notes = (*notes, *name_notes(typed, compound), *dose_notes(doses, cells, dose_um), *molecule.notes)
         return row
 
-    def dose(self, doses, cells)->float|None:      # micromolar
-        "The dose of a row, None if it gives none, or `InputError` with what is allowed."
-        low, high = self.dose_range
-        try: dose_um = read_doses(doses, cells)
-        except InputError as error: raise InputError(f"{error} From {low:g} to {high:g} µM are allowed.") from None
-        if dose_um is None or low * (1 - 1e-6) <= dose_um <= high * (1 + 1e-6): return dose_um
-        raise InputError(f"The dose of {dose_um:g} µM is not allowed; a dose is from {low:g} to {high:g} µM.")
-
 # %% ../nbs/03_molecules.ipynb #e05b2477
+def list_dose(
+    doses:list,          # `DoseColumn`s
+    cells,               # of a row, as text
+    dose_range:tuple,    # smallest and largest allowed, micromolar
+)->float|None:           # micromolar
+    "The dose of a row, None if it gives none, or `InputError` with what is allowed."
+    low, high = dose_range
+    try: dose_um = read_doses(doses, cells)
+    except InputError as error: raise InputError(f"{error} From {low:g} to {high:g} µM are allowed.") from None
+    if dose_um is None or low * (1 - 1e-6) <= dose_um <= high * (1 + 1e-6): return dose_um
+    raise InputError(f"The dose of {dose_um:g} µM is not allowed; a dose is from {low:g} to {high:g} µM.")
+
+
 def name_notes(typed:str, compound:Known|None)->list:
     "What a name was understood as, where it is another."
     if compound is None or plain_name(typed) == plain_name(compound.name): return []
@@ -1066,7 +1074,7 @@ class LineReader(RowReader):
             return [f"{dose} was taken as a dose in µM; if it is an identifier, give a .smi file."]
         return []
 
-
+# %% ../nbs/03_molecules.ipynb #8ccda1f9
 class SmiReader(LineReader):
     "Rows of a .smi file, whose second column is a name, even if it is a number."
     bare_doses = False
@@ -1127,7 +1135,7 @@ class Header:
         like = [t for t in self.titles if re.search(r"\b(dos(e|age)|conc)", re.sub(r"[\W_]+", " ", t.lower()))]
         return [f"No dose was read from the column '{one_line(title)[:40]}'." for title in like[:1]]
 
-
+# %% ../nbs/03_molecules.ipynb #6ef74e3a
 def header_of(
     titles:list,       # of the columns
     delimiter:str,

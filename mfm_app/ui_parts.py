@@ -165,7 +165,7 @@ def examples(engine:Engine)->list:
 def perturbation_fields(engine:Engine, prefix:str=""):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     start = default_perturbation(engine)
-    name = gr.Dropdown(choices(engine), value=start, label="Perturbation", info="Type a name, also an INN or trade name, or a mechanism",
+    name = gr.Dropdown(choices(engine), value=start, label="Perturbation", info="Type a name or a mechanism",
                        filterable=True, elem_id=f"{prefix}perturbation")
     about = gr.Markdown(about_perturbation(engine, start), elem_id=f"{prefix}about-perturbation", container=True)
     dose = component("dose", perturbation_dose(engine, start), elem_id=f"{prefix}dose", container=True)

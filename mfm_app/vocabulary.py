@@ -20,8 +20,7 @@ from .core import Condition, InputError, index_of_name, is_number, nearest_names
 
 # %% ../nbs/01_vocabulary.ipynb #a5fd2699
 compound_names = """
-DMSO; dimethyl sulfoxide; dimethyl sulphoxide; methyl sulfoxide; Me2SO
-cytochalasin B; phomin; NSC 107658
+DMSO; dimethyl sulfoxide; dimethyl sulphoxide; methyl sulfoxide; Me2SO | cytochalasin B; phomin; NSC 107658
 latrunculin B; Lat B; NSC 339663
 mevinolin/lovastatin; lovastatin; mevinolin; Mevacor; Altoprev; monacolin K; MK-803; 6-alpha-methylcompactin
 chlorambucil; Leukeran; chloraminophene; chlorbutin; CB 1348; NSC 3088
@@ -31,16 +30,11 @@ mitomycin C; mitomycin; MMC; Mutamycin; Mitosol; Ametycine; Jelmyto; NSC 26980
 camptothecin; CPT; (S)-(+)-camptothecin; NSC 94600
 floxuridine; FUDR; 5-FUdR; FdUrd; 5-fluoro-2'-deoxyuridine; 5-fluorodeoxyuridine; NSC 27640
 methotrexate; MTX; amethopterin; Trexall; Rheumatrex; Otrexup; Xatmep; NSC 740
-mitoxantrone; mitozantrone; Novantrone; DHAQ; NSC 279836
-PP-2; AG 1879
-alsterpaullone; 9-nitropaullone; NSC 705701
-bryostatin; bryostatin 1; NSC 339555
-PD-169316; 4-(4-fluorophenyl)-2-(4-nitrophenyl)-5-(4-pyridyl)-1H-imidazole
-colchicine; Colcrys; Mitigare; Gloperba; NSC 757
-nocodazole; oncodazole; R 17934; NSC 238159
+mitoxantrone; mitozantrone; Novantrone; DHAQ; NSC 279836 | PP-2; AG 1879 | alsterpaullone; 9-nitropaullone; NSC 705701
+bryostatin; bryostatin 1; NSC 339555 | PD-169316; 4-(4-fluorophenyl)-2-(4-nitrophenyl)-5-(4-pyridyl)-1H-imidazole
+colchicine; Colcrys; Mitigare; Gloperba; NSC 757 | nocodazole; oncodazole; R 17934; NSC 238159
 vincristine; leurocristine; Oncovin; Vincasar; Marqibo; VCR; NSC 67574
-taxol; paclitaxel; Onxol; Paxene; Abraxane; Nov-Onxol; taxol A; NSC 125973
-docetaxel; Taxotere; RP 56976; NSC 628503
+taxol; paclitaxel; Onxol; Paxene; Abraxane; Nov-Onxol; taxol A; NSC 125973 | docetaxel; Taxotere; RP 56976; NSC 628503
 ALLN; calpain inhibitor I; MG-101; LLnL; Ac-Leu-Leu-Nle-al; N-acetyl-Leu-Leu-norleucinal
 MG-132; Z-Leu-Leu-Leu-al; Z-LLL-CHO; carbobenzoxy-Leu-Leu-leucinal
 proteasome inhibitor I; Z-Ile-Glu(OtBu)-Ala-Leu-al; Z-IE(OtBu)AL-al; Z-IE(OtBu)AL-CHO
@@ -56,7 +50,7 @@ def plain_name(name:str)->str:
     return re.sub(r"[\s_\u2010-\u2015-]+", "", name[:200].lower()) or name
 
 
-name_groups = [[name.strip() for name in line.split(";")] for line in compound_names.strip().splitlines()]
+name_groups = [[name.strip() for name in names.split(";")] for names in re.split(r"[\n|]", compound_names.strip())]
 group_of = {plain_name(name): group for group in name_groups for name in group}
 
 # %% ../nbs/01_vocabulary.ipynb #3fdeff06

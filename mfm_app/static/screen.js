@@ -70,7 +70,8 @@ function line(result) {
   tr.setAttribute('aria-selected', 'false');
   cell('number rank', '');
   const molecule = cell('molecule', label(result));
-  molecule.title = (result.name ? `${result.name}: ${result.smiles}` : result.smiles) + (result.notes ? `\n${result.notes}` : '');
+  const said = result.name ? `${result.name}: ${result.smiles}` : result.smiles;
+  molecule.title = result.notes ? `${said}\n${result.notes}` : said;
   if (result.notes) molecule.append(Object.assign(make('small', '', ' *'), { ariaLabel: `, ${result.notes}` }));
   cell('number', String(+result.dose_um.toPrecision(3)));
   const strength = make('div', 'strength');
