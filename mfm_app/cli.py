@@ -236,7 +236,7 @@ def train_command(
     recipe = recipe_with(paper, lr, timesteps or times, coupling, batch=batch, seed=seed)
     check_writable(out)
     train_on(read_resized(data, image_size), out, backbone, recipe, steps, cooldown, every)
-    typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
+    print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
 # %% ../nbs/38_cli.ipynb #bd3be062
 @app.command("finetune")
@@ -264,10 +264,10 @@ def finetune_command(
     encode = read_embeddings(embeddings) if embeddings else Morgan(counts=counts)
     loaded, checkpoint = load_model(model, pick_device()), run and run / "molecules.pt"
     cells = read_resized(data, loaded.net.shape[-1])
-    if left_out := check_trainable(cells, encode): typer.echo(left_out_text.format(names=", ".join(left_out)))
+    if left_out := check_trainable(cells, encode): print(left_out_text.format(names=", ".join(left_out)))
     net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds)
     save_model(model, net, loaded.config, loaded.dtype, encode if embeddings else None)
-    typer.echo(loaded.config["molecules"].get("table", no_trials_text))
+    print(loaded.config["molecules"].get("table", no_trials_text))
 
 # %% ../nbs/38_cli.ipynb #6b46a2ca
 @app.command("evaluate")
@@ -284,7 +284,7 @@ def evaluate_command(
     loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells))
     loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
-    typer.echo(loaded.config["quality"]["table"])
+    print(loaded.config["quality"]["table"])
 
 # %% ../nbs/38_cli.ipynb #db461205
 @app.command("tune")
@@ -304,7 +304,7 @@ def tune_command(
     loaded = load_model(model, device)
     def report(n, inverting, result):
         way = "from image to noise" if inverting else "from noise to image"
-        typer.echo(f"{n} steps {way}: {result.before:.1f} dB to the exact flow before, {result.after:.1f} after.")
+        print(f"{n} steps {way}: {result.before:.1f} dB to the exact flow before, {result.after:.1f} after.")
     ways = (each_way,) if each_way else ()
     settings = dict(iterations=iterations, pairs=pairs, device=device, seed=seed)
     record = tune_model(loaded, (steps,), ways, report, **settings)
@@ -344,15 +344,15 @@ def sample_command(
                              compare=format == "CSV", **settings)
     content = write_export(export_of(answer), format)[2]
     write_files(out.parent, {out.name: lambda path: path.write_bytes(content)})
-    typer.echo(f"{n} cells in {out}")
-    if molecule: typer.echo(f"How far to believe them: {engine.assess(molecule).reason}")
+    print(f"{n} cells in {out}")
+    if molecule: print(f"How far to believe them: {engine.assess(molecule).reason}")
 
 # %% ../nbs/38_cli.ipynb #f95944b5
 def print_refused(folder:ScreenFolder, limit:int=10):
     "Print the first refused rows, and how many more there are."
     refused = list(folder.refused)
-    for row in refused[:limit]: typer.echo(f"Refused {row.place}: {row.text!r}. {row.problem}")
-    if len(refused) > limit: typer.echo(f"... and {len(refused) - limit:,} more, all in refused.csv.")
+    for row in refused[:limit]: print(f"Refused {row.place}: {row.text!r}. {row.problem}")
+    if len(refused) > limit: print(f"... and {len(refused) - limit:,} more, all in refused.csv.")
 
 
 def stopped_text(progress:Progress|None)->str:      # None: before the list was read
@@ -377,7 +377,7 @@ def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings)->b
             illustrate(folder, engine)
             return True
         except KeyboardInterrupt: pass
-    typer.echo(stopped_text(progress), err=True)
+    print(stopped_text(progress), file=sys.stderr)
     return False
 
 # %% ../nbs/38_cli.ipynb #13d80140
@@ -406,7 +406,7 @@ def screen_command(
     settings = ScreenSettings(dose, cells, experiment, seed, replace(screening, steps=steps))
     if not screen_with_bar(out, load(model), source, settings): raise typer.Exit(130)
     print_refused(ScreenFolder(out))
-    typer.echo(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
+    print(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
 # %% ../nbs/38_cli.ipynb #02be5c41
 @app.command("serve")
@@ -431,7 +431,7 @@ def push_command(
     message:option(str, "Of the commit.")="Upload model",
 ):
     "Put a model on the Hugging Face Hub; log in with `hf auth login` or set HF_TOKEN."
-    typer.echo(push_to_hub(model, repo, private, message=message))
+    print(push_to_hub(model, repo, private, message=message))
 
 # %% ../nbs/38_cli.ipynb #b15e104e
 @app.command("space")
@@ -445,10 +445,10 @@ def space_command(
     title:option(str, "What stands above the page.")="Watch cells respond",
 ):
     "Write or upload a complete Hugging Face Space; log in with `hf auth login` or set HF_TOKEN."
-    if dry_run is None: return typer.echo(upload_space(to, model, hardware, title, private, update))
+    if dry_run is None: return print(upload_space(to, model, hardware, title, private, update))
     check_writable(dry_run.parent)
     write_space(dry_run, to, model, hardware, title)
-    typer.echo(f"The Space is in {dry_run}; nothing was uploaded.")
+    print(f"The Space is in {dry_run}; nothing was uploaded.")
 
 # %% ../nbs/38_cli.ipynb #c494a1f6
 if __name__ == "__main__" and "__file__" in globals(): main()
