@@ -198,7 +198,7 @@ def read_resized(
 )->Cells:
     "The cells of a data folder at some size, or `InputError`; prints what was taken and what was left out."
     cells = read_cells(data)
-    for note in cells.notes: typer.echo(note)
+    for note in cells.notes: print(note)
     if channels and len(channels) != len(cells.channels):
         wanted = f"{len(channels)} ({', '.join(c['name'] for c in channels)})"
         raise InputError(f"The cells have {len(cells.channels)} channels, where the model has {wanted}.")
@@ -257,7 +257,7 @@ def train_command(
     recipe = recipe_with(paper, lr, timesteps or times, coupling, batch=batch, seed=seed)
     check_writable(out)
     train_on(read_resized(data, image_size), out, backbone, recipe, steps, cooldown, every)
-    typer.echo(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
+    print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
 # %% ../nbs/38_cli.ipynb #bd3be062
 @app.command("finetune")
@@ -285,10 +285,10 @@ def finetune_command(
     encode = read_embeddings(embeddings) if embeddings else Morgan(counts=counts)
     loaded, checkpoint = load_model(model, pick_device()), run and run / "molecules.pt"
     cells = read_resized(data, loaded.net.shape[-1], loaded.channels)
-    if left_out := check_trainable(cells, encode): typer.echo(left_out_text.format(names=", ".join(left_out)))
+    if left_out := check_trainable(cells, encode): print(left_out_text.format(names=", ".join(left_out)))
     net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds)
     save_model(model, net, loaded.config, loaded.dtype, encode if embeddings else None)
-    typer.echo(loaded.config["molecules"].get("table", no_trials_text))
+    print(loaded.config["molecules"].get("table", no_trials_text))
 
 # %% ../nbs/38_cli.ipynb #6b46a2ca
 @app.command("evaluate")
@@ -305,7 +305,7 @@ def evaluate_command(
     loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells))
     loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
-    typer.echo(loaded.config["quality"]["table"])
+    print(loaded.config["quality"]["table"])
 
 # %% ../nbs/38_cli.ipynb #db461205
 @app.command("tune")
@@ -325,7 +325,7 @@ def tune_command(
     loaded = load_model(model, device)
     def report(n, inverting, result):
         way = "from image to noise" if inverting else "from noise to image"
-        typer.echo(f"{n} steps {way}: {result.before:.1f} dB to the exact flow before, {result.after:.1f} after.")
+        print(f"{n} steps {way}: {result.before:.1f} dB to the exact flow before, {result.after:.1f} after.")
     ways = (each_way,) if each_way else ()
     settings = dict(iterations=iterations, pairs=pairs, device=device, seed=seed)
     record = tune_model(loaded, (steps,), ways, report, **settings)
@@ -365,24 +365,24 @@ def sample_command(
                              compare=format == "CSV", **settings)
     content = write_export(export_of(answer), format)[2]
     write_files(out.parent, {out.name: lambda path: path.write_bytes(content)})
-    typer.echo(f"{n} cells in {out}")
-    if note := answer.request.names.note: typer.echo(note)
-    if molecule: typer.echo(f"How far to believe them: {engine.assess(molecule).reason}")
+    print(f"{n} cells in {out}")
+    if note := answer.request.names.note: print(note)
+    if molecule: print(f"How far to believe them: {engine.assess(molecule).reason}")
 
 # %% ../nbs/38_cli.ipynb #f95944b5
 def print_refused(folder:ScreenFolder, limit:int=10):
     "Print the first refused rows, and how many more there are."
     refused = list(folder.refused)
-    for row in refused[:limit]: typer.echo(f"Refused {row.place}: {row.text!r}. {row.problem}")
-    if len(refused) > limit: typer.echo(f"... and {len(refused) - limit:,} more, all in refused.csv.")
+    for row in refused[:limit]: print(f"Refused {row.place}: {row.text!r}. {row.problem}")
+    if len(refused) > limit: print(f"... and {len(refused) - limit:,} more, all in refused.csv.")
 
 
 def print_notes(folder:ScreenFolder, limit:int=10):
     "Print what was changed or assumed in the first rows, and how many more there are."
     noted = [result for result in folder.results if result.notes]
     for result in noted[:limit]:
-        typer.echo(f"Note on {result.place}, {result.name or result.smiles[:40]}: {result.notes}")
-    if len(noted) > limit: typer.echo(f"... and {len(noted) - limit:,} more, all in ranked.csv.")
+        print(f"Note on {result.place}, {result.name or result.smiles[:40]}: {result.notes}")
+    if len(noted) > limit: print(f"... and {len(noted) - limit:,} more, all in ranked.csv.")
 
 
 def stopped_text(progress:Progress|None)->str:      # None: before the list was read
@@ -407,7 +407,7 @@ def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings)->b
             illustrate(folder, engine)
             return True
         except KeyboardInterrupt: pass
-    typer.echo(stopped_text(progress), err=True)
+    print(stopped_text(progress), file=sys.stderr)
     return False
 
 # %% ../nbs/38_cli.ipynb #13d80140
@@ -437,7 +437,7 @@ def screen_command(
     if not screen_with_bar(out, load(model), source, settings): raise typer.Exit(130)
     print_refused(ScreenFolder(out))
     print_notes(ScreenFolder(out))
-    typer.echo(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
+    print(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
 # %% ../nbs/38_cli.ipynb #02be5c41
 @app.command("serve")
@@ -462,7 +462,7 @@ def push_command(
     message:option(str, "Of the commit.")="Upload model",
 ):
     "Put a model on the Hugging Face Hub; log in with `hf auth login` or set HF_TOKEN."
-    typer.echo(push_to_hub(model, repo, private, message=message))
+    print(push_to_hub(model, repo, private, message=message))
 
 # %% ../nbs/38_cli.ipynb #b15e104e
 @app.command("space")
@@ -476,10 +476,10 @@ def space_command(
     title:option(str, "What stands above the page.")="Watch cells respond",
 ):
     "Write or upload a complete Hugging Face Space; log in with `hf auth login` or set HF_TOKEN."
-    if dry_run is None: return typer.echo(upload_space(to, model, hardware, title, private, update))
+    if dry_run is None: return print(upload_space(to, model, hardware, title, private, update))
     check_writable(dry_run.parent)
     write_space(dry_run, to, model, hardware, title)
-    typer.echo(f"The Space is in {dry_run}; nothing was uploaded.")
+    print(f"The Space is in {dry_run}; nothing was uploaded.")
 
 # %% ../nbs/38_cli.ipynb #c494a1f6
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -200,4 +200,4 @@ def print_anything(streams=None):      # None: standard output and error
         def spell(error, encoding=stream.encoding):
             return "".join(spelled(c, encoding) for c in error.object[error.start:error.end]), error.end
         codecs.register_error(handler, spell)
-        stream.reconfigure(errors=handler)
+        stream.reconfigure(errors=handler, line_buffering=True)

@@ -9,6 +9,7 @@ __all__ = ['ema_gamma', 'ema', 'optimisers', 'lr_schedule', 'write_state', 'read
 # %% ../nbs/13_training.ipynb #4fb16ba3
 import errno
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ def write_state(
         torch.save(state, partial)
         os.replace(partial, path)
     except RuntimeError as e:      # torch's, where the system gave an `OSError`
-        if "writ" not in str(e): raise
+        if not re.search("inline_container|iostream", str(e)): raise
         raise OSError(errno.ENOSPC, "the disk may be full", str(path)) from None
     finally: partial.unlink(missing_ok=True)
 
