@@ -108,8 +108,8 @@ arguments = dict(
 arguments |= dict(
     image="Untreated cells: an upload (PNG, JPEG, TIFF, NPY or NPZ, deleted once read), or the file itself as a "
           "'data:...;base64,' address; null generates control cells.",
-    channels="For each of the model's channels its place in the image, counted from 0; null guesses from names or"
-             " colours.",
+    channels="For each of the model's channels its place in the image, counted from 0; null takes them by name, dye,"
+             " wavelength or colour, else suggests by the picture; the notes say which.",
     nucleus_px="Diameter of a nucleus in the image, in pixels; null measures it.",
     match="Whether to match the image's intensities to those of the training controls.",
     chosen="Which of the cells found in the image to treat, counted from 0; null takes all.",

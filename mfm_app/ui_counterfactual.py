@@ -29,7 +29,8 @@ from .engine import Engine
 from .export import request_label
 from .permalink import View, code_for_counterfactual, counterfactual_request_of, fields_of_request
 from .plausibility import Implausible
-from .preprocess import ImportOptions, PreparedCells, guess_channels, max_prepared, percentiles, prepare_cells
+from .preprocess import (ImportOptions, PreparedCells, match_channels, max_prepared, percentiles,
+                                prepare_cells, suggestion)
 from .sampling import Sampling, SampleStep, inversion
 from .ui_parts import (answer_or_error, cell_fields, check_treatment, component, connect_molecule,
                               connect_perturbation, effect_panel, experiment_field, export_buttons, field_validity,
@@ -42,7 +43,7 @@ from .ui_session import (Output, Session, address_revision, error_line, hidden_f
 from .viz import composite, data_uri, show
 
 # %% ../nbs/32_ui_counterfactual.ipynb #8966088d
-file_types = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz"]
+file_types = [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".stk", ".npy", ".npz"]
 
 
 class ImageSession(Session):
@@ -77,13 +78,18 @@ def import_upload(session:ImageSession, file:str):
 
 # %% ../nbs/32_ui_counterfactual.ipynb #faac40d6
 def channel_fields(engine:Engine, session:ImageSession)->list:
-    "For each of the model's channels, a choice among those of the file, as last imported or as guessed."
+    "For each of the model's channels, a choice among those of the file, as last imported or as read."
     names = [c["name"] for c in engine.model.channels]
     if session.micrograph is None: return [gr.Dropdown([], value=None, label=name) for name in names]
     shown = [(f"{i + 1}: {name or 'unnamed'}", i) for i, name in enumerate(session.micrograph.names)]
-    prepared = session.prepared
-    indices = prepared.options.channels if prepared else guess_channels(session.micrograph.names, names)
-    return [gr.Dropdown(shown, value=i, label=name) for name, i in zip(names, indices)]
+    if session.prepared:
+        options = session.prepared.options
+        chosen = [(i, reason.endswith(suggestion)) for i, reason in zip(options.channels, options.reasons)]
+    else:
+        matches = match_channels(session.micrograph, names, [c["colour"] for c in engine.model.channels])
+        chosen = [(m.index, m.suggested) if m else (None, False) for m in map(matches.get, names)]
+    return [gr.Dropdown(shown, value=i, label=name, info="A suggestion: please check." if suggested else None)
+            for name, (i, suggested) in zip(names, chosen)]
 
 
 def intensity_table(engine:Engine, prepared:PreparedCells)->list:
@@ -112,7 +118,9 @@ def prepare(engine:Engine, session:ImageSession, options:ImportOptions, none_cho
     unchanged = [gr.skip()] * len(engine.model.channels)
     micrograph, nothing = session.micrograph, (gr.skip(), gr.skip(), gr.skip(), *unchanged)
     if micrograph is None: return nothing
-    def channels(): return unchanged if options.channels else channel_fields(engine, session)
+    def channels():
+        if options.channels is None: return channel_fields(engine, session)
+        return unchanged if options.reasons else [gr.update(info=None)] * len(unchanged)      # no suggestion any more
     options, question = replace(options, insist=session.insist), ""
     try: prepared = prepare_cells(engine.model, micrograph, options, session.name)
     except Implausible as e:      # shown, but not used
@@ -123,7 +131,7 @@ def prepare(engine:Engine, session:ImageSession, options:ImportOptions, none_cho
         return error_line(e), "", None, *channels()
     if session.micrograph is not micrograph: return nothing      # another was imported meanwhile
     session.prepared, session.none_chosen, session.question = prepared, none_chosen, question
-    session.options = replace(options, channels=prepared.options.channels)
+    session.options = replace(options, channels=prepared.options.channels, reasons=prepared.options.reasons)
     resized, session.nucleus_px = prepared.options.nucleus_px != session.nucleus_px, prepared.options.nucleus_px
     nucleus = session.nucleus_px if resized else gr.skip()      # somebody may be typing there
     return question, image_message(engine, session), nucleus, *channels()
@@ -354,7 +362,7 @@ def reopen(engine:Engine, session:ImageSession, view:View):
     yield from answer_or_error(session, start, 5, address_revision)
 
 # %% ../nbs/32_ui_counterfactual.ipynb #39861b3f
-welcome = ("One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. "
+welcome = ("One cell, several, or a field with many: PNG, JPEG, BMP, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. "
            "It is read in memory and its file is deleted at once.")
 hint = ("Import cells, or take generated ones, choose a treatment and press <b>Treat cells</b>. They are inverted to "
         "noise and sampled again, once untreated (the reconstruction) and once treated (the counterfactual).")

@@ -348,7 +348,7 @@ other_images = [
                                            "x" * 10_000_000, {"path": "data:x"})),
     ("data:image/png,abc", "An image inside a call must be base64, as in 'data:image/png;base64,...'."),
     ("data:image/png;base64,ä", not_base64),
-    ("data:image/png;base64,AAAA", "image is none of the kinds that are read: PNG, JPEG, TIFF, NPY and NPZ."),
+    ("data:image/png;base64,AAAA", "image is none of the kinds that are read: PNG, JPEG, BMP, TIFF, NPY and NPZ."),
     ("data:;base64,", "image is empty."),
     (7, "'image' must be an uploaded file or text or null, not 7."),
     ({"path": 7}, "'image' must be an uploaded file or text or null, not {...}.")]

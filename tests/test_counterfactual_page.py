@@ -377,7 +377,7 @@ palette = saved(lambda out: Image.fromarray(grain[0]).convert("P").save(out, "PN
 stack = as_tiff(np.stack([grain] * 5), ome=True, metadata=dict(axes="ZCYX"))
 deep_colours = png(16, 2, 16, 16, rng.bytes(16 * (1 + 16 * 6)))
 bad_files = {
-    "text.png": (b"This is a letter.", "is none of the kinds that are read: PNG, JPEG, TIFF, NPY and NPZ."),
+    "text.png": (b"This is a letter.", "is none of the kinds that are read: PNG, JPEG, BMP, TIFF, NPY and NPZ."),
     "short.png": (as_png(grain.transpose(1, 2, 0).copy())[:3000], "begins as PNG, but is damaged or cut short."),
     "short.tif": (as_tiff(grain)[:6000], "begins as TIFF, but is damaged or cut short."),
     "bomb.png": (png(8, 0, 60_000, 60_000), "claims 1 x 60,000 x 60,000 pixels; up to 64,000,000 values"),
