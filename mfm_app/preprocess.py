@@ -176,7 +176,7 @@ def stained_diameters(objects:np.ndarray, plane)->np.ndarray:      # (H, W) int 
     return 2 * np.sqrt(inside / np.pi)
 
 # %% ../nbs/20_preprocess.ipynb #bfb748df
-cell_to_nucleus = 1.25      # times as wide as its nucleus is what is taken for a whole cell
+cell_to_nucleus = 1.3      # times as wide as its nucleus is what is taken for a whole cell
 
 
 def labelled_objects(

@@ -113,8 +113,8 @@ arguments |= dict(
     nucleus_px="Diameter of a nucleus in the image, in pixels; null measures it.",
     match="Whether to match the image's intensities to those of the training controls.",
     chosen="Which of the cells found in the image to treat, counted from 0; null takes all.",
-    labels="Label image of the same field, 0 for background and a number for each object, as Cellpose and "
-           "CellProfiler write it: an upload (TIFF, NPY or PNG) or a 'data:...;base64,' address; null finds the nuclei.",
+    labels="Label image of the same field, 0 for background and a number for each object, as Cellpose and CellProfiler "
+           "write it: an upload (TIFF, NPY or PNG) or a 'data:...;base64,' address; null finds the nuclei.",
     labelled="What the label image is of; null goes by the size of its objects.",
     molecules="The list, one molecule a line: a SMILES or the name of a known compound, then, if you like, a "
               "comma and the dose in micromolar.",
@@ -296,15 +296,15 @@ def read_data_address(address:str, read=read_micrograph):      # what `read` mak
         return read(path)
 
 
-def read_image(image, read=read_micrograph)->tuple:      # what `read` makes of a file, and its name
+def read_image(image, read=read_micrograph, unnamed:str="image")->tuple:      # what `read` makes of a file, its name
     "What came as an upload, its path, its address here or a data address."
-    if isinstance(image, str) and image.startswith("data:"): return read_data_address(image, read), "image"
+    if isinstance(image, str) and image.startswith("data:"): return read_data_address(image, read), unnamed
     path = upload_path(image)
     return read_upload(path, read), Path(path).name
 
 # %% ../nbs/34_ui_api.ipynb #a692c79f
-image_arguments = ("The arguments channels, nucleus_px, match, chosen, labels and labelled are of an image; give one, or "
-                   "leave them out.")
+image_arguments = ("The arguments channels, nucleus_px, match, chosen, labels and labelled are of an image; give one, "
+                   "or leave them out.")
 
 
 def control_cells(
@@ -337,16 +337,16 @@ fidelity_means = ("Reconstructions against original cells, grey levels of 255; a
 def counterfactual(
     engine:Engine, perturbation:str|None=None, molecule:str|None=None, doses_um:list[float]|None=None,
     seeds:list[int]|None=None, image:gr.FileData|str|None=None, channels:list[int]|None=None,
-    nucleus_px:float|None=None, match:bool=True, chosen:list[int]|None=None, labels:gr.FileData|str|None=None,
-    labelled:Literal["nuclei", "cells"]|None=None, experiment:str|None=None, cell_type:str|None=None,
-    solver:Solver=inversion.solver, steps:int=inversion.steps, cfg_scale:float=inversion.cfg_scale, file:Format="PNG",
-    guidance_scale:float|None=None, grid:Grid="auto",
+    nucleus_px:float|None=None, match:bool=True, chosen:list[int]|None=None, experiment:str|None=None,
+    cell_type:str|None=None, solver:Solver=inversion.solver, steps:int=inversion.steps,
+    cfg_scale:float=inversion.cfg_scale, file:Format="PNG", guidance_scale:float|None=None, grid:Grid="auto",
+    labels:gr.FileData|str|None=None, labelled:Literal["nuclei", "cells"]|None=None,
 )->tuple[dict, gr.FileData]:
     """Show how given untreated cells would look, had they been treated: they are inverted to noise and sampled
     again under each treatment. The cells are generated from seeds or found in an image. The answer is a hypothesis;
     its fidelity says only how much of the cells inversion and sampling lose."""
-    image, labels = (None if file is None else read_image(file, read)      # first of all, so that no upload is left
-                     for file, read in ((image, read_micrograph), (labels, read_labels)))
+    image = None if image is None else read_image(image)      # first of all, so that no upload is left
+    labels = None if labels is None else read_image(labels, read_labels, "labels")
     treatments = tuple(Treatment(perturbation, dose, molecule) for dose in ([None] if doses_um is None else doses_um))
     sampling = sampling_from(solver, steps, cfg_scale, guidance_scale, grid)
     request = CounterfactualRequest(treatments, experiment, cell_type, sampling)

@@ -417,10 +417,11 @@ def image_fields(engine:Engine):
 
 def label_fields():
     "A label image, and what it is of."
-    with gr.Row():
-        labels = upload_field("Label image (optional)", label_types, "cf-labels")
-        labelled = gr.Radio([*label_kinds], value="By size", label="Its labels are of", elem_id="cf-labelled",
-                            info="TIFF, NPY or PNG of Cellpose or CellProfiler, as large as the field", min_width=140)
+    with gr.Accordion("Label image (optional)", open=False, elem_id="cf-own-labels"):
+        gr.Markdown("Which cells are meant, as Cellpose or CellProfiler found them: a number for each, 0 elsewhere; "
+                    "TIFF, NPY or PNG, as large as the field.")
+        labels = upload_field("Label image", label_types, "cf-labels")
+        labelled = gr.Radio([*label_kinds], value="By size", label="Its labels are of", elem_id="cf-labelled")
     return labels, labelled
 
 

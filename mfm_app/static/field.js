@@ -1,7 +1,7 @@
 // An imported image with a ring round each nucleus; which are chosen is the value that goes back.
 const find = selector => element.querySelector(selector);
 let image = null, chosen = new Set();      // image: the last message from Python
-let region = null, drawing = null;         // region: [x0, y0, x1, y1], shares of the picture; drawing: a drag under way
+let region = null, drag = null;            // region: [x0, y0, x1, y1], shares of the picture; drag: the last one drawn
 
 const sorted = () => [...chosen].sort((a, b) => a - b);
 const rings = () => element.querySelectorAll('.nuclei button');
@@ -31,6 +31,7 @@ function ring([y, x], i) {
   const place = { left: x, top: y, width, height };
   for (const [side, share] of Object.entries(place)) button.style[side] = `${100 * share}%`;
   button.addEventListener('click', () => {
+    show(null);
     if (chosen.has(i)) return choose(sorted().filter(j => j !== i));
     if (chosen.size < image.max) return choose([...chosen, i]);
     say(`${image.max} nuclei are chosen and no more are treated at a time: take one away first.`);
@@ -49,22 +50,28 @@ function inside([x0, y0, x1, y1]) {
 
 function nearestMiddle(indices, [x0, y0, x1, y1]) {
   const { width, height } = find('.frame').getBoundingClientRect();
-  const far = i => Math.hypot((image.nuclei[i][1] - (x0 + x1) / 2) * width, (image.nuclei[i][0] - (y0 + y1) / 2) * height);
-  return [...indices].sort((a, b) => far(a) - far(b));
+  const offset = ([y, x]) => [(x - (x0 + x1) / 2) * width, (y - (y0 + y1) / 2) * height];
+  const distance = i => Math.hypot(...offset(image.nuclei[i]));
+  return [...indices].sort((a, b) => distance(a) - distance(b));
 }
 
-function take(modifiers) {
+function take({ shiftKey, altKey }) {
   const there = inside(region), n = there.length, lie = `${nuclei(n)} ${n === 1 ? 'lies' : 'lie'} in the region`;
   if (!n) return say('No nucleus lies in the region; what was chosen stays.');
-  if (modifiers.altKey) return choose(sorted().filter(i => !there.includes(i)), `${lie} and ${n === 1 ? 'is' : 'are'} not taken.`);
-  const before = modifiers.shiftKey ? sorted() : [], fresh = there.filter(i => !before.includes(i));
+  if (altKey) return choose(sorted().filter(i => !there.includes(i)), `${lie} and ${n === 1 ? 'is' : 'are'} left out.`);
+  const before = shiftKey ? sorted() : [], fresh = there.filter(i => !before.includes(i));
   const room = image.max - before.length;
   if (fresh.length <= room) return choose([...before, ...fresh], `${lie}.`);
-  const taken = nearestMiddle(fresh, region).slice(0, room);
-  const chosenBefore = before.length ? `, ${before.length} were chosen before` : '';
-  choose([...before, ...taken], `${lie}${chosenBefore}; ${image.max} at a time are treated: ` +
-    (room ? `the ${taken.length} nearest its middle were ${before.length ? 'added' : 'taken'}.` : 'none was added.'));
+  const taken = nearestMiddle(fresh, region).slice(0, room), added = `${taken.length} nearest its middle were`;
+  const result = !before.length ? `the ${added} taken` : `${room ? `the ${added}` : 'none was'} added to the ` +
+    `${before.length} chosen before`;
+  choose([...before, ...taken], `${lie}; ${image.max} at a time are treated: ${result}.`);
 }
+
+const keys = 'arrow keys move it, with Shift they size it; Enter takes the nuclei inside, with Shift adds them, ' +
+  'with Alt takes them away; Escape closes it';
+
+function count() { say(`${nuclei(inside(region).length)} in the region`); }
 
 function show(box) {
   region = box;
@@ -76,53 +83,54 @@ function show(box) {
   if (!box) return;
   const place = { left: box[0], top: box[1], width: box[2] - box[0], height: box[3] - box[1] };
   for (const [side, share] of Object.entries(place)) rectangle.style[side] = `${100 * share}%`;
-  rectangle.setAttribute('aria-label', `Region with ${nuclei(there.size)}: arrow keys move it, with Control they size it; ` +
-    'Enter takes the nuclei inside, with Shift adds them, with Alt takes them away; Escape closes');
+  rectangle.setAttribute('aria-label', `Region with ${nuclei(there.size)}: ${keys}`);
 }
 
 function at(event) {
-  const box = find('.frame').getBoundingClientRect(), share = v => Math.min(Math.max(v, 0), 1);
-  return [share((event.clientX - box.left) / box.width), share((event.clientY - box.top) / box.height)];
+  const box = find('.frame').getBoundingClientRect();
+  return [clip((event.clientX - box.left) / box.width), clip((event.clientY - box.top) / box.height)];
 }
 
 function down(event) {
-  const touchMayScroll = event.pointerType === 'touch' && !region;
-  if (event.button || touchMayScroll || !image || image.nuclei.length < 2) return;
-  drawing = { from: at(event), x: event.clientX, y: event.clientY, moved: false };
-  event.preventDefault();      // no text is selected, no picture dragged
+  const scrolls = event.pointerType === 'touch' && !region;      // a finger draws once Region was pressed
+  const starts = !event.button && !scrolls && image?.nuclei.length > 1;
+  drag = starts ? { from: at(event), x: event.clientX, y: event.clientY, held: true } : null;
 }
 
 function move(event) {
-  if (!drawing) return;
-  drawing.moved ||= Math.hypot(event.clientX - drawing.x, event.clientY - drawing.y) > 5;
-  if (!drawing.moved) return;
+  if (!drag?.held) return;
+  drag.moved ||= Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > 5;
+  if (!drag.moved) return;
   find('.frame').setPointerCapture(event.pointerId);
-  const [[ax, ay], [bx, by]] = [drawing.from, at(event)];
+  const [[ax, ay], [bx, by]] = [drag.from, at(event)];
   show([Math.min(ax, bx), Math.min(ay, by), Math.max(ax, bx), Math.max(ay, by)]);
-  say(`${nuclei(inside(region).length)} in the region`);
+  count();
 }
 
 function up(event) {
-  const drawn = drawing?.moved;
-  drawing = null;
-  if (!drawn) return;
-  addEventListener('click', click => click.stopPropagation(), { capture: true, once: true });      // ends the drag
-  setTimeout(() => dispatchEvent(new Event('click')));      // where the browser sends none
-  take(event);
+  if (drag?.held && drag.moved) take(event);
+  if (drag) drag.held = false;
 }
 
-const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+function click(event) {      // that ends a drag is none on a ring; a key's has no detail
+  if (drag?.moved && event.detail) event.stopPropagation();
+}
+
+const clip = v => Math.min(Math.max(v, 0), 1);
+const steps = { ArrowLeft: [-.02, 0], ArrowRight: [.02, 0], ArrowUp: [0, -.02], ArrowDown: [0, .02] };
+
+function step(sizes, dx, dy) {
+  const [x0, y0, x1, y1] = region, sx = Math.min(Math.max(dx, -x0), 1 - x1), sy = Math.min(Math.max(dy, -y0), 1 - y1);
+  if (sizes) show([x0, y0, clip(Math.max(x1 + dx, x0 + .02)), clip(Math.max(y1 + dy, y0 + .02))]);
+  else show([x0 + sx, y0 + sy, x1 + sx, y1 + sy]);
+  count();
+}
 
 function key(event) {
   if (event.key === 'Escape') { show(null); find('.draw').focus(); }
   else if (event.key === 'Enter') take(event);
-  else if (steps[event.key]) {
-    const [dx, dy] = steps[event.key].map(d => d * .02), [x0, y0, x1, y1] = region, clip = v => Math.min(Math.max(v, 0), 1);
-    const sized = [x0, y0, clip(Math.max(x1 + dx, x0 + .02)), clip(Math.max(y1 + dy, y0 + .02))];
-    const [sx, sy] = [Math.min(Math.max(dx, -x0), 1 - x1), Math.min(Math.max(dy, -y0), 1 - y1)];
-    show(event.ctrlKey ? sized : [x0 + sx, y0 + sy, x1 + sx, y1 + sy]);
-    say(`${nuclei(inside(region).length)} in the region`);
-  } else return;
+  else if (steps[event.key]) step(event.shiftKey, ...steps[event.key]);
+  else return;
   event.preventDefault();
 }
 
@@ -172,12 +180,13 @@ find('.none').addEventListener('click', () => { show(null); choose([]); });
 find('.draw').addEventListener('click', () => {
   if (region) return show(null);
   show([.25, .25, .75, .75]);
-  say(`${nuclei(inside(region).length)} in the region`);
+  count();
   find('.region').focus();
 });
 find('.region').addEventListener('keydown', key);
-const pointer = { pointerdown: down, pointermove: move, pointerup: up, pointercancel: () => { drawing = null; } };
+const pointer = { pointerdown: down, pointermove: move, pointerup: up, pointercancel: () => { drag = null; } };
 for (const [name, handler] of Object.entries(pointer)) find('.frame').addEventListener(name, handler);
+find('.frame').addEventListener('click', click, true);
 watch('value', () => {
   const message = props.value ? JSON.parse(props.value) : null;
   if (!message || message.picture) load(message);
