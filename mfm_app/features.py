@@ -296,7 +296,7 @@ def whole_objects(
     owner[pieces.ravel()] = labels.ravel()
     parts = pd.DataFrame(dict(label=owner, area=np.bincount(pieces.ravel())))[1:]
     grouped = parts.groupby("label")["area"]
-    number = np.zeros(len(owner), int)
+    number = np.zeros(len(owner), np.int32)
     number[grouped.idxmax()] = np.arange(1, grouped.ngroups + 1)
     table = pd.DataFrame(dict(pieces=grouped.size(), largest_share=grouped.max() / grouped.sum()))
     return number[pieces], table.reset_index()

@@ -10,7 +10,7 @@ __all__ = ['file_types', 'label_types', 'max_held_bytes', 'holding', 'found_word
            'change_channels', 'change_nucleus', 'change_chosen', 'reimport', 'apply_pending_choice', 'doses_of',
            'counterfactual_request_from', 'cells_from', 'fidelity_line', 'share_of', 'treatment_effects',
            'counterfactual_outputs', 'treat', 'show_treatment', 'counterfactual_validity', 'field_values',
-           'request_of_view', 'reopen', 'image_fields', 'label_fields', 'source_fields', 'connect_image',
+           'request_of_view', 'reopen', 'label_fields', 'image_fields', 'source_fields', 'connect_image',
            'connect_sides', 'result_column', 'counterfactual_tab', 'connect_treat']
 
 # %% ../nbs/32_ui_counterfactual.ipynb #0fc4a88d
@@ -393,6 +393,16 @@ def reopen(engine:Engine, session:ImageSession, view:View):
     def start(): return counterfactual_outputs(engine, session, *request_of_view(engine, view))
     yield from answer_or_error(session, start, 5, address_revision)
 
+# %% ../nbs/32_ui_counterfactual.ipynb #7098513d
+def label_fields():
+    "A label image, and what it is of."
+    with gr.Accordion("Label image (optional)", open=False, elem_id="cf-own-labels"):
+        gr.Markdown("Which cells are meant, as Cellpose or CellProfiler found them: a number for each, 0 elsewhere; "
+                    "TIFF, NPY or PNG, as large as the field.")
+        labels = upload_field("Label image", label_types, "cf-labels")
+        labelled = gr.Radio([*label_kinds], value="By size", label="Its labels are of", elem_id="cf-labelled")
+    return labels, labelled
+
 # %% ../nbs/32_ui_counterfactual.ipynb #39861b3f
 welcome = ("One cell, several, or a field with many: PNG, JPEG, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. "
            "It is read in memory and its file is deleted at once.")
@@ -413,16 +423,6 @@ def image_fields(engine:Engine):
         match = gr.Checkbox(True, label="Match intensities", info="To the training controls", min_width=120,
                             elem_id="cf-match")
     return file, message, channels, nucleus, match, *label_fields()
-
-
-def label_fields():
-    "A label image, and what it is of."
-    with gr.Accordion("Label image (optional)", open=False, elem_id="cf-own-labels"):
-        gr.Markdown("Which cells are meant, as Cellpose or CellProfiler found them: a number for each, 0 elsewhere; "
-                    "TIFF, NPY or PNG, as large as the field.")
-        labels = upload_field("Label image", label_types, "cf-labels")
-        labelled = gr.Radio([*label_kinds], value="By size", label="Its labels are of", elem_id="cf-labelled")
-    return labels, labelled
 
 
 def source_fields(engine:Engine):

@@ -470,7 +470,8 @@ def test_what_is_no_label_image_is_refused_with_the_reason(tmp_path, ask):
             "deep": "labels are 0 to 2,147,483,647", "stack": "is one plane", "nan": "holds fractions", "tiny": "by 5",
             "complex": "holds complex128", "huge": "holds 2e+300", "many": f"holds {max_labels + 1:,} labels",
             "field_seg": "Save masks as PNG/tif", "colours": "is in colours", "rgb": "is in colours",
-            "pages": "3 pages", "bits": "is a mask", "lossy": "kind JPEG", "cut": "damaged or cut short", "short": "is cut short"}
+            "pages": "3 pages", "bits": "is a mask", "lossy": "kind JPEG", "cut": "damaged or cut short",
+            "short": "is cut short"}
     for name, array in files.items(): np.save(tmp_path / name, array)
     np.save(tmp_path / "field_seg.npy", dict(masks=labels))
     rgb, grey = np.stack([labels.astype(np.uint8)] * 3, -1), Image.fromarray(labels.astype(np.uint8))
