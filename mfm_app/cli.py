@@ -7,8 +7,8 @@ __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'guidance_help', '
            'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'main', 'preview_conditions',
            'training_record', 'data_record', 'controls_of', 'snapshot_hook', 'train_on', 'recipe_with', 'read_resized',
            'option', 'former', 'check_options', 'train_command', 'finetune_command', 'evaluate_command', 'tune_command',
-           'format_of', 'sample_command', 'print_refused', 'stopped_text', 'screen_with_bar', 'screen_command',
-           'serve_command', 'push_command', 'space_command']
+           'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar',
+           'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/37_cli.ipynb #016db8f5
 import os
@@ -313,7 +313,7 @@ def format_of(out:Path)->str:      # one of `export.formats`
 # %% ../nbs/37_cli.ipynb #7f0f27af
 @app.command("sample")
 def sample_command(
-    perturbation:Annotated[str|None, typer.Argument(help="Its name, as in `mfm sample taxol`.")]=None,
+    perturbation:Annotated[str|None, typer.Argument(help="Its name or a synonym, as in `mfm sample paclitaxel`.")]=None,
     molecule:option(str|None, "A SMILES, in place of a name.")=None,
     dose:option(float|None, "Micromolar; the usual dose if not given.")=None,
     experiment:option(str|None, "The one with most of its cells if not given.")=None,
@@ -334,6 +334,7 @@ def sample_command(
     content = write_export(export_of(answer), format)[2]
     write_files(out.parent, {out.name: lambda path: path.write_bytes(content)})
     typer.echo(f"{n} cells in {out}")
+    if note := answer.request.names.note: typer.echo(note)
     if molecule: typer.echo(f"How far to believe them: {engine.assess(molecule).reason}")
 
 # %% ../nbs/37_cli.ipynb #f95944b5
@@ -342,6 +343,14 @@ def print_refused(folder:ScreenFolder, limit:int=10):
     refused = list(folder.refused)
     for row in refused[:limit]: typer.echo(f"Refused {row.place}: {row.text!r}. {row.problem}")
     if len(refused) > limit: typer.echo(f"... and {len(refused) - limit:,} more, all in refused.csv.")
+
+
+def print_notes(folder:ScreenFolder, limit:int=10):
+    "Print what was changed or assumed in the first rows, and how many more there are."
+    noted = [result for result in folder.results if result.notes]
+    for result in noted[:limit]:
+        typer.echo(f"Note on {result.place}, {result.name or result.smiles[:40]}: {result.notes}")
+    if len(noted) > limit: typer.echo(f"... and {len(noted) - limit:,} more, all in ranked.csv.")
 
 
 def stopped_text(progress:Progress|None)->str:      # None: before the list was read
@@ -386,6 +395,7 @@ def screen_command(
     settings = ScreenSettings(dose, cells, experiment, seed, replace(screening, steps=steps))
     if not screen_with_bar(out, load(model), source, settings): raise typer.Exit(130)
     print_refused(ScreenFolder(out))
+    print_notes(ScreenFolder(out))
     typer.echo(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
 # %% ../nbs/37_cli.ipynb #02be5c41

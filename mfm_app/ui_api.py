@@ -85,8 +85,8 @@ def check_fits(value, hint, name:str):
 
 # %% ../nbs/34_ui_api.ipynb #5ed11d26
 arguments = dict(
-    perturbation="Name of a compound the model was trained on; `vocabulary` lists them. Give this or `molecule`, "
-                 "not both.",
+    perturbation="Name or synonym of a compound the model was trained on; `vocabulary` lists them. Give this or "
+                 "`molecule`, not both.",
     molecule="Any molecule, as SMILES or mol block. Give this or `perturbation`, not both.",
     smiles="The molecule, as SMILES or mol block.",
     dose_um="Dose in micromolar; null takes the usual one, for a molecule that of the most similar compound.",
@@ -174,7 +174,7 @@ max_screened, hypothesis = 200, "Generated cells are hypotheses of a model, not 
 
 def perturbation_facts(vocab, p)->dict:
     "A perturbation as JSON takes it."
-    return dict(name=p.name, mechanism=p.moa, smiles=p.smiles, cells_seen=p.cells,
+    return dict(name=p.name, synonyms=p.synonyms, mechanism=p.moa, smiles=p.smiles, cells_seen=p.cells,
                 believe=coverage_text[coverage(p.cells)], doses_seen_um=sorted(p.doses))
 
 
@@ -212,7 +212,9 @@ def request_facts(engine:Engine, request:ResolvedRequest)->dict:
     "What the model knows of what is asked, and how far to believe it."
     if request.report: return report_facts(request.report)
     p = engine.vocab.perturbation(request.perturbation)
-    return perturbation_facts(engine.vocab, p) | dict(cells_seen_in_experiment=p.experiments.get(request.experiment, 0))
+    facts = perturbation_facts(engine.vocab, p)
+    facts |= dict(cells_seen_in_experiment=p.experiments.get(request.experiment, 0))
+    return facts | (dict(understood=request.names.note) if request.names.note else {})
 
 # %% ../nbs/34_ui_api.ipynb #5b782c18
 def preview(engine:Engine, groups, max_cells:int=8, side:int=448)->str:      # groups: (G, B, C, H, W) uint8

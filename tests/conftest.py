@@ -20,7 +20,6 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):      # workers share a machi
 settings.register_profile("mfm", deadline=None, derandomize=in_ci)
 settings.load_profile("mfm")
 
-
 def many(n:int):
     "The settings of a test with n examples, or with as many as `MFM_EXAMPLES` says."
     return settings(max_examples=int(os.environ.get("MFM_EXAMPLES", n)))
