@@ -36,7 +36,7 @@ from torch import Tensor
 
 from .core import Condition, InputError, to_float
 from .images import Micrograph, read_micrograph
-from .molecules import delimiter_of, dose_columns, one_line, read_molecule, read_unit
+from .molecules import dose_columns, one_line, read_molecule, read_unit
 from .vocabulary import Perturbation, Vocabulary
 
 # %% ../nbs/05_data.ipynb #104db593
@@ -181,7 +181,8 @@ def left_out(names, why:str)->list:
 # %% ../nbs/05_data.ipynb #f904ccd2
 def csv_rows(text:str)->list:      # (line on which it begins, cells) a row that is not blank
     "The rows of a table separated by commas, semicolons or tabs; `csv.Error` if its quotation marks do not match."
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.split("\n", 1)[0]), strict=True)
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, line = [], 1
     for cells in reader:
         if any(cell.strip() for cell in cells): rows.append((line, cells))
