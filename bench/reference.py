@@ -18,7 +18,7 @@ from mfm_app.engine import Engine, request_from
 from mfm_app.flow import guided
 from mfm_app.hub import load_model
 from mfm_app.sampling import integrate_reference
-from mfm_app.validation import cells_of, trained_conditions
+from mfm_app.validation import cells_of, condition_label, trained_conditions
 
 
 def timed(f, *args):
@@ -95,7 +95,8 @@ if __name__ == "__main__":
     rows = [[r["title"], f"{r['evaluations']:.0f}", f"{r['seconds']:.1f}", *(f"{d:.1f}" for d in r["distances"]),
              f"{sum(r['distances']):.1f}"] for r in records]
     faster = records[1]["seconds"] / records[0]["seconds"]
-    print(markdown_table(["", "evaluations", "seconds", *map(str, judge.conditions), "sum"], rows, "lrrrrrrr"))
+    labels = [condition_label(*c) for c in judge.conditions]
+    print(markdown_table(["", "evaluations", "seconds", *labels, "sum"], rows, "lrrrrrrr"))
     print(f"\n{faster:.0f} times less time; the sum of distances is {ratio:.2f} of the reference's "
           f"({low:.2f} to {high:.2f}).\n")
     times = growth(Engine(model))

@@ -109,7 +109,8 @@ def molecules_text(
 no_counterfactuals = "Reconstruction and mean shifts were not measured; `mfm evaluate` does it."
 reconstruction_template = (
     "Reconstruction PSNR by inversion: {psnr:.1f} dB (unseen real controls, inverted and sampled again with {solver} "
-    "in {steps} steps each way). ")
+    "in {steps} steps each way). That is what inversion loses, not whether the model knows such cells: noise is "
+    "reconstructed as well. Imported images are judged by their distance from the training controls. ")
 no_shifts = "No treatment had enough real cells of their experiment to compare a shift with."
 shifts_template = (
     "The mean shift of {cells} of them under a treatment, in standardised morphology features, is compared with that "

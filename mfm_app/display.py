@@ -346,8 +346,9 @@ def fit_frames(
 def reconstruction_note(answer)->str:
     "How near the reconstructions of a `Counterfactual` are to the originals, as PSNR; empty for an `Answer`."
     if not isinstance(answer, Counterfactual): return ""
-    psnr = answer.fidelity.psnr
-    return f"Reconstruction {psnr:.1f} dB. " if math.isfinite(psnr) else "Reconstruction exact. "
+    psnr, line = answer.fidelity.psnr, answer.provenance["source"].get("plausibility", "")
+    reconstruction = f"{psnr:.1f} dB" if math.isfinite(psnr) else "exact"
+    return f"Reconstruction {reconstruction}, which says nothing of whether the model knows such cells. {line} ".lstrip()
 
 
 def compression_note(compression:Compression)->str:

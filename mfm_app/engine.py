@@ -306,7 +306,8 @@ def check_device(device, dtype)->tuple:      # a `torch.device` and a `torch.dty
     try:
         device = None if device is None else torch.device(device)
         torch.zeros(1, device=device).item()      # a device may have a name and not be there
-    except (RuntimeError, AssertionError, TypeError):
+    except (RuntimeError, AssertionError, TypeError) as e:
+        if "out of memory" in str(e): raise InputError(f"The device {str(device)!r} has no memory left.") from None
         best = pick_device().type
         raise InputError(f"This machine has no device {str(device)[:40]!r}; its best one is {best!r}.") from None
     if dtype is None or dtype in (*dtypes, *dtypes.values()): return device, dtypes.get(dtype, dtype)

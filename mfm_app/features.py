@@ -6,9 +6,9 @@
 __all__ = ['min_side', 'nuclear_stain', 'min_diameter', 'min_field', 'nucleus_columns', 'check_images', 'check_channels',
            'intensity', 'centre_against_rim', 'texture', 'sharpness', 'power_shares', 'channel_correlations',
            'channel_features', 'morphology', 'seam', 'nuclear_channel', 'foreground', 'depth_and_width', 'split_nuclei',
-           'check_plane', 'background_windows', 'find_nuclei', 'count_matches', 'nuclei_table', 'central_disc',
-           'central_nucleus', 'region_shape', 'measure_nucleus', 'nuclear_profile', 'neighbour_extreme', 'openings',
-           'granularity', 'profile']
+           'check_plane', 'background_windows', 'find_nuclei', 'count_matches', 'nuclei_table', 'whole_objects',
+           'central_disc', 'central_nucleus', 'region_shape', 'measure_nucleus', 'nuclear_profile', 'neighbour_extreme',
+           'openings', 'granularity', 'profile']
 
 # %% ../nbs/17_features.ipynb #f7264039
 import re
@@ -285,6 +285,21 @@ def nuclei_table(
     table.columns = " ".join(nucleus_columns.values()).split()
     rim = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return table.assign(touches_border=table["label"].isin(rim))
+
+# %% ../nbs/17_features.ipynb #fb27cf6f
+def whole_objects(
+    labels:np.ndarray,      # (H, W) int, 0 background
+)->tuple:                   # (H, W) int from 1, and a table a label: label, pieces, share of the largest piece
+    "The largest connected piece of each label, numbered from 1 in the order of the labels."
+    pieces = measure.label(labels, connectivity=2)      # neighbours of one label, also across corners
+    owner = np.zeros(pieces.max() + 1, labels.dtype)
+    owner[pieces.ravel()] = labels.ravel()
+    parts = pd.DataFrame(dict(label=owner, area=np.bincount(pieces.ravel())))[1:]
+    grouped = parts.groupby("label")["area"]
+    number = np.zeros(len(owner), np.int32)
+    number[grouped.idxmax()] = np.arange(1, grouped.ngroups + 1)
+    table = pd.DataFrame(dict(pieces=grouped.size(), largest_share=grouped.max() / grouped.sum()))
+    return number[pieces], table.reset_index()
 
 # %% ../nbs/17_features.ipynb #9bbc5ea8
 def central_disc(

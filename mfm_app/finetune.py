@@ -279,7 +279,7 @@ def finetune_record(
     "How molecules were fine-tuned and how well held-out ones are predicted."
     ood = with_structure(cells.where(split="ood"))[0].table.drop_duplicates("perturbation")
     held_out = [dict(name=c["perturbation"], moa=c["moa"], smiles=c["smiles"]) for _, c in ood.iterrows()]
-    record = dict(finetune=vars(config), left_out=left_out, held_out=held_out)
+    record = dict(finetune=vars(config), left_out=left_out, held_out=held_out, notes=cells.notes)
     if not len(trials): return record
     record |= dict(table=held_out_markdown(trials), trials=trials.round(4).to_dict("records"))
     own = trials[trials["method"] == "molecule adaptor"]

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['other_weights', 'bundled', 'required_keys', 'object_keys', 'min_image_size', 'max_image_size', 'no_encoder',
            'name_part', 'repo_id_pattern', 'revision_pattern', 'log_in', 'hub_messages', 'other_messages',
-           'status_messages', 'hub_timeout', 'max_file_bytes', 'wrapper_prefix', 'reference_patterns', 'new_config',
-           'build', 'write_files', 'config_writers', 'save_model', 'Model', 'tuned_for', 'check_tuned',
-           'check_channels', 'check_config', 'read_config', 'Uninitialised', 'read_weights', 'name_in_errors',
-           'uses_embedding_table', 'read_encoder', 'model_source', 'load_model', 'save_pretrained', 'parse_repo_id',
-           'status_message', 'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes',
+           'status_messages', 'unknown_statuses', 'hub_timeout', 'max_file_bytes', 'wrapper_prefix',
+           'reference_patterns', 'new_config', 'build', 'write_files', 'system_error', 'config_writers',
+           'write_weights', 'save_model', 'Model', 'tuned_for', 'check_tuned', 'check_channels', 'check_config',
+           'check_there', 'read_config', 'Uninitialised', 'read_weights', 'name_in_errors', 'uses_embedding_table',
+           'read_encoder', 'model_source', 'load_model', 'save_pretrained', 'parse_repo_id', 'status_message',
+           'unreachable', 'causes_of', 'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes',
            'not_cached', 'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api',
            'check_private', 'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space',
            'rename_reference_key', 'load_reference']
@@ -19,6 +20,8 @@ import hashlib
 import json
 import os
 import re
+import socket
+import ssl
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 
 from .card import model_card, repo_placeholder
 from .conditioning import Adaptor, Conditioned
-from .core import InputError, check_int
+from .core import InputError, check_int, os_reason
 from .model import MiT, mit, sizes
 from .molecules import EmbeddingTable, encoder, read_embeddings, write_embeddings
 from .sampling import Sampling, resolve_sampling
@@ -79,12 +82,24 @@ def write_files(
     finally:
         for part in parts.values(): part.unlink(missing_ok=True)
 
+# %% ../nbs/15_hub.ipynb #dcd5c6d9
+def system_error(error:Exception, path:Path)->OSError|None:
+    "The `OSError` that an error of safetensors stands for; None if it is about the file's content."
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else None
+
 # %% ../nbs/15_hub.ipynb #7814304e
 def config_writers(config:dict)->dict:      # see `new_config`
     "What writes a config and its card, for `write_files`."
     text = lambda content: lambda path: path.write_text(content, encoding="utf-8")
     return {"config.json": text(json.dumps(config, indent=1, ensure_ascii=False)),
             "README.md": text(model_card(config))}
+
+
+def write_weights(weights:dict, path:Path):
+    "Write a safetensors file; an `OSError` with its number where the library has it in a text."
+    try: save_file(weights, path)
+    except SafetensorError as e: raise system_error(e, path) or e from None
 
 
 def save_model(
@@ -98,7 +113,7 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().to(dtype).contiguous() for k, v in net.state_dict().items()}
-    writers = config_writers(config) | {"model.safetensors": lambda path: save_file(weights, path)}
+    writers = config_writers(config) | {"model.safetensors": lambda path: write_weights(weights, path)}
     if table: writers["embeddings.npz"] = lambda path: write_embeddings(table, path)
     write_files(folder, writers)
 
@@ -187,10 +202,18 @@ def check_config(
     return config
 
 # %% ../nbs/15_hub.ipynb #70bd7709
+def check_there(path:Path, label:str):
+    "`InputError` if a file of a model folder is missing, is a folder, or is a link to a file that is gone."
+    if path.is_file(): return
+    if path.is_dir(): raise InputError(f"{path.name} in '{label}' is a folder, where a file is needed.")
+    if path.is_symlink(): raise InputError(f"{path.name} in '{label}' is a link to a file that is not there.")
+    raise InputError(f"'{label}' is not a model folder: it has no {path.name}.")
+
+
 def read_config(folder:Path, label:str)->dict:
     "The config of a model folder; `InputError` if there is none, or it is not valid."
     path = folder / "config.json"
-    if not path.is_file(): raise InputError(f"'{label}' is not a model folder: it has no config.json.")
+    check_there(path, label)
     try: config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError): raise InputError(f"config.json in '{label}' is not valid JSON.") from None
     return check_config(config, label)
@@ -209,12 +232,14 @@ def read_weights(path:Path, config:dict, label:str)->tuple:      # the network, 
     try:
         with torch.device("meta"), Uninitialised():      # allocates no memory
             expected = shapes(build(config).state_dict())
-    except InputError: raise
-    except Exception as e:
+    except (InputError, MemoryError): raise
+    except Exception as e:      # a config may hold anything
         reason = str(e)[:100]
         raise InputError(f"config.json in '{label}' describes no network mfm_app can build ({reason}).") from None
+    path.open("rb").close()      # safetensors calls a file missing that may not be opened
     try: state = load_file(path)
-    except Exception:
+    except (SafetensorError, ValueError, TypeError, LookupError) as e:
+        if error := system_error(e, path): raise error from None
         raise InputError(f"model.safetensors in '{label}' is damaged or not a safetensors file.") from None
     if shapes(state) != expected:
         raise InputError(f"The weights in '{label}' do not fit its config.json; the folder mixes two models.")
@@ -228,7 +253,7 @@ def name_in_errors(label:str):      # what messages call the model
     "Add a name to each `InputError` that lacks it, and turn an `OSError` into one."
     try: yield
     except InputError as e: raise e if label in str(e) else InputError(f"'{label}': {e}") from None
-    except OSError as e: raise InputError(f"'{label[:60]}' cannot be read: {e.strerror}.") from None
+    except OSError as e: raise InputError(f"'{label[:60]}' cannot be read: {os_reason(e)}.") from None
 
 # %% ../nbs/15_hub.ipynb #1ccba1cd
 no_encoder = "config.json does not say how molecules are read."
@@ -268,11 +293,12 @@ def load_model(
     label = label or name
     with name_in_errors(label):
         source, config = model_source(folder, label), read_config(folder, label)
-        if not path.is_file(): raise InputError(f"'{label}' is not a model folder: it has no model.safetensors.")
+        check_there(path, label)
         net, dtype = read_weights(path, config, label)
         encode = read_encoder(folder, config)
         check_tuned(config)
         try: model_card(config)
+        except MemoryError: raise
         except Exception: raise InputError(f"config.json in '{label}' has values that its card cannot show.") from None
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         return Model(net.to(device).eval(), config, sha256, name, encode, source, dtype=dtype)
@@ -285,9 +311,7 @@ def save_pretrained(
     "Write a model with its card; `InputError` if the folder cannot be written."
     folder, table = Path(folder), model.encode if isinstance(model.encode, EmbeddingTable) else None
     try: save_model(folder, model.net, model.config, model.dtype, table)
-    except (OSError, SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or "the disk may be full"
-        raise InputError(f"'{folder.name}' cannot be written: {reason}.") from None
+    except OSError as e: raise InputError(f"'{folder.name}' cannot be written: {os_reason(e)}.") from None
     return folder
 
 # %% ../nbs/15_hub.ipynb #d87ab7f3
@@ -321,11 +345,15 @@ hub_messages = {      # by the name of an error in `huggingface_hub.errors`; the
         f"There is no folder {{repo}} here and no such public repository on the Hub; if it is private, {log_in}.",
     "DisabledRepoError": "The Hub has disabled {repo}.",
     "OfflineModeIsEnabled": "Offline, the Hub is not asked about {repo}; unset HF_HUB_OFFLINE.",
+    "LocalTokenNotFoundError": f"{{repo}} needs a token, and there is none; {log_in}.",
     "EntryNotFoundError": "{repo} is not whole, here or on the Hub; try again with a network."}
 other_messages = dict(
     transfer="The files of {repo} could not be carried to or from the Hub; try again with a network.",
     token=f"The token holds a character that no token has; {log_in}.",
-    network="The Hub cannot be reached for {repo}; try again with a network, or give the path of a model folder.",
+    network="{Reason} for {repo}; try again with a network, or give the path of a model folder.",
+    proxy="The proxies in the environment keep {repo} from being asked for: {text}",
+    package="Asking the Hub about {repo} needs a package that is not here: {text}",
+    token_file="The file in which `hf auth login` keeps the token cannot be read: {strerror}.",
     cache="{repo} cannot be kept in the Hub's cache: {strerror}; HF_HUB_CACHE can name another folder.",
     incomplete="A file of {repo} did not arrive whole; try again.",
     unknown="What came back about {repo} makes no sense ({type}); try again, and if HF_ENDPOINT is set, let it be the "
@@ -335,17 +363,45 @@ other_messages = dict(
 status_messages = {      # by the HTTP status that the Hub answers with
     401: f"the token is not valid; {log_in}", 402: "the account's plan does not include this",
     403: f"the token may not do this; {log_in} with a token that may",
+    404: "there is no such thing", 408: "it waited too long; try again",
     409: "the name is taken, or somebody else changes it now; choose another name, or try again",
-    413: "it is too large", 429: "too many requests; wait a little"}
+    413: "it is too large", 429: "too many requests; wait a little", 504: "it waited too long; try again",
+    507: "there is no room left"}
+unknown_statuses = {3: "it sends us elsewhere", 4: "it does not take this request",
+                    5: "it is out of order; try again later"}      # by the first digit
 
 
 def status_message(error, repo:str)->str:
     "What the status of an `HfHubHTTPError` means to its reader, with the Hub's reason where that helps."
     status, reason = error.response.status_code, error.server_message
-    if status == 400: return f"The Hub refuses this for {repo}: {reason or 'no reason given'}"
-    reason = f" ({reason[:120].strip()})" if status in (402, 403, 409) and reason else ""
-    message = status_messages.get(status, "it is out of order; try again later")
+    if status in (400, 422): return f"The Hub refuses this for {repo}: {reason or 'no reason given'}"
+    message = status_messages.get(status) or unknown_statuses.get(status // 100, "nothing that is understood")
+    explained = status not in status_messages and status < 500 or status in (402, 403, 409)
+    reason = f" ({reason[:120].strip()})" if explained and reason else ""
     return f"The Hub answers {status} about {repo}: {message}{reason}."
+
+# %% ../nbs/15_hub.ipynb #b130d11f
+def unreachable(error:Exception|None)->str:
+    "Why the Hub did not answer, as far as the error of the network tells."
+    kinds, text = {kind.__name__ for kind in type(error).__mro__}, str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "the certificate that answers for the Hub is not trusted here (SSL_CERT_FILE can name an institute's own)"
+    if "ProxyError" in kinds: return "the proxy in the environment does not let requests through to the Hub"
+    if kinds & {"TimeoutException", "TimeoutError"}: return "the Hub cannot be reached in time"
+    return "the Hub cannot be reached"
+
+
+def causes_of(error:Exception, errors)->dict:      # errors: `huggingface_hub.errors`
+    "Which of `other_messages` fit an error; the first that does is meant."
+    is_file, strerror = isinstance(error, OSError), getattr(error, "strerror", None)
+    about_proxy = re.search(r"proxy|socks", str(error), re.I) and not isinstance(error, errors.HTTPError)
+    network = errors.HTTPError, ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError
+    return dict(
+        proxy=about_proxy and isinstance(error, (ImportError, ValueError)), package=isinstance(error, ImportError),
+        transfer=isinstance(error, RuntimeError) or type(error).__module__.startswith("hf_xet"),
+        token=isinstance(error, UnicodeEncodeError), network=isinstance(error, network),
+        token_file=is_file and strerror and Path(os.fsdecode(error.filename or "")).name == "token",
+        cache=is_file and strerror, unknown=type(error).__name__ == "FileMetadataError", incomplete=is_file)
 
 # %% ../nbs/15_hub.ipynb #121021d0
 def hub_error_message(
@@ -356,24 +412,20 @@ def hub_error_message(
     "What an error means to its reader, and what to do about it."
     from huggingface_hub import errors
     while isinstance(error, RuntimeError) and error.__cause__: error = error.__cause__      # an upload wraps its reason
-    values = dict(repo=repo, revision=revision or "main", type=type(error).__name__)
+    values = dict(repo=repo, revision=revision or "main", type=type(error).__name__, text=str(error)[:200])
     for name, message in hub_messages.items():
         if isinstance(error, getattr(errors, name)): return message.format(**values)
     if isinstance(error, errors.HfHubHTTPError): return status_message(error, repo)
-    strerror = getattr(error, "strerror", None)
-    causes = dict(
-        transfer=isinstance(error, RuntimeError) or type(error).__module__.startswith("hf_xet"),
-        token=isinstance(error, UnicodeEncodeError), network=isinstance(error, errors.HTTPError),
-        cache=isinstance(error, OSError) and strerror, incomplete=isinstance(error, OSError))
-    cause = next((cause for cause, applies in causes.items() if applies), "unknown")
-    return other_messages[cause].format(**values, strerror=strerror)
+    cause = next((cause for cause, applies in causes_of(error, errors).items() if applies), "unknown")
+    values |= dict(strerror=getattr(error, "strerror", None), Reason=(reason := unreachable(error))[0].upper() + reason[1:])
+    return other_messages[cause].format(**values)
 
 # %% ../nbs/15_hub.ipynb #19d35524
 @contextmanager
 def hub_errors(repo:str, revision:str|None=None):
-    "Turn whatever goes wrong with the Hub into an `InputError`."
+    "Turn whatever goes wrong with the Hub into an `InputError`; too little memory is not its fault."
     try: yield
-    except InputError: raise
+    except (InputError, MemoryError): raise
     except Exception as error: raise InputError(hub_error_message(error, repo, revision)) from None
 
 
@@ -405,10 +457,10 @@ def repo_sizes(api, repo:str, revision:str|None)->dict:      # name of a file ->
     return {file.rfilename: file.size for file in info.siblings}
 
 
-def not_cached(repo:str, revision:str|None, offline:bool)->str:
-    "The message when a repository is neither reachable nor in the cache."
+def not_cached(repo:str, revision:str|None, offline:bool, error:Exception|None=None)->str:
+    "The message when a repository is neither reachable, because of that error, nor in the cache."
     at = f" at {revision}" if revision else ""
-    reason = "while offline the Hub is not asked" if offline else "the Hub cannot be reached"
+    reason = "while offline the Hub is not asked" if offline else unreachable(error)
     return (f"{repo}{at} is not in the Hub's cache, and {reason}; fetch it once with a network, "
             "or give the path of a model folder.")
 
@@ -420,7 +472,7 @@ def download_model(
 )->Path:                         # its snapshot in the cache
     "Download a model unless it is in the cache; `InputError` if it cannot be had or is no model of mfm_app."
     from huggingface_hub import constants, errors
-    local = offline = offline or constants.HF_HUB_OFFLINE
+    local, failed = (offline := offline or constants.HF_HUB_OFFLINE), None
     api = hub_api(token)
     def snapshot(names, revision):
         options = dict(cache_dir=cache, allow_patterns=names, local_files_only=local)
@@ -430,12 +482,13 @@ def download_model(
             if not offline: check_repo_files(repo, repo_sizes(api, repo, revision))
         except errors.HTTPError as e:
             if isinstance(e, errors.HfHubHTTPError) and e.response.status_code < 500: raise
-            local = True
+            local, failed = True, e
         try:
             folder = snapshot(["config.json"], revision)
             table = ["embeddings.npz"] * uses_embedding_table(read_config(folder, repo))
             return snapshot(["model.safetensors", "README.md", *table], folder.name)
-        except errors.LocalEntryNotFoundError: raise InputError(not_cached(repo, revision, offline)) from None
+        except errors.LocalEntryNotFoundError:
+            raise InputError(not_cached(repo, revision, offline, failed)) from None
 
 # %% ../nbs/15_hub.ipynb #b7cf1eac
 def from_pretrained(
@@ -472,8 +525,9 @@ def check_card(card:bytes, repo:str):
     "`InputError` if the Hub does not accept the front matter of a card."
     from huggingface_hub import ModelCard, errors
     try: ModelCard(card.decode(), ignore_metadata_errors=True).validate()
-    except (errors.HTTPError, OSError): raise
-    except Exception:
+    except (errors.HTTPError, OSError, ImportError, MemoryError): raise
+    except Exception as e:
+        if "proxy" in str(e).lower(): raise      # the Hub was not even asked
         raise InputError(f"The Hub does not accept the front matter of README.md for {repo}; mend it, or delete "
                          "README.md and it is written anew.") from None
 

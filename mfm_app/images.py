@@ -7,15 +7,16 @@ __all__ = ['primaries', 'magic_bytes', 'kinds', 'max_bytes', 'unsupported', 'fai
            'metres', 'inches', 'spelt', 'um_per_unit', 'coarsest_um', 'no_intensities', 'jpeg_note', 'pillow_readers',
            'max_npy_header', 'npy_readers', 'max_members', 'name_arrays', 'tag_type_bytes', 'max_pages', 'max_tags',
            'max_tag_values', 'max_plain_pages', 'pages_note', 'lzw', 'compressions', 'photometrics', 'overview',
-           'saturated_share', 'readers', 'max_provenance_bytes', 'Dye', 'Micrograph', 'failure', 'open_image_file',
-           'check_channel_count', 'check_shape', 'check_single_plane', 'to_um', 'um_of_resolution', 'set_pixel_size',
-           'split_colours', 'check_png_header', 'read_picture', 'to_nchw', 'npy_header', 'check_dtype', 'read_npy',
-           'open_npz', 'member_text', 'read_npz', 'tiff_formats', 'check_directories', 'open_tiff', 'Layout',
-           'nanometres', 'colour_of', 'ome_channel', 'ome_pages', 'check_one_file', 'ome_about', 'ome_layout',
-           'resolutions', 'imagej_layout', 'plain_layout', 'stk_layout', 'stk_about', 'metaseries_about',
-           'micromanager_summary', 'micromanager_about', 'page_layout', 'check_page', 'check_pages', 'stk_planes',
-           'decode_pages', 'field_of', 'left_out', 'read_tiff', 'to_supported_dtype', 'significant_bits',
-           'fill_metadata', 'read_micrograph', 'write_png', 'write_ome_tiff', 'write_npz', 'npz_provenance',
+           'saturated_share', 'readers', 'max_labels', 'no_pickles', 'label_readers', 'max_provenance_bytes', 'Dye',
+           'Micrograph', 'failure', 'open_image_file', 'check_channel_count', 'check_shape', 'check_single_plane',
+           'to_um', 'um_of_resolution', 'set_pixel_size', 'split_colours', 'check_png_header', 'read_picture',
+           'to_nchw', 'npy_header', 'check_dtype', 'read_npy', 'open_npz', 'member_text', 'read_npz', 'tiff_formats',
+           'check_directories', 'open_tiff', 'Layout', 'nanometres', 'colour_of', 'ome_channel', 'ome_pages',
+           'check_one_file', 'ome_about', 'ome_layout', 'resolutions', 'imagej_layout', 'plain_layout', 'stk_layout',
+           'stk_about', 'metaseries_about', 'micromanager_summary', 'micromanager_about', 'page_layout', 'check_page',
+           'check_pages', 'stk_planes', 'decode_pages', 'field_of', 'left_out', 'read_tiff', 'to_supported_dtype',
+           'significant_bits', 'fill_metadata', 'read_micrograph', 'check_labels', 'read_label_npy', 'read_label_png',
+           'read_label_tiff', 'read_labels', 'write_png', 'write_ome_tiff', 'write_npz', 'npz_provenance',
            'provenance_text', 'read_provenance', 'digest']
 
 # %% ../nbs/04_images.ipynb #e361602e
@@ -773,6 +774,84 @@ def read_micrograph(
     "Read an image file of any format (see `to_nchw` for the axes of arrays); `InputError` if it cannot be used."
     with open_image_file(path, max_bytes) as (file, file_format):
         return fill_metadata(to_supported_dtype(readers[file_format](file, max_values)))
+
+# %% ../nbs/04_images.ipynb #44889689
+max_labels = 20_000      # objects of a label image
+
+
+def check_labels(
+    labels,             # (H, W) or (1, H, W) whole numbers: 0 background, another for each object
+)->np.ndarray:          # (H, W) int32
+    "A label image, or `InputError`."
+    try: labels = np.asarray(labels)
+    except ValueError: raise InputError("is no array of numbers.") from None
+    plane, kind = labels.squeeze(), labels.dtype.kind
+    if kind == "b": raise InputError("is a mask: it tells objects from background, but not one object from another.")
+    if kind not in "uif": raise InputError(f"holds {str(labels.dtype)[:40]}; a label is a whole number.")
+    if plane.ndim != 2:
+        raise InputError(f"has the shape {labels.shape}; a label image is one plane, (H, W), of a number a pixel.")
+    if kind == "f" and not (np.isfinite(plane) & (plane == plane.round())).all():
+        raise InputError("holds fractions; a label is a whole number.")
+    low, high = plane.min(initial=0), plane.max(initial=0)
+    extreme = float(low if low < 0 else high)
+    if not 0 <= extreme < 2**31: raise InputError(f"holds {extreme:,.10g}; labels are 0 to {2**31 - 1:,}.")
+    plane = plane.astype(np.int32)
+    check_shape((1, 1, *plane.shape), max_values)
+    count = np.count_nonzero(np.unique(plane))
+    if not count: raise InputError("is 0, background, everywhere; it labels nothing.")
+    if count <= max_labels: return plane
+    raise InputError(f"holds {count:,} labels, where up to {max_labels:,} are read; is it a picture of intensities?")
+
+# %% ../nbs/04_images.ipynb #b4976538
+no_pickles = ("holds pickled Python objects, as Cellpose's _seg.npy does, which are never opened; export its masks, "
+              "in Cellpose by File > Save masks as PNG/tif.")
+
+
+def read_label_npy(file, max_values:int)->np.ndarray:
+    "The array of an NPY; `InputError` for pickles and for one that its header does not fit."
+    try: shape, dtype, start = npy_header(file)
+    except InputError: raise InputError(no_pickles) from None
+    count = math.prod(shape)
+    if count > max_values: raise InputError(f"claims {count:,} values; up to {max_values:,} are read.")
+    if file.seek(0, io.SEEK_END) != start + count * dtype.itemsize:
+        raise InputError("is cut short, or longer than its header says.")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def read_label_png(file, max_values:int)->np.ndarray:
+    "The numbers of a grey PNG, or the places in the palette of one in colours; `InputError` for other colours."
+    with PngImageFile(file) as image:
+        if len(image.getbands()) > 1: raise InputError("is in colours; a label image has one number a pixel.")
+        check_shape((1, 1, *image.size[::-1]), max_values)
+        return np.asarray(image)
+
+# %% ../nbs/04_images.ipynb #0bd58931
+def read_label_tiff(file, max_values:int)->np.ndarray:
+    "The numbers of a TIFF of one page; `InputError` for several pages and for colours."
+    with open_tiff(file) as tiff:
+        page = tiff.pages[0]
+        if len(tiff.pages) > 1: raise InputError(f"has {len(tiff.pages):,} pages; a label image is one plane.")
+        if page.samplesperpixel > 1: raise InputError("is in colours; a label image has one number a pixel.")
+        if page.photometric == 3: page.photometric = 1      # the places in a palette are the labels
+        check_shape((1, 1, page.imagelength, page.imagewidth), max_values)
+        check_pages([page], tiff.filehandle.size, max_values)
+        return decode_pages([page], file)[0]
+
+
+label_readers = dict(TIFF=read_label_tiff, NPY=read_label_npy, PNG=read_label_png)
+
+
+def read_labels(
+    path,                            # TIFF, NPY or PNG
+    max_bytes:int=max_bytes,         # limit of the file's size
+    max_values:int=max_values,       # limit of the pixels
+)->np.ndarray:                       # (H, W) int32: 0 background, another number for each object
+    "Read a label image; `InputError` if it is none."
+    with open_image_file(path, max_bytes) as (file, file_format):
+        if file_format not in label_readers:
+            raise InputError(f"is a file of kind {file_format}; labels are read from TIFF, NPY and PNG.")
+        return check_labels(label_readers[file_format](file, max_values))
 
 # %% ../nbs/04_images.ipynb #9c813b22
 def write_png(

@@ -5,19 +5,27 @@
 # %% auto #0
 __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings', 'max_bonds', 'token_pattern', 'may_follow',
            'bracket_atom', 'periodic_table', 'element_symbols', 'one_molecule', 'unsanitised', 'query_pattern',
-           'crowded_atom', 'counter_ion_smiles', 'counter_ions', 'halogens', 'alkali', 'alkaline_earth', 'nonmetals',
-           'uncharger', 'normalizer', 'reionizer', 'metal_disconnector', 'ionic_metals', 'unusual_atom',
-           'max_table_bytes', 'on_light', 'on_dark', 'max_rows', 'max_bytes', 'smiles_names', 'name_names',
-           'dose_names', 'number_pattern', 'micromolar_unit', 'name_pattern', 'units', 'unit_pattern',
-           'quantity_pattern', 'readers', 'list_kinds', 'clean_text', 'is_atom', 'syntax_problem', 'from_smiles',
-           'check_block', 'from_block', 'check_graph', 'chemistry_problem', 'align_block', 'parse', 'Fragment',
-           'metals', 'has_carbon', 'count_charges', 'fragment', 'check_mixture', 'parent_fragment', 'without_isotopes',
-           'cautions', 'standardise_once', 'Molecule', 'standardise_mol', 'read_molecule', 'map_chunks',
-           'molecule_or_error', 'standardise_chunk', 'standardise', 'Morgan', 'morgan_chunk', 'EmbeddingTable',
-           'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules', 'read_embeddings', 'write_embeddings',
-           'tanimoto', 'Neighbour', 'nearest', 'draw', 'Row', 'one_line', 'read_dose', 'molecule_or_known', 'RowReader',
-           'dose_and_name', 'LineReader', 'split_line', 'delimiter_of', 'column_name', 'header_columns', 'TableReader',
-           'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list', 'read_rows']
+           'extended_pattern', 'extended', 'unread', 'families', 'several_isomers', 'crowded_atom', 'solvents',
+           'mineral_acids', 'sulfonic_acids', 'chain_acids', 'ring_acids', 'bases', 'drug_or_ion', 'ion_lists',
+           'flat_smiles', 'ion_table', 'counter_ions', 'ion_ranks', 'halogens', 'alkali', 'alkaline_earth', 'nonmetals',
+           'reionizer', 'uncharger', 'amine', 'platinum', 'coordination', 'normalizer', 'metal_disconnector',
+           'ionic_metals', 'unusual_atom', 'max_table_bytes', 'on_light', 'on_dark', 'prefixes', 'powers',
+           'molar_pattern', 'unit_names', 'other_units', 'number', 'quantity_pattern', 'ambiguous_comma', 'dose_word',
+           'about_dose', 'max_rows', 'max_bytes', 'smiles_names', 'name_names', 'id_names', 'name_pattern',
+           'field_unit', 'unit_field', 'dose_field', 'max_cell_lines', 'readers', 'list_kinds', 'clean_text',
+           'one_line', 'is_atom', 'syntax_problem', 'from_smiles', 'check_block', 'from_block', 'split_extension',
+           'from_extended', 'extension_note', 'check_graph', 'chemistry_problem', 'align_block', 'parse', 'Fragment',
+           'metals', 'has_carbon', 'count_charges', 'fragment', 'check_mixture', 'bond_amines', 'check_ligands',
+           'parent_fragment', 'without_isotopes', 'cautions', 'standardise_once', 'Molecule', 'standardise_mol',
+           'read_molecule', 'map_chunks', 'molecule_or_error', 'standardise_chunk', 'standardise', 'Morgan',
+           'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules',
+           'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest', 'draw', 'unit_problem',
+           'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn', 'dose_columns', 'read_doses', 'Row',
+           'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'RowReader', 'list_dose',
+           'name_notes', 'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line', 'cells_or_none',
+           'table_rows', 'Header', 'header_of', 'read_header', 'best_header', 'TableReader', 'rejoin_extension',
+           'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list', 'count_rows',
+           'read_rows']
 
 # %% ../nbs/03_molecules.ipynb #1be674d1
 import csv
@@ -27,10 +35,11 @@ import re
 import sys
 import unicodedata
 import zipfile
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice, permutations
 from multiprocessing import get_context
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -42,6 +51,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from .core import InputError, check_int, nearest_names
+from .vocabulary import plain_name
 
 rdBase.DisableLog("rdApp.*")      # `InputError` reports what is wrong with a molecule
 
@@ -60,6 +70,12 @@ def clean_text(text)->str:
     if not text.strip():
         raise InputError("Nothing was given; a molecule is a SMILES, such as CC(=O)Oc1ccccc1C(=O)O, or a mol block.")
     return text
+
+# %% ../nbs/03_molecules.ipynb #99c036aa
+def one_line(text)->str:
+    "Text as one printable line of at most 80 characters."
+    printable = "".join(c if c.isprintable() else " " for c in str(text)[:400])
+    return " ".join(printable.split())[:80]
 
 # %% ../nbs/03_molecules.ipynb #408c359d
 token_pattern = re.compile(r"""
@@ -130,14 +146,14 @@ def from_smiles(smiles:str)->Chem.Mol:
 
 # %% ../nbs/03_molecules.ipynb #5d2ff5da
 def check_block(mol:Chem.Mol):
-    "`InputError` if a mol block describes an R group, a query, a polymer or a mixture."
+    "`InputError` if a mol block or an extension describes an R group, a query, a polymer or a mixture."
     atoms, bonds, groups = mol.GetAtoms(), mol.GetBonds(), Chem.GetMolSubstanceGroups(mol)
     if any(atom.HasProp(p) for atom in atoms for p in ("molAttachPoint", "_MolFileRLabel")):
         raise InputError(f"There are attachment points or R groups in it. {one_molecule} with every atom named.")
     if any(a.HasQuery() or not a.GetAtomicNum() for a in atoms) or any(b.HasQuery() for b in bonds):
         raise InputError(f"There are query atoms or query bonds in it. {one_molecule} with every atom and bond named.")
     if mol.HasProp("_molLinkNodes") or any(g.GetProp("TYPE") not in {"DAT", "SUP", "GEN", "MUL"} for g in groups):
-        raise InputError(f"This mol block describes a polymer or a mixture by brackets. {one_molecule}.")
+        raise InputError(f"It describes a polymer or a mixture by brackets. {one_molecule}.")
 
 
 def from_block(block:str)->Chem.Mol:
@@ -152,6 +168,44 @@ def from_block(block:str)->Chem.Mol:
         raise InputError("The mol block cannot be read: its counts line or one of its atom or bond lines is malformed.")
     check_block(mol)
     return mol
+
+# %% ../nbs/03_molecules.ipynb #9fb9e39f
+extended_pattern = re.compile(r"(?P<smiles>\S+)[ \t]+\|(?P<extension>[^|]*)(?P<end>\|?)[ \t]*(?P<name>.*)")
+extended = Chem.SmilesParserParams()
+extended.parseName, extended.allowCXSMILES, extended.strictCXSMILES = False, True, True
+# a drawing's coordinates and wedges, which the SMILES says in its own way; ligands of bridges; hydrogen bonds
+unread = re.compile(r"(^|,)(\([^)]*\)|(w[UD]|T[LH]B|H):\d[\d.:]*(,\d[\d.:]*)*)")
+# a part of an extension -> what it makes of the molecule
+families = {r"(^|,)m:": "attachments that vary", r"(^|,)(RG|LOG):|_R\d|_AP\d": "R groups or attachment points"}
+several_isomers = re.compile(r"(^|,)([&o]\d+:|r(,|$))")
+
+
+def split_extension(text:str)->tuple:      # SMILES, extension without bars, name after it
+    "The parts of a CXSMILES; the last two are empty for a plain SMILES."
+    match = extended_pattern.fullmatch(text)
+    if match is None: return text, "", ""
+    if not match["end"]: raise InputError("The extension after the SMILES has no bar | at its end.")
+    return match["smiles"], match["extension"].strip(), match["name"]
+
+
+def from_extended(smiles:str, extension:str)->Chem.Mol:
+    "The molecule of a SMILES with an extension, or `InputError`."
+    for pattern, family in families.items():
+        if re.search(pattern, extension): raise InputError(f"Its extension describes {family}. {one_molecule}.")
+    kept = unread.sub("", extension).strip(",")
+    try: mol = Chem.MolFromSmiles(f"{smiles} |{kept}|", extended)
+    except Exception: mol = None
+    if mol is None:
+        if Chem.MolFromSmiles(smiles) is None: raise InputError(chemistry_problem(from_smiles(smiles)))
+        raise InputError(f"The extension |{one_line(extension)[:40]}| after the SMILES cannot be read; leave it out.")
+    check_block(mol)
+    return Chem.MolFromSmiles(Chem.MolToSmiles(mol))
+
+
+def extension_note(extension:str)->str:
+    "What becomes of an extension, in a sentence."
+    said = f"The extension |{one_line(extension)[:40]}| is not part of the standard form"
+    return said + ("; of its isomers, the one that is written was taken." if several_isomers.search(extension) else ".")
 
 # %% ../nbs/03_molecules.ipynb #5f18faed
 crowded_atom = Chem.MolFromSmarts(f"[D{{{max_bonds + 1}-}}]")
@@ -197,11 +251,13 @@ def align_block(lines:list)->str:
 def parse(text)->Chem.Mol:
     "A sanitised molecule with implicit hydrogens from a SMILES or a mol block, or `InputError`."
     text = clean_text(text)
-    smiles, block = text.strip(), align_block(re.split("\r\n|\r|\n", text))
+    smiles, block, extension = text.strip(), align_block(re.split("\r\n|\r|\n", text)), ""
     if smiles.startswith("$RXN"): raise InputError(f"This is a reaction. {one_molecule}.")
     is_block = "\n" in smiles or "\r" in smiles or "M  END" in smiles
+    if not is_block: smiles, extension, _ = split_extension(smiles)
     graph = from_block(block) if is_block else from_smiles(smiles)
     check_graph(graph)
+    if extension: return from_extended(smiles, extension)
     try: mol = Chem.MolFromMolBlock(block) if is_block else Chem.MolFromSmiles(smiles)
     except Exception: mol = None
     if mol is None: raise InputError(chemistry_problem(graph))
@@ -210,17 +266,85 @@ def parse(text)->Chem.Mol:
     return mol
 
 # %% ../nbs/03_molecules.ipynb #ec7337e4
-counter_ion_smiles = dict(
-    water="O", ammonia="N", hydrochloric_acid="Cl", hydrobromic_acid="Br", hydroiodic_acid="I",
+solvents = dict(
+    water="O", methanol="CO", ethanol="CCO", isopropanol="CC(C)O", propylene_glycol="CC(O)CO", glycerol="OCC(O)CO",
+    DMSO="C[S+](C)[O-]", acetone="CC(C)=O", butanone="CCC(C)=O", acetonitrile="CC#N", ethyl_acetate="CCOC(C)=O",
+    dichloromethane="ClCCl", chloroform="ClC(Cl)Cl", dimethylformamide="CN(C)C=O", tetrahydrofuran="C1CCOC1",
+    dioxane="C1COCCO1", toluene="Cc1ccccc1", diethyl_ether="CCOCC", hexane="CCCCCC", butanol="CCCCO", urea="NC(N)=O")
+mineral_acids = dict(
+    hydrochloric_acid="Cl", hydrobromic_acid="Br", hydroiodic_acid="I", hydrofluoric_acid="F",
     sulfuric_acid="OS(=O)(=O)O", nitric_acid="O[N+](=O)[O-]", phosphoric_acid="OP(=O)(O)O",
-    acetic_acid="CC(=O)O", formic_acid="OC=O", trifluoroacetic_acid="OC(=O)C(F)(F)F",
-    methanesulfonic_acid="CS(=O)(=O)O", oxalic_acid="OC(=O)C(=O)O", malonic_acid="OC(=O)CC(=O)O",
-    succinic_acid="OC(=O)CCC(=O)O", maleic_or_fumaric_acid="OC(=O)C=CC(=O)O", lactic_acid="CC(O)C(=O)O",
-    malic_acid="OC(=O)CC(O)C(=O)O", tartaric_acid="OC(=O)C(O)C(O)C(=O)O", citric_acid="OC(=O)CC(O)(CC(=O)O)C(=O)O",
-    benzoic_acid="OC(=O)c1ccccc1", benzenesulfonic_acid="OS(=O)(=O)c1ccccc1",
-    toluenesulfonic_acid="Cc1ccc(cc1)S(=O)(=O)O", methanol="CO", ethanol="CCO",
-    DMSO="C[S+](C)[O-]", acetone="CC(C)=O", acetonitrile="CC#N")
-counter_ions = {Chem.CanonSmiles(smiles): name.replace("_", " ") for name, smiles in counter_ion_smiles.items()}
+    thiocyanic_acid="N#CS", carbonic_acid="OC(=O)O", sulfamic_acid="NS(=O)(=O)O")
+sulfonic_acids = dict(
+    methanesulfonic_acid="CS(=O)(=O)O", ethanesulfonic_acid="CCS(=O)(=O)O", edisylic_acid="OS(=O)(=O)CCS(=O)(=O)O",
+    isethionic_acid="OCCS(=O)(=O)O", triflic_acid="OS(=O)(=O)C(F)(F)F", benzenesulfonic_acid="OS(=O)(=O)c1ccccc1",
+    toluenesulfonic_acid="Cc1ccc(cc1)S(=O)(=O)O", closylic_acid="OS(=O)(=O)c1ccc(Cl)cc1",
+    camphorsulfonic_acid="CC1(C)C2CCC1(CS(=O)(=O)O)C(=O)C2", cyclamic_acid="OS(=O)(=O)NC1CCCCC1",
+    naphthalenesulfonic_acid="OS(=O)(=O)c1ccc2ccccc2c1", saccharin="O=C1NS(=O)(=O)c2ccccc12",
+    napadisylic_acid="OS(=O)(=O)c1cccc2c(cccc12)S(=O)(=O)O", sulfosalicylic_acid="OC(=O)c1cc(ccc1O)S(=O)(=O)O",
+    mesitylenesulfonic_acid="Cc1cc(C)c(c(C)c1)S(=O)(=O)O", methylsulfuric_acid="COS(=O)(=O)O",
+    ethylsulfuric_acid="CCOS(=O)(=O)O", dodecylsulfuric_acid="CCCCCCCCCCCCOS(=O)(=O)O",
+    docusate="CCCCC(CC)COC(=O)CC(C(=O)OCC(CC)CCCC)S(=O)(=O)O")
+
+# %% ../nbs/03_molecules.ipynb #9080daea
+chain_acids = dict(
+    formic_acid="OC=O", acetic_acid="CC(=O)O", propionic_acid="CCC(=O)O", butyric_acid="CCCC(=O)O",
+    isobutyric_acid="CC(C)C(=O)O", valeric_acid="CCCCC(=O)O", pivalic_acid="CC(C)(C)C(=O)O",
+    hexanoic_acid="CCCCCC(=O)O", heptanoic_acid="CCCCCCC(=O)O", octanoic_acid="CCCCCCCC(=O)O",
+    decanoic_acid="CCCCCCCCCC(=O)O", undecanoic_acid="CCCCCCCCCCC(=O)O", undecenoic_acid="C=CCCCCCCCCC(=O)O",
+    lauric_acid="CCCCCCCCCCCC(=O)O", myristic_acid="CCCCCCCCCCCCCC(=O)O", palmitic_acid="CCCCCCCCCCCCCCCC(=O)O",
+    stearic_acid="CCCCCCCCCCCCCCCCCC(=O)O", oleic_acid="CCCCCCCCC=CCCCCCCCC(=O)O", sorbic_acid="CC=CC=CC(=O)O",
+    linoleic_acid="CCCCCC=CCC=CCCCCCCCC(=O)O", trifluoroacetic_acid="OC(=O)C(F)(F)F",
+    dichloroacetic_acid="OC(=O)C(Cl)Cl", trichloroacetic_acid="OC(=O)C(Cl)(Cl)Cl", glycolic_acid="OCC(=O)O",
+    lactic_acid="CC(O)C(=O)O", aceturic_acid="CC(=O)NCC(=O)O", oxalic_acid="OC(=O)C(=O)O", malonic_acid="OC(=O)CC(=O)O",
+    succinic_acid="OC(=O)CCC(=O)O", glutaric_acid="OC(=O)CCCC(=O)O", adipic_acid="OC(=O)CCCCC(=O)O",
+    sebacic_acid="OC(=O)CCCCCCCCC(=O)O", maleic_or_fumaric_acid="OC(=O)C=CC(=O)O", malic_acid="OC(=O)CC(O)C(=O)O",
+    tartaric_acid="OC(=O)C(O)C(O)C(=O)O", citric_acid="OC(=O)CC(O)(CC(=O)O)C(=O)O",
+    oxoglutaric_acid="OC(=O)CCC(=O)C(=O)O",
+    gluconic_acid="OCC(O)C(O)C(O)C(O)C(=O)O", glucoheptonic_acid="OCC(O)C(O)C(O)C(O)C(O)C(=O)O",
+    glucaric_or_galactaric_acid="OC(C(O)C(O)C(=O)O)C(O)C(=O)O", glucuronic_acid="OC1OC(C(=O)O)C(O)C(O)C1O",
+    lactobionic_acid="OCC(O)C(OC1OC(CO)C(O)C(O)C1O)C(O)C(O)C(=O)O", glycerophosphoric_acid="OCC(O)COP(=O)(O)O",
+    pyroglutamic_acid="OC(=O)C1CCC(=O)N1", glutamic_acid="NC(CCC(=O)O)C(=O)O", aspartic_acid="NC(CC(=O)O)C(=O)O",
+    ascorbic_acid="OCC(O)C1OC(=O)C(O)=C1O", EDTA="OC(=O)CN(CCN(CC(=O)O)CC(=O)O)CC(=O)O")
+
+# %% ../nbs/03_molecules.ipynb #b4ad5e01
+ring_acids = dict(
+    benzoic_acid="OC(=O)c1ccccc1", gentisic_acid="OC(=O)c1cc(O)ccc1O", terephthalic_acid="OC(=O)c1ccc(cc1)C(=O)O",
+    phthalic_acid="OC(=O)c1ccccc1C(=O)O", mandelic_acid="OC(C(=O)O)c1ccccc1", phenylacetic_acid="OC(=O)Cc1ccccc1",
+    phenylpropionic_acid="OC(=O)CCc1ccccc1", cinnamic_acid="OC(=O)C=Cc1ccccc1", hippuric_acid="OC(=O)CNC(=O)c1ccccc1",
+    acetamidobenzoic_acid="CC(=O)Nc1ccc(cc1)C(=O)O", furoic_acid="OC(=O)c1ccco1",
+    orotic_acid="OC(=O)c1cc(=O)[nH]c(=O)[nH]1", nicotinic_acid="OC(=O)c1cccnc1",
+    hydroxybenzoylbenzoic_acid="OC(=O)c1ccccc1C(=O)c1ccc(O)cc1", camphoric_acid="CC1(C)C(CCC1(C)C(=O)O)C(=O)O",
+    xinafoic_acid="OC(=O)c1ccc2ccccc2c1O", hydroxynaphthoic_acid="OC(=O)c1cc2ccccc2cc1O",
+    fendizoic_acid="OC(=O)c1ccccc1C(=O)c1ccc(c(O)c1)-c1ccccc1",
+    triphenylacetic_acid="OC(=O)C(c1ccccc1)(c1ccccc1)c1ccccc1",
+    pamoic_acid="OC(=O)c1cc2ccccc2c(Cc2c(O)c(cc3ccccc23)C(=O)O)c1O", cypionic_acid="OC(=O)CCC1CCCC1",
+    picric_acid="Oc1c(cc(cc1[N+](=O)[O-])[N+](=O)[O-])[N+](=O)[O-]", phosphanilic_acid="Nc1ccc(cc1)P(=O)(O)O",
+    chlorotheophylline="Cn1c(=O)n(C)c2nc(Cl)[nH]c2c1=O",
+    dibenzoyltartaric_acid="OC(=O)C(OC(=O)c1ccccc1)C(OC(=O)c1ccccc1)C(=O)O",
+    ditoluoyltartaric_acid="Cc1ccc(cc1)C(=O)OC(C(=O)O)C(OC(=O)c1ccc(C)cc1)C(=O)O",
+    chlorophenoxyacetic_acid="OC(=O)COc1ccc(Cl)cc1")
+bases = dict(
+    ammonia="N", methylamine="CN", diethylamine="CCNCC", triethylamine="CCN(CC)CC", erbumine="CC(C)(C)N",
+    ethylenediamine="NCCN", ethanolamine="NCCO", diethanolamine="OCCNCCO", triethanolamine="OCCN(CCO)CCO",
+    deanol="CN(C)CCO", diethylaminoethanol="CCN(CC)CCO", aminomethylpropanol="CC(C)(N)CO", tromethamine="NC(CO)(CO)CO",
+    meglumine="CNCC(O)C(O)C(O)C(O)CO", eglumine="CCNCC(O)C(O)C(O)C(O)CO", glucosamine="NC1C(O)OC(CO)C(O)C1O",
+    choline="C[N+](C)(C)CCO", tetramethylammonium="C[N+](C)(C)C", tetrabutylammonium="CCCC[N+](CCCC)(CCCC)CCCC",
+    piperazine="C1CNCCN1", epolamine="OCCN1CCCC1", hydroxyethylmorpholine="OCCN1CCOCC1", morpholine="C1COCCN1",
+    imidazole="c1c[nH]cn1", pyridine="c1ccncc1", dicyclohexylamine="C1CCCCC1NC1CCCCC1", cyclohexylamine="NC1CCCCC1",
+    benethamine="C(Cc1ccccc1)NCc1ccccc1", benzathine="C(CNCc1ccccc1)NCc1ccccc1", arginine="NC(CCCNC(N)=N)C(=O)O",
+    hydrabamine="CC(C)c1ccc2c(c1)CCC1C(C)(CNCCNCC3(C)CCCC4(C)c5ccc(C(C)C)cc5CCC34)CCCC21C", lysine="NCCCCC(N)C(=O)O",
+    histidine="NC(Cc1c[nH]cn1)C(=O)O", proline="OC(=O)C1CCCN1", glycine="NCC(=O)O", triethylcholine="CC[N+](CC)(CC)CCO")
+drug_or_ion = dict(salicylic_acid="OC(=O)c1ccccc1O", procaine="CCN(CC)CCOC(=O)c1ccc(N)cc1")
+
+# %% ../nbs/03_molecules.ipynb #3360236b
+# the later a list stands, the sooner one of it is the drug among others
+ion_lists = (solvents | mineral_acids, sulfonic_acids | chain_acids | ring_acids, bases, drug_or_ion)
+flat_smiles = lambda smiles: Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False)
+ion_table = [(flat_smiles(smiles), name.replace("_", " "), place)
+             for place, ions in enumerate(ion_lists) for name, smiles in ions.items()]
+counter_ions = {smiles: name for smiles, name, _ in ion_table}
+ion_ranks = {smiles: place for smiles, _, place in ion_table}
 
 # %% ../nbs/03_molecules.ipynb #5362e57d
 @dataclass
@@ -234,8 +358,11 @@ class Fragment:
     @property
     def heavy(self): return self.mol.GetNumHeavyAtoms()
 
+    @cached_property
+    def flat(self): return Chem.MolToSmiles(self.mol, isomericSmiles=False)
+
     @property
-    def ion_name(self): return counter_ions.get(Chem.MolToSmiles(self.mol, isomericSmiles=False), "")
+    def ion_name(self): return counter_ions.get(self.flat, "")
 
     @property
     def name(self):
@@ -243,7 +370,8 @@ class Fragment:
         if self.ion_name or self.mol.GetNumAtoms() > 1: return self.ion_name or self.smiles[:60]
         return periodic_table.GetElementName(atom.GetAtomicNum()).lower() + " ion" * (atom.GetFormalCharge() != 0)
 
-    def rank(self): return not self.bare, has_carbon(self.mol), not self.ion_name, self.heavy, self.smiles
+    def rank(self):
+        return not self.bare, has_carbon(self.mol), ion_ranks.get(self.flat, len(ion_lists)), self.heavy, self.smiles
 
 # %% ../nbs/03_molecules.ipynb #2b2e1b33
 halogens, alkali, alkaline_earth = {9, 17, 35, 53, 85}, {3, 11, 19, 37, 55, 87}, {4, 12, 20, 38, 56, 88}
@@ -255,7 +383,7 @@ def has_carbon(mol)->bool: return any(a.GetAtomicNum() == 6 for a in mol.GetAtom
 def count_charges(mol)->int: return sum(a.GetFormalCharge() != 0 for a in mol.GetAtoms())
 
 
-uncharger = rdMolStandardize.Uncharger()
+reionizer, uncharger = rdMolStandardize.Reionizer(), rdMolStandardize.Uncharger()
 
 
 def fragment(mol:Chem.Mol)->Fragment:
@@ -263,7 +391,9 @@ def fragment(mol:Chem.Mol)->Fragment:
     charge, carbon = Chem.GetFormalCharge(mol), has_carbon(mol)
     lone_metal = mol.GetNumAtoms() == 1 and bool(metals(mol))
     bare = not mol.GetNumHeavyAtoms() or lone_metal or bool(charge) and not carbon
-    if before := count_charges(mol): uncharger.unchargeInPlace(mol)
+    if before := count_charges(mol):
+        reionizer.reionizeInPlace(mol)
+        uncharger.unchargeInPlace(mol)
     Chem.SanitizeMol(mol)
     return Fragment(mol, Chem.MolToSmiles(mol), bare, count_charges(mol) < before)
 
@@ -278,18 +408,58 @@ def check_mixture(parent:Fragment, other:Fragment):
         sizes = f"{parent.heavy} and {other.heavy} heavy atoms"
         raise InputError(f"This is a mixture of molecules with {sizes}. {one_molecule}.")
 
+# %% ../nbs/03_molecules.ipynb #83b2ff88
+amine = Chem.MolFromSmarts("[$([NX3;!H0;+0]),$([NX2;H2;-]);!$(N-[C,S,P]=[O,S,N]);!$(N-a);!$(N-[#78,#46])]")
+platinum = Chem.MolFromSmarts("[Pt,Pd]")
+coordination = {47: 2, 79: 2, 80: 2}      # bonds of silver, gold and mercury; other metals have four or more
+
+
+def bond_amines(mol:Chem.Mol)->Chem.Mol:
+    "The molecule with its two free amines bonded to the platinum or palladium that lacks them, and all N bonded alike."
+    sites, amines = mol.GetSubstructMatches(platinum), [i for i, in mol.GetSubstructMatches(amine)]
+    if len(sites) != 1: return mol
+    original, mol, (site,) = mol, Chem.RWMol(mol), sites[0]
+    metal = mol.GetAtomWithIdx(site)
+    joins = len(amines) == 2 and metal.GetDegree() in (2, 4)
+    for i in amines * joins: mol.AddBond(i, site, Chem.BondType.DATIVE)
+    mol.UpdatePropertyCache(strict=False)
+    for bond in list(metal.GetBonds()):
+        atom = bond.GetOtherAtom(metal)
+        if atom.GetAtomicNum() != 7 or atom.GetIsAromatic(): continue
+        coordinate, ion = bond.GetBondType() == Chem.BondType.DATIVE, atom.GetFormalCharge()
+        bond.SetBondType(Chem.BondType.SINGLE)
+        hydrogens = atom.GetTotalNumHs() - (ion > 0 or coordinate and not ion)
+        if hydrogens < 0: return original
+        metal.SetFormalCharge(metal.GetFormalCharge() + ion)
+        atom.SetFormalCharge(0), atom.SetNoImplicit(True), atom.SetNumExplicitHs(hydrogens)
+    Chem.SanitizeMol(mol)
+    return mol.GetMol()
+
+# %% ../nbs/03_molecules.ipynb #4a6dc706
+def check_ligands(complex:Fragment, other:Fragment):
+    "`InputError` if a fragment beside a metal complex may be a ligand of it."
+    bonded = [a for a in metals(complex.mol) if a.GetDegree() and a.GetAtomicNum() not in alkali | alkaline_earth]
+    if not bonded or ion_ranks.get(other.flat) == 0 and not other.bare and "acid" not in other.ion_name: return
+    if other.mol.GetNumAtoms() == 1 and metals(other.mol) or not other.mol.GetNumHeavyAtoms(): return
+    full = all(a.GetDegree() >= coordination.get(a.GetAtomicNum(), 4) for a in bonded)
+    if full and (other.flat != "N"): return
+    advice = "draw its bonds, as in N[Pt](N)(Cl)Cl, or leave it out"
+    raise InputError(f"{other.name} stands beside {bonded[0].GetSymbol()}, whose ligand it may be; {advice}.")
+
 
 def parent_fragment(mol:Chem.Mol)->tuple:      # the molecule, and notes on what was dropped and neutralised
     "The fragment that acts on cells; `InputError` for a mixture, or if there are only ions, metals or hydrogen."
     fragments = {f.smiles: f for f in map(fragment, Chem.GetMolFrags(mol, asMols=True))}
     parent, *others = sorted(fragments.values(), key=Fragment.rank, reverse=True)
-    if parent.bare: raise InputError(f"Nothing but ions, metal or hydrogen is in it ({parent.name}). {one_molecule}.")
-    for other in others: check_mixture(parent, other)
+    for one, other in permutations(fragments.values(), 2): check_ligands(one, other)
+    for other in others if not parent.bare else (): check_mixture(parent, other)
+    if parent.bare or others and parent.ion_name and not has_carbon(parent.mol):
+        raise InputError(f"Nothing but ions, metal or hydrogen is in it ({parent.name}). {one_molecule}.")
     dropped = ", ".join(f.name for f in others)
     return parent.mol, [f"Dropped {dropped[:200]}."] * bool(others) + ["Charges were neutralised."] * parent.neutralised
 
 # %% ../nbs/03_molecules.ipynb #ed036d60
-normalizer, reionizer = rdMolStandardize.Normalizer(), rdMolStandardize.Reionizer()
+normalizer = rdMolStandardize.Normalizer()
 metal_disconnector = rdMolStandardize.MetalDisconnector()
 ionic_metals = ",".join(f"#{n}" for n in sorted(alkali | alkaline_earth))
 metal_disconnector.SetMetalNof(Chem.MolFromSmarts(f"[{ionic_metals}]~[#7,#8,F]"))
@@ -323,8 +493,10 @@ def standardise_once(mol:Chem.Mol)->tuple:      # the molecule, and notes on wha
         mol, notes = without_isotopes(mol), ["Isotope labels were removed."]
     bonded_metal = any(a.GetAtomicNum() in alkali | alkaline_earth and a.GetDegree() for a in mol.GetAtoms())
     if bonded_metal: metal_disconnector.DisconnectInPlace(mol)
+    if mol.HasSubstructMatch(platinum):
+        parts, mol = len(Chem.GetMolFrags(mol)), bond_amines(mol)
+        if len(Chem.GetMolFrags(mol)) < parts: notes.append("The amines were bonded to their metal.")
     normalizer.normalizeInPlace(mol)
-    reionizer.reionizeInPlace(mol)
     mol, parent_notes = parent_fragment(mol)
     return mol, notes + parent_notes + cautions(mol)
 
@@ -353,10 +525,12 @@ def read_molecule(
 )->Molecule:
     "The molecule in standard form, or `InputError`."
     mol = parse(text)
-    name = mol.GetProp("_Name").strip()[:80] if mol.HasProp("_Name") else ""
+    _, extension, title = split_extension(clean_text(text).strip())
+    name = mol.GetProp("_Name").strip()[:80] if mol.HasProp("_Name") else title.strip()[:80]
     try: smiles, notes = standardise_mol(mol)
     except InputError: raise
     except Exception: raise InputError("RDKit cannot bring this molecule into a standard form.") from None
+    notes = [extension_note(extension)] * bool(extension) + notes
     return Molecule(smiles, "".join(c for c in name if c.isprintable()), tuple(notes))
 
 # %% ../nbs/03_molecules.ipynb #adff69ff
@@ -595,11 +769,135 @@ def draw(
     head, body = svg[svg.index("<svg"):].split(">", 1)
     return f"{head} role='img'>\n<title>{escape(title)}</title>{body}"
 
+# %% ../nbs/03_molecules.ipynb #61e1c2a0
+prefixes = dict(femto="f", pico="p", nano="n", micro="u", mc="u", milli="m")
+powers = {"": 6, "m": 3, "u": 0, "n": -3, "p": -6, "f": -9}      # of ten: micromolar in one of it
+molar_pattern = re.compile(rf"(?P<prefix>{'|'.join(prefixes)}|[fpnum])?(M|molar|"
+                           r"mol(e?s)?[ /_.·]*(per)?[ _]*(L|dm3|lit(er|re)s?)(\^?-1)?)", re.I)
+unit_names = {10. ** power: prefix.replace("u", "µ") + "M" for prefix, power in powers.items()}
+# what stands where a molar unit should -> why it is none
+other_units = {
+    "log|^p(ic|ec|gi)50": "is a logarithm; give the number itself",
+    "%|percent|pct|^pp[mb]$|^[vw]/[vw]$": "is a share, no concentration",
+    r"^[munpk]?c?g(rams?)?($|[ /_.]|per)|[munpk]gml": "is a mass, which is a concentration only with the molar mass",
+    r"^(i?u|units?)($|[ /_.])": "is an activity, no concentration",
+    "mol": "is an amount, which is a concentration only with a volume",
+    "^[munp]?l(it(er|re)s?)?$": "is a volume, no concentration"}
+
+
+def unit_problem(unit:str)->str:
+    "Why a unit that is not molar is no concentration; empty if it is none that is known."
+    return next((why for pattern, why in other_units.items() if re.search(pattern, unit, re.I)), "")
+
+
+def read_unit(
+    unit:str,     # in any case, with u, µ or mc for micro
+)->float:         # micromolar in one of it
+    "How many micromolar a unit of concentration is, 1 where none is given, or `InputError`."
+    text = unicodedata.normalize("NFKC", unit).replace("μ", "u").replace("\u2212", "-").strip(" ()[]_.")
+    if not text: return 1.
+    if not (match := molar_pattern.fullmatch(text)):
+        why = unit_problem(text) or "is no unit of a dose"
+        raise InputError(f"'{one_line(unit)[:30]}' {why}; doses are in pM, nM, µM, mM or M.")
+    prefix = (match["prefix"] or "").lower()
+    return 10. ** powers[prefixes.get(prefix, prefix)]
+
+# %% ../nbs/03_molecules.ipynb #fe101b33
+number = r"[-+]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[-+]?[0-9]+)?"
+quantity_pattern = re.compile(rf"(?P<number>{number})\s*(?P<unit>[a-zµμ%].*)?", re.I)
+ambiguous_comma = re.compile(r"[-+]?[1-9][0-9]{0,2},[0-9]{3}")      # thousands, or a decimal comma
+
+
+def read_quantity(
+    text,            # a number, or text such as "5", "0.3 µM" or "500nM"; empty if there is no dose
+    unit:str="",     # what the title or a column beside it says; empty takes micromolar
+)->float|None:       # micromolar, from 0 up
+    "A dose in micromolar, None if there is none, or `InputError`."
+    text = str(text).strip()
+    if not text: return None
+    match, said = quantity_pattern.fullmatch(text), f"The dose '{one_line(text)[:30]}'"
+    if match is None: raise InputError(f"{said} is no number of pM, nM, µM, mM or M.")
+    if ambiguous_comma.fullmatch(match["number"]):
+        raise InputError(f"{said} may be thousands or a decimal; write it without a comma.")
+    value, own = float(match["number"].replace(",", ".")), match["unit"] or ""
+    factor = read_unit(own or unit)
+    if own and unit and factor != read_unit(unit):
+        raise InputError(f"{said} has another unit than its column, '{one_line(unit)[:30]}'.")
+    if not 0 <= value < np.inf: raise InputError(f"{said} must be a number of µM from 0 up.")
+    return value if factor == 1 else float(f"{value * factor:.12g}")
+
+# %% ../nbs/03_molecules.ipynb #7e3e43d2
+dose_word = re.compile(r"i?(dos(es?|age)|conc(n|s|entrations?)?)(?P<glued>/?.*)")
+about_dose = set("image metadata pert perturbation drug compound cpd treatment treated final test tested nominal "
+                 "sample in value amount of the".split())      # words beside it in a title that change nothing
+
+
+def column_name(title:str)->str:
+    "A column's title in lower case, with u for µ and underscores for spaces and brackets."
+    return re.sub(r"[\s_()\[\]]+", "_", str(title).lower().replace("µ", "u").replace("μ", "u")).strip("_ ")
+
+
+def dose_unit(title:str)->str|None:
+    "The unit in the title of a column of doses, empty if it says none; None if these are no doses."
+    if re.fullmatch(r"\W*[pnuµμm]M\W*", str(title)): return re.sub(r"[^\w]", "", title)
+    words = re.split(r"[_,.:;-]+", column_name(title))
+    matches = map(dose_word.fullmatch, words)
+    i, match = next(((i, match) for i, match in enumerate(matches) if match), (0, None))
+    if match is None or words[-1] in ("unit", "units"): return None
+    if any(word.startswith(("log", "neg")) for word in words[:i]): return "log"
+    if not (about_dose | {"molar"}).issuperset(words[:i]): return None
+    unit = "_".join(w for w in (match["glued"].strip("/"), *words[i + 1:]) if w not in about_dose).strip("_")
+    return unit if not unit or molar_pattern.fullmatch(unit) or unit_problem(unit) else None
+
+# %% ../nbs/03_molecules.ipynb #4e27da0a
+@dataclass(frozen=True)
+class DoseColumn:
+    "Where a table has doses."
+    index:int                # of the column
+    unit:str = ""            # in its title
+    beside:int|None = None   # index of a column with the unit of each
+
+    def read(self, cells)->float|None:      # the cells of a row, as text; returns micromolar
+        "The dose of a row, None if it gives none, or `InputError`."
+        own = "" if self.beside is None else str(cells[self.beside]).strip()
+        dose_um = read_quantity(cells[self.index], own or self.unit)
+        if dose_um is not None and own and self.unit and read_unit(own) != read_unit(self.unit):
+            raise InputError(f"The unit '{one_line(own)[:30]}' is not that in the title of its column, {self.unit}.")
+        return dose_um
+
+    def said(self, cells)->str:
+        "The dose of a row as it was written, with its unit."
+        number, own = str(cells[self.index]).strip(), "" if self.beside is None else str(cells[self.beside]).strip()
+        has_unit = (match := quantity_pattern.fullmatch(number)) and match["unit"]
+        return number if has_unit else f"{number} {own or self.unit}".strip()
+
+
+def dose_columns(titles)->list:
+    "The `DoseColumn`s of a table by the titles of its columns."
+    names = [re.sub(r"[_,.:;-]+", "_", column_name(title)) for title in titles]
+    units = {re.sub(r"_?units?$", "", name): i for i, name in enumerate(names) if re.search(r"(^|_)units?$", name)}
+    doses = {i: unit for i, title in enumerate(titles) if (unit := dose_unit(title)) is not None}
+    units = {name: i for name, i in units.items() if not name or dose_unit(name) is not None}
+    alone = next(iter(units.values())) if len(units) == 1 == len(doses) else None
+    return [DoseColumn(i, unit, units.get(names[i], alone)) for i, unit in doses.items()]
+
+
+def read_doses(
+    columns:list,      # `DoseColumn`s
+    cells,             # of a row, as text
+)->float|None:         # micromolar
+    "The dose in a row of a table, None if it gives none; `InputError` if it is none or two columns disagree."
+    doses = [dose for column in columns if (dose := column.read(cells)) is not None]
+    if doses and max(doses) > min(doses) * 1.001:
+        raise InputError(f"Its columns say {min(doses):g} and {max(doses):g} µM; give one dose.")
+    return doses[0] if doses else None
+
 # %% ../nbs/03_molecules.ipynb #ec5551b9
 max_rows, max_bytes = 20_000, 50 * 2**20
-smiles_names = ("smiles", "canonical_smiles", "structure", "molecule")
-name_names = ("name", "compound", "compound_name")
-dose_names = ("dose_um", "dose", "concentration_um", "concentration")
+smiles_names = ("smiles", "canonical_smiles", "isomeric_smiles", "cxsmiles", "structure", "molecule")
+name_names = ("name", "compound", "compound_name", "pert_iname", "drug", "drug_name", "molecule_name", "perturbation",
+              "treatment", "image_metadata_compound")
+id_names = ("compound_id", "id", "broad_id", "pert_id", "chembl_id", "title")      # where there is no name
 
 
 @dataclass
@@ -611,93 +909,132 @@ class Row:
     dose_um:float|None = None        # micromolar; None if the list gives none
     name:str = ""
     problem:str = ""                 # why it was refused; then `molecule` is None
+    notes:tuple = ()                 # a sentence for each thing that was changed or assumed
 
 
-def one_line(text)->str:
-    "Text as one printable line of at most 80 characters."
-    printable = "".join(c if c.isprintable() else " " for c in str(text)[:400])
-    return " ".join(printable.split())[:80]
-
-# %% ../nbs/03_molecules.ipynb #9cb72dab
-number_pattern = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I)
-micromolar_unit = re.compile(r"\s*(u|µ|μ)M\s*$", re.I)
-
-
-def read_dose(
-    text:str,               # such as "5" or "0.3 µM"; empty if there is none
-    dose_range:tuple,       # smallest and largest allowed, micromolar
-)->float|None:              # micromolar
-    "A dose of a list, None if it gives none, or `InputError`."
-    low, high = dose_range
-    number = micromolar_unit.sub("", text).strip()
-    if not number: return None
-    value = float(number) if number_pattern.fullmatch(number) and number.isascii() else np.nan
-    if not low * (1 - 1e-6) <= value <= high * (1 + 1e-6):
-        allowed = f"a number from {low:g} to {high:g}, in µM"
-        raise InputError(f"The dose {one_line(text)[:30]!r} is not allowed; a dose is {allowed}.")
-    return value
+@dataclass(frozen=True)
+class Known:
+    "A compound that a list may name."
+    name:str              # what it is called here
+    smiles:str = ""       # empty where the structure is not known
+    why:str = ""          # why it cannot stand in a list; empty for the usual reason
 
 # %% ../nbs/03_molecules.ipynb #876756e9
 name_pattern = re.compile(r"[A-Za-z][a-z -]{2,}\w*")
 
 
+def as_known(known)->dict:      # known: name -> SMILES or `Known`
+    "The same by `plain_name`, each a `Known`."
+    return {plain_name(name): k if isinstance(k, Known) else Known(name, k) for name, k in (known or {}).items()}
+
+
+def named_molecule(name:str, known:dict)->Molecule:      # known: as `as_known` makes it
+    "The molecule of a name; `InputError` if its structure is not known, or with the nearest names if it is none."
+    compound, said = known.get(plain_name(name.strip())), f"'{one_line(name)[:60]}'"
+    if compound and compound.smiles: return read_molecule(compound.smiles)
+    if compound: raise InputError(compound.why or f"The structure of {said} is not known; give its SMILES.")
+    near = " or ".join(dict.fromkeys(f"'{known[n].name}'" for n in nearest_names(plain_name(name), known, 2)))
+    raise InputError(f"{said} is no known compound" + (f", such as {near}; give its SMILES." if near else "."))
+
+
+def error_of(f, *args)->str:
+    "The message of the `InputError` that a call raises, empty if none."
+    try: f(*args)
+    except InputError as error: return str(error)
+    return ""
+
+
 def molecule_or_known(
     text:str,        # SMILES, mol block or name
-    known:dict,      # lower-case name -> SMILES of compounds that may be named; empty where it is unknown
+    known:dict,      # as `as_known` makes it
 )->Molecule:
     "The molecule of a structure or of a known name; `InputError` with the nearest names if it is neither."
-    name = text.strip()
-    if (smiles := known.get(name.lower())) is not None:
-        if smiles: return read_molecule(smiles)
-        raise InputError(f"The structure of '{name[:60]}' is not known; give its SMILES.")
+    if plain_name(text.strip()) in known: return named_molecule(text, known)
     try: return read_molecule(text)
     except InputError as error:
-        if not known or not name_pattern.fullmatch(name) or "cannot be read" not in str(error): raise
-        near = " or ".join(f"'{n}'" for n in nearest_names(name, known, 2))
-        refused = f"'{one_line(name)[:60]}' is neither a SMILES nor the name of a known compound"
-        raise InputError(f"{refused}, such as {near}.") from None
+        if not known or not name_pattern.fullmatch(text.strip()) or "cannot be read" not in str(error): raise
+        message = error_of(named_molecule, text, known)
+        raise InputError(message.replace("is no known compound", "is neither a SMILES nor a known compound")) from None
 
 # %% ../nbs/03_molecules.ipynb #2644de9a
 class RowReader:
     "Makes a `Row` of the texts of a structure, a dose and a name; a subclass finds these in one kind of list."
     def __init__(
         self,
-        known:dict|None,        # lower-case name -> SMILES of compounds that may be named
+        known:dict|None,        # name -> `Known`, or its SMILES
         dose_range:tuple,       # smallest and largest allowed, micromolar
+        table=None,             # the `Header` of a table
     ):
-        self.known, self.dose_range = known or {}, dose_range
+        self.known, self.dose_range, self.table = as_known(known), dose_range, table
 
     def row(
         self,
         place:str,          # where it stands in the list, such as "line 3"
-        text:str,            # the line as it was written
-        structure:str,       # SMILES, mol block or known name
-        dose:str="",
+        text:str,           # the line as it was written
+        structure:str,      # SMILES, mol block or known name
         name:str="",
+        cells=(),           # of the row, in which the doses are
+        doses=(),           # `DoseColumn`s
+        notes=(),           # what was assumed
     )->Row:
-        row, is_name = Row(place, one_line(text), name=one_line(name)), structure.strip().lower() in self.known
+        row, typed = Row(place, one_line(text), name=one_line(name)), structure.strip() or name.strip()
         try:
-            molecule, row.dose_um = molecule_or_known(structure, self.known), read_dose(dose, self.dose_range)
-            row.molecule, row.name = molecule, row.name or (one_line(structure) if is_name else molecule.name)
-        except InputError as error: row.problem = str(error)
+            if structure.strip() or not name.strip(): molecule = molecule_or_known(structure, self.known)
+            else: molecule = named_molecule(name, self.known)
+            dose_um = list_dose(doses, cells, self.dose_range)
+        except InputError as error:
+            row.problem = " ".join([str(error), *(note for note in notes if "identifier" in note)])
+            return row
+        row.molecule, row.dose_um = molecule, dose_um
+        compound = self.known.get(plain_name(typed))
+        row.name = row.name or (one_line(typed) if compound else molecule.name)
+        row.notes = (*notes, *name_notes(typed, compound), *dose_notes(doses, cells, dose_um), *molecule.notes)
         return row
 
+# %% ../nbs/03_molecules.ipynb #e05b2477
+def list_dose(
+    doses:list,          # `DoseColumn`s
+    cells,               # of a row, as text
+    dose_range:tuple,    # smallest and largest allowed, micromolar
+)->float|None:           # micromolar
+    "The dose of a row, None if it gives none, or `InputError` with what is allowed."
+    low, high = dose_range
+    try: dose_um = read_doses(doses, cells)
+    except InputError as error: raise InputError(f"{error} From {low:g} to {high:g} µM are allowed.") from None
+    if dose_um is None or low * (1 - 1e-6) <= dose_um <= high * (1 + 1e-6): return dose_um
+    raise InputError(f"The dose of {dose_um:g} µM is not allowed; a dose is from {low:g} to {high:g} µM.")
+
+
+def name_notes(typed:str, compound:Known|None)->list:
+    "What a name was understood as, where it is another."
+    if compound is None or plain_name(typed) == plain_name(compound.name): return []
+    return [f"{one_line(typed)[:60]} is {compound.name} here."]
+
+
+def dose_notes(doses:list, cells, dose_um:float|None)->list:      # doses: `DoseColumn`s
+    "What a dose in another unit is in micromolar."
+    said = next((d.said(cells) for d in doses if str(cells[d.index]).strip()), "")
+    match = quantity_pattern.fullmatch(said)
+    if match is None or not match["unit"] or read_unit(match["unit"]) == 1: return []
+    return [f"{match['number']} {unit_names[read_unit(match['unit'])]} is {dose_um:g} µM."]
+
 # %% ../nbs/03_molecules.ipynb #7c6f3c78
-units = r"([fpnuµμm]?M|[mnuµμ]?g(/m?l)?|%)"
-unit_pattern = re.compile(units, re.I)
-quantity_pattern = re.compile(rf"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?\s*{units}?|[-+]?(nan|inf|infinity)", re.I)
+field_unit = r"([fpnuµμm]?(M|mol(/l)?)|[mnuµμ]?g(/m?l)?|%)"
+unit_field = re.compile(field_unit, re.I)
+dose_field = re.compile(rf"{number}\s*{field_unit}?|[-+]?(nan|inf|infinity)", re.I)
 
 
 def dose_and_name(
     fields:list,             # what stands in a line after the structure
     decimal_comma:bool,      # whether 0,5 is a number
+    bare:bool=True,          # whether a number without a unit is a dose
 )->tuple:                    # dose, name; empty where there is none
     "Tell dose and name apart: the dose is a quantity and stands first or last."
-    if decimal_comma: fields = [f.replace(",", ".") if quantity_pattern.fullmatch(f) else f for f in fields]
-    if len(fields) > 1 and quantity_pattern.fullmatch(fields[0]) and unit_pattern.fullmatch(fields[1]):
+    if decimal_comma: fields = [f.replace(",", ".") if dose_field.fullmatch(f) else f for f in fields]
+    if len(fields) > 1 and dose_field.fullmatch(fields[0]) and unit_field.fullmatch(fields[1]):
         fields = [f"{fields[0]} {fields[1]}", *fields[2:]]
     for i in (0, -1):
-        if fields and quantity_pattern.fullmatch(fields[i]):
+        if fields and dose_field.fullmatch(fields[i]) and (bare or not re.fullmatch(number, fields[i], re.I)):
             dose = fields.pop(i)
             return dose, " ".join(fields)
     return "", " ".join(fields)
@@ -705,77 +1042,173 @@ def dose_and_name(
 # %% ../nbs/03_molecules.ipynb #114f96bc
 class LineReader(RowReader):
     "Rows of a list with one molecule a line."
+    bare_doses = True      # whether a number without a unit is a dose
+
     def __call__(self, numbered):      # yields `Row`s
         for n, line in numbered:
-            if line.strip() and not line.startswith("#"): yield self.line(f"line {n}", line.strip())
+            if line.strip() and not line.startswith(("#", "!")): yield self.line(f"line {n}", line.strip())
 
     def line(self, place:str, line:str)->Row:
         if len(line) > 2 * max_smiles:
             problem = f"The line has {len(line):,} characters or more; {2 * max_smiles:,} are allowed."
             return Row(place, one_line(line), problem=problem)
+        structure, line_rest, delimiter = line, "", None
+        if match := re.match(r"[^\s,;]+[ \t]+\|[^|]*(\||$)", line): structure, line_rest = match[0], line[match.end():]
         outside_brackets = r"(?![^[\]]*\])"
-        delimiter = next((d for d in "\t;," if re.search(d + outside_brackets, line)), None)
-        structure, *fields = [f.strip() for f in line.split(delimiter)] if delimiter else self.words(line)
-        dose, name = dose_and_name([f for f in fields if f], delimiter == ";")
-        return self.row(place, line, structure, dose, name)
+        delimiter = next((d for d in "\t;," if re.search(d + outside_brackets, line_rest or line)), None)
+        if match: fields = line_rest.split(delimiter)
+        else: structure, *fields = line.split(delimiter) if delimiter else self.words(line)
+        fields = [f.strip() for f in fields if f.strip()]
+        dose, name = dose_and_name(fields, delimiter == ";", self.bare_doses)
+        return self.row(place, line, structure, name, [dose], [DoseColumn(0)], self.number_notes(dose, name, delimiter))
 
     def words(self, line:str)->list:
         "Split at spaces, but not within the name of a known compound."
         words = line.split()
-        n = next((n for n in range(len(words), 1, -1) if " ".join(words[:n]).lower() in self.known), 1)
+        n = next((n for n in range(len(words), 1, -1) if plain_name(" ".join(words[:n])) in self.known), 1)
         return [" ".join(words[:n]), *words[n:]]
 
+    def number_notes(self, dose:str, name:str, delimiter:str|None)->list:
+        "What a number was taken for that could be a dose or an identifier."
+        if not name and dose.isdecimal() and delimiter in (None, "\t"):
+            return [f"{dose} was taken as a dose in µM; if it is an identifier, give a .smi file."]
+        return []
+
+# %% ../nbs/03_molecules.ipynb #8ccda1f9
+class SmiReader(LineReader):
+    "Rows of a .smi file, whose second column is a name, even if it is a number."
+    bare_doses = False
+
+    def number_notes(self, dose:str, name:str, delimiter:str|None)->list:
+        "What a number was taken for that could be a dose or a name."
+        return [f"{one_line(name)} was taken as the name, not as a dose."] * bool(re.fullmatch(number, name, re.I))
+
 # %% ../nbs/03_molecules.ipynb #20123034
+max_cell_lines = 100      # of one row
+
+
 def split_line(line:str, delimiter:str)->list:
-    "The cells of a line of a table; `csv.Error` if its quotation marks do not match."
+    "The cells of a row of a table; `csv.Error` if its quotation marks do not match."
+    if delimiter == " ": return line.split()
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
 
 
-def delimiter_of(line:str)->str: return max("\t;,", key=line.count) if any(d in line for d in "\t;,") else ","
-
-
-def column_name(cell:str)->str:
-    "A column's title in lower case, with u for µ and underscores for spaces and brackets."
-    return re.sub(r"[\s_()\[\]]+", "_", cell.lower().replace("µ", "u").replace("μ", "u")).strip("_ ")
-
-
-def header_columns(
-    line:str,      # the first line of a list
-    known,         # whether there are known names, so that a table needs no structures
-)->dict|None:
-    "The index of the column of structure, dose and name (None for those that are missing); None if this is no header."
-    try: titles = [column_name(cell) for cell in split_line(line[:10_000], delimiter_of(line))]
+def cells_or_none(line:str, delimiter:str, width:int|None)->list|None:
+    "The cells of a row, None if its quotation marks do not match or there are not `width` cells; None takes any."
+    try: cells = split_line(line, delimiter)
     except csv.Error: return None
-    index = lambda names: next((titles.index(n) for n in names if n in titles), None)
-    columns = dict(structure=index(smiles_names), dose=index(dose_names), name=index(name_names))
-    return columns if columns["structure"] is not None or known and columns["name"] is not None else None
+    return cells if width is None or len(cells) == width else None
+
+
+def table_rows(numbered, delimiter:str, width:int|None=None):      # yields line number, text, and cells or None
+    "The rows of a table, each of one line, or of several where a cell in quotation marks has line breaks."
+    lines, waiting = iter(numbered), deque()
+    next_line = lambda: waiting.popleft() if waiting else next(lines, None)
+    while line := next_line():
+        n, text = line
+        if not text.strip() or text.startswith("#"): continue
+        cells, more, joined = cells_or_none(text, delimiter, None), [], text
+        while cells is None and len(more) < max_cell_lines and (line := next_line()):
+            more.append(line)
+            joined = "\n".join([text, *(t for _, t in more)])
+            if len(joined) > max_block: break
+            if joined.count('"') % 2 == 0: cells = cells_or_none(joined, delimiter, width)
+            if cells is None and joined.count('"') % 2 == 0 and more[-1][1].count('"'): break
+        if cells is None: waiting.extendleft(reversed(more))
+        yield n, joined if cells is not None else text, cells
+
+# %% ../nbs/03_molecules.ipynb #02863c7b
+@dataclass(frozen=True)
+class Header:
+    "What the columns of a table are."
+    titles:list             # of the columns
+    delimiter:str           # " " is any blank
+    last_line:int           # where the header ends
+    structure:int|None      # index of the column with structures
+    name:int|None           # index of the column with names
+    doses:list              # `DoseColumn`s
+
+    @property
+    def notes(self)->list:
+        "What was not read though it may be a dose."
+        if self.doses: return []
+        like = [t for t in self.titles if re.search(r"\b(dos(e|age)|conc)", re.sub(r"[\W_]+", " ", t.lower()))]
+        return [f"No dose was read from the column '{one_line(title)[:40]}'." for title in like[:1]]
+
+# %% ../nbs/03_molecules.ipynb #6ef74e3a
+def header_of(
+    titles:list,       # of the columns
+    delimiter:str,
+    last_line:int,
+    known,             # whether there are known names, so that a table needs no structures
+)->Header|None:
+    "What the columns of a table are; None if these are no titles."
+    names = [column_name(title) for title in titles]
+    index = lambda allowed: next((names.index(n) for n in allowed if n in names), None)
+    structure, name, doses = index(smiles_names), index(name_names), dose_columns(titles)
+    if structure is None: structure = next((i for i, n in enumerate(names) if "smiles" in n.split("_")), None)
+    if structure is not None and name is None: name = index(id_names)
+    if structure is None and not (known and name is not None): return None
+    found = {structure, name, *(d.index for d in doses), *(d.beside for d in doses)} - {None}
+    if delimiter == " " and len(found) < max(len(titles), 2): return None
+    return Header(titles, delimiter, last_line, structure, name, doses)
+
+# %% ../nbs/03_molecules.ipynb #003afe97
+def read_header(numbered, known)->Header|None:      # numbered: lines with their numbers
+    "The header of a list, after comments or in the last of them; None if it has none."
+    comment = None
+    for n, line in (lines := iter(numbered)):
+        if not line.strip(): continue
+        if line.startswith(("#", "!")):
+            comment = best_header([(n, line.lstrip("#! \t"))], known) or comment
+            continue
+        rest = islice(lines, max_cell_lines if '"' in line else 0)
+        return best_header([(n, line[:10_000]), *rest], known) or comment
+    return None
+
+
+def best_header(lines:list, known)->Header|None:      # lines: of the header and, if it has quotation marks, after it
+    "The header by the delimiter with which most of its columns are recognised; None if it is none."
+    headers = []
+    for delimiter in "\t;, ":
+        n, text, titles = next(table_rows(lines, delimiter), (0, "", None))
+        if titles: headers.append(header_of(titles, delimiter, n + text.count("\n"), known))
+    recognised = lambda header: (header.structure is not None) + (header.name is not None) + len(header.doses)
+    return max(filter(None, headers), key=recognised, default=None)
 
 # %% ../nbs/03_molecules.ipynb #ef79a3c5
 class TableReader(RowReader):
     "Rows of a table with a header."
     def __call__(self, numbered):      # yields `Row`s
-        lines = ((n, line) for n, line in numbered if line.strip() and not line.startswith("#"))
-        _, header = next(lines)
-        columns, delimiter = header_columns(header, self.known), delimiter_of(header)
-        width = len(split_line(header, delimiter))
-        for n, line in lines:
-            try: cells = split_line(line, delimiter)
-            except csv.Error: cells = []
-            problem = f"The line has {len(cells)} cells; the header has {width}."
-            if not cells: problem = "The quotation marks of this line do not match."
-            if len(cells) == width: yield self.cells(f"line {n}", line, delimiter, columns, cells)
-            else: yield Row(f"line {n}", one_line(line), problem=problem)
+        table, width = self.table, len(self.table.titles)
+        data = ((n, line) for n, line in numbered if n > table.last_line)
+        for n, text, cells in table_rows(data, table.delimiter, width):
+            if cells and len(cells) > width: cells = rejoin_extension(cells, table.delimiter)
+            problem = "" if cells is None else f"The line has {len(cells)} cells; the header has {width}."
+            if cells is None: problem = "The quotation marks of this line do not match."
+            if cells and len(cells) == width: yield self.cells(f"line {n}", text, cells)
+            else: yield Row(f"line {n}", one_line(text), problem=problem)
 
-    def cells(self, place:str, line:str, delimiter:str, columns:dict, cells:list)->Row:
-        structure, dose, name = ("" if i is None else cells[i] for i in columns.values())
-        if delimiter == ";": dose = dose.replace(",", ".")
-        if not structure and name.lower() in self.known: structure = name
-        return self.row(place, line, structure, dose, name)
+    def cells(self, place:str, text:str, cells:list)->Row:
+        table = self.table
+        structure, name = ("" if i is None else cells[i] for i in (table.structure, table.name))
+        if table.delimiter == ";":
+            cells = [c.replace(",", ".") if dose_field.fullmatch(c) else c for c in cells]
+        return self.row(place, text, structure, name, cells, table.doses, table.notes)
+
+
+def rejoin_extension(cells:list, delimiter:str)->list:
+    "The cells with a CXSMILES in one of them again, where delimiters within its bars split it."
+    text = delimiter.join(cells)
+    parts = re.split(r"(\S+ \|[^|]*\|)", text)
+    if len(parts) != 3: return cells
+    before, after = parts[0].split(delimiter), parts[2].split(delimiter)
+    return [*before[:-1], before[-1] + parts[1] + after[0], *after[1:]]
 
 # %% ../nbs/03_molecules.ipynb #c1fab067
 def sdf_fields(lines:list)->dict:
-    "The fields of a record, by `column_name`; each is a line such as `> <dose_um>` and its value the next line."
-    return {column_name(line.split("<", 1)[1].split(">", 1)[0]): value.strip()
+    "The fields of a record by title; each is a line such as `> <dose_um>` and its value the next line."
+    return {line.split("<", 1)[1].split(">", 1)[0]: value.strip()
             for line, value in zip(lines, lines[1:]) if line.startswith(">") and "<" in line}
 
 # %% ../nbs/03_molecules.ipynb #817568f4
@@ -800,13 +1233,14 @@ class SDFReader(RowReader):
             return Row(place, one_line(text), problem=problem)
         end = next((i for i, line in enumerate(lines) if line.startswith("M  END")), len(lines) - 1) + 1
         fields = sdf_fields(lines[end:])
-        field = lambda names: next((fields[n] for n in names if n in fields), "")
-        title = (lines or [""])[0].strip()
-        return self.row(place, text, "\n".join(lines[:end]) + "\n", field(dose_names), title or field(name_names))
+        named, titles = {column_name(title): value for title, value in fields.items()}, list(fields)
+        name = (lines or [""])[0].strip() or next((named[n] for n in (*name_names, *id_names) if n in named), "")
+        block = "\n".join(lines[:end]) + "\n"
+        return self.row(place, text, block, name, list(fields.values()), dose_columns(titles))
 
 # %% ../nbs/03_molecules.ipynb #187b8cb8
-readers = dict(lines=LineReader, table=TableReader, records=SDFReader)
-list_kinds = {".csv": "table", ".tsv": "table", ".txt": "lines", ".smi": "lines",
+readers = dict(lines=LineReader, smi=SmiReader, table=TableReader, records=SDFReader)
+list_kinds = {".csv": "table", ".tsv": "table", ".txt": "lines", ".smi": "smi",
               ".sdf": "records", ".sd": "records", ".mol": "records"}
 
 
@@ -839,7 +1273,7 @@ def count_lines(file, name:str)->tuple:      # the first line; numbers of lines,
     first, lines, records, marks, n = "", 0, 0, 0, 0
     try:
         for n, line in numbered_lines(file):
-            if not line.strip() or line.startswith("#"): continue
+            if not line.strip() or line.startswith(("#", "!")): continue
             first, lines, records = first or line, lines + 1, records + line.startswith("$$$$")
             marks += line.startswith(("$$$$", "M  END"))
     except UnicodeDecodeError as error:
@@ -850,26 +1284,36 @@ def count_lines(file, name:str)->tuple:      # the first line; numbers of lines,
 # %% ../nbs/03_molecules.ipynb #ff32fb66
 def check_list(
     file,            # an open text file
-    kind:str,        # by its suffix: "lines", "table" or "records"
+    kind:str,        # by its suffix: "lines", "smi", "table" or "records"
     name:str,        # what messages call it
     known,           # names of known compounds
-)->str:              # the kind by its content
+)->tuple:            # the kind by its content, and the `Header` of a table
     "The kind of a list; `InputError` if it is empty, too long, or a table without a header that is known."
     first, lines, records, marks = count_lines(file, name)
-    if kind == "lines" and marks: kind = "records"
-    if kind == "lines" and header_columns(first, known): kind = "table"
-    if kind == "table" and lines and not header_columns(first, known):
+    if kind in ("lines", "smi") and marks: kind = "records"
+    file.seek(0)
+    header = None if kind == "records" else read_header(numbered_lines(file), known)
+    if kind == "table" and lines and header is None:
         needed = "a header with a column `smiles`, and may have `dose_um` and `name`"
         raise InputError(f"{name} needs {needed}; its first line is {one_line(first)!r}.")
-    count = {"lines": lines, "table": lines - 1, "records": records or min(lines, 1)}[kind]
+    if header: kind, lines = "table", count_rows(file, header)
+    for column in header.doses if header else (): read_unit(column.unit)
+    count = records or min(lines, 1) if kind == "records" else lines
     if count < 1: raise InputError(f"{name} holds no molecules.")
     if count > max_rows: raise InputError(f"{name} holds {count:,} molecules; {max_rows:,} are allowed.")
-    return kind
+    return kind, header
+
+
+def count_rows(file, header:Header)->int:
+    "How many rows an open table has."
+    file.seek(0)
+    data = ((n, line) for n, line in numbered_lines(file) if n > header.last_line)
+    return sum(1 for _ in table_rows(data, header.delimiter, len(header.titles)))
 
 # %% ../nbs/03_molecules.ipynb #82ef90f9
 def read_rows(
     source,                        # pasted text, or the `Path` of a .csv .tsv .txt .smi .sdf .sd .mol
-    known:dict|None=None,          # lower-case name -> SMILES of compounds that may be named
+    known:dict|None=None,          # name -> SMILES or `Known` of compounds that may be named
     dose_range=(0.001, 100.),      # smallest and largest allowed, micromolar
 ):                                 # yields `Row`s
     "The molecules of a list, one by one; `InputError` at once if the list as a whole is wrong."
@@ -879,11 +1323,11 @@ def read_rows(
         open_source = lambda: source.open(encoding="utf-8-sig")
     elif isinstance(source, str):
         name, kind = "The text", "lines"
-        open_source = lambda: io.StringIO(source.lstrip("\ufeff"), None)
+        open_source = lambda: io.StringIO(source.removeprefix("\ufeff"), None)
         megabytes = f"{len(source) / 2**20:,.0f} MB; {max_bytes / 2**20:.0f} MB are allowed"
         if len(source) > max_bytes: raise InputError(f"The text has {megabytes}.")
     else: raise InputError("A list of molecules is text or a file.")
-    with open_source() as file: kind = check_list(file, kind, name, known)
+    with open_source() as file: kind, header = check_list(file, kind, name, known)
     def rows():
-        with open_source() as file: yield from readers[kind](known, dose_range)(numbered_lines(file))
+        with open_source() as file: yield from readers[kind](known, dose_range, header)(numbered_lines(file))
     return rows()

@@ -212,10 +212,12 @@ def code_for_counterfactual(
         cells = f"cells, source = {controls}\n"
     else:
         rooms += ["images", "preprocess"]
-        fields = {k: source[k] for k in ("channels", "nucleus_px", "match", "chosen")}
+        fields = {k: source.get(k) for k in ("channels", "nucleus_px", "match", "chosen", "labelled")}
+        fields["insist"] = source.get("insist") or None      # left out where it was not needed
+        labels = source.get("labels") and Variable(f"images.read_labels({source['labels']['name']!r})")
         image = Variable(f"images.read_micrograph({source['name']!r})")
         options = Variable(call("preprocess.ImportOptions", **fields))
-        prepared = call("preprocess.prepare_cells", Variable("session.model"), image, options)
+        prepared = call("preprocess.prepare_cells", Variable("session.model"), image, options, labels=labels)
         cells = f"cells = {prepared}.cells\n"
     doses = [q.dose_um for q in requests] if len(requests) > 1 else r.dose_um
     line = call("counterfactual.counterfactual", session, Variable("cells"), perturbation=r.perturbation,

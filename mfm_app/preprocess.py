@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['stains', 'dye_nm', 'hues', 'filler', 'longest_dna_nm', 'min_lead', 'looked_at', 'suggestion', 'in_python',
-           'max_prepared', 'max_nuclei', 'scales', 'no_controls', 'contains_word', 'synonyms', 'guess_channels',
-           'wavelength', 'is_foreign', 'hue', 'Evidence', 'evidence_of', 'nuclearity', 'nuclei_by_picture', 'Match',
-           'by_name', 'remaining', 'nuclear_name', 'by_wavelength', 'same_hue', 'by_colour', 'by_order',
-           'match_channels', 'as_tuple', 'given_channels', 'map_channels', 'in_words', 'channel_notes', 'rescale',
-           'crop_around', 'measure_nuclei', 'as_fraction', 'percentiles', 'match_intensities', 'control_statistics',
-           'ImportOptions', 'PreparedCells', 'crop_nuclei', 'check_chosen', 'check_nucleus', 'crop_cells',
-           'prepare_cells', 'count_note', 'size_note', 'field_preview']
+           'cell_to_nucleus', 'no_stained_nucleus', 'max_prepared', 'max_nuclei', 'scales', 'no_controls',
+           'contains_word', 'synonyms', 'guess_channels', 'wavelength', 'is_foreign', 'hue', 'Evidence', 'evidence_of',
+           'nuclearity', 'nuclei_by_picture', 'Match', 'by_name', 'remaining', 'nuclear_name', 'by_wavelength',
+           'same_hue', 'by_colour', 'by_order', 'match_channels', 'as_tuple', 'given_channels', 'map_channels',
+           'in_words', 'channel_notes', 'rescale', 'crop_around', 'measure_nuclei', 'LabelledObjects', 'own_labels',
+           'one_piece_each', 'stained_diameters', 'labelled_objects', 'labels_note', 'as_fraction', 'percentiles',
+           'match_intensities', 'control_statistics', 'ImportOptions', 'PreparedCells', 'objects_in', 'left_out_note',
+           'first_note', 'crop_nuclei', 'check_chosen', 'check_nucleus', 'crop_cells', 'prepare_cells', 'count_note',
+           'size_note', 'field_preview']
 
 # %% ../nbs/20_preprocess.ipynb #7292e471
 import colorsys
@@ -25,9 +27,11 @@ import torch.nn.functional as F
 from skimage import measure
 
 from .core import InputError, check_int, is_number
-from .features import find_nuclei, nuclear_channel, nuclear_profile, nuclear_stain, nuclei_table
+from .features import (find_nuclei, nuclear_channel, nuclear_profile, nuclear_stain, nuclei_table,
+                              whole_objects)
 from .hub import Model
-from .images import Dye, Micrograph, digest
+from .images import Dye, Micrograph, check_labels, digest
+from .plausibility import Implausible, Plausibility, plausibility
 
 # %% ../nbs/20_preprocess.ipynb #1579df74
 stains = [line.split(", ") for line in (
@@ -330,6 +334,79 @@ def measure_nuclei(planes:np.ndarray)->tuple:      # (N, H, W); a table a plane,
     whole = nuclei[~nuclei["touches_border"]]
     return tables, round(float((whole if len(whole) else nuclei)["diameter_px"].median()), 1)
 
+# %% ../nbs/20_preprocess.ipynb #12e83b5e
+@dataclass
+class LabelledObjects:
+    "What a label image says of a field."
+    table:pd.DataFrame          # a row an object, as `nuclei_table` makes it
+    kind:str                    # "nuclei" or "cells"
+    nucleus_px:float|None       # median diameter of a nucleus; None if none was found in the cells
+    notes:list                  # what a reader ought to know, a sentence each
+    record:dict                 # for the provenance
+
+
+def own_labels(labels, shape:tuple)->np.ndarray:      # (H, W) of the field; (H, W) int32
+    "The label image of a field, or `InputError`."
+    try: labels = check_labels(labels)
+    except InputError as error: raise InputError(f"The label image {error}") from None
+    if labels.shape == shape: return labels
+    (h, w), (height, width) = labels.shape, shape
+    raise InputError(f"The label image is {w:,} by {h:,} pixels and the field {width:,} by {height:,}; "
+                     "labels belong to a field of their own size.")
+
+# %% ../nbs/20_preprocess.ipynb #10d86c08
+def one_piece_each(labels:np.ndarray)->tuple:      # (H, W) int; the same numbered from 1, notes
+    "Objects in one piece, or `InputError` where the numbers are no labels."
+    objects, table = whole_objects(labels)
+    scattered, divided = (table["largest_share"] < .9).sum(), (table["pieces"] > 1).sum()
+    if 2 * scattered >= len(table):
+        what = f"one number, {table['label'][0]}," if len(table) == 1 else f"{len(table):,} numbers, most of them"
+        raise InputError(f"The label image holds {what} in several separate pieces, as a mask or a picture does; "
+                         "every object needs a number of its own.")
+    if not divided: return objects, []
+    return objects, [f"{divided:,} of {len(table):,} labels lie in several pieces; of each the largest was taken."]
+
+
+def stained_diameters(objects:np.ndarray, plane)->np.ndarray:      # (H, W) int from 1, (H, W); pixels, 0 if none
+    "How wide the nucleus is that the DNA channel shows inside each object."
+    inside = np.bincount(objects[find_nuclei(plane) > 0], minlength=objects.max() + 1)[1:]
+    return 2 * np.sqrt(inside / np.pi)
+
+# %% ../nbs/20_preprocess.ipynb #bfb748df
+cell_to_nucleus = 1.3      # times as wide as its nucleus is what is taken for a whole cell
+
+
+def labelled_objects(
+    labels,                # (H, W) whole numbers, 0 background
+    plane,                 # (H, W) the channel that shows nuclei
+    kind:str|None,         # "nuclei", "cells", or None to go by their size
+)->LabelledObjects:
+    "Where the objects of a label image are and how wide their nuclei, or `InputError`."
+    if kind not in (None, "nuclei", "cells"):
+        raise InputError(f"Labels are of 'nuclei' or of 'cells', not of {str(kind)[:20]!r}.")
+    labels = own_labels(labels, np.shape(plane))
+    objects, notes = one_piece_each(labels)
+    table = nuclei_table(objects, plane)
+    use = np.full(len(table), True) if table["touches_border"].all() else ~table["touches_border"].to_numpy()
+    width, stained = table["diameter_px"].to_numpy()[use], np.zeros(use.sum())
+    if kind != "nuclei": stained = stained_diameters(objects, plane)[use]
+    seen, px = stained > 0, round(float(np.median(width)), 1)
+    nucleus = round(float(np.median(stained[seen])), 1) if seen.any() else None
+    known = kind or ("cells" if 2 * seen.sum() >= len(seen) and
+                     np.median(width[seen] / stained[seen]) > cell_to_nucleus else "nuclei")
+    record = dict(sha256=digest(labels), count=len(table))
+    notes = [labels_note(len(table), px, nucleus, kind, known), *notes]
+    return LabelledObjects(table, known, px if known == "nuclei" else nucleus, notes, record)
+
+# %% ../nbs/20_preprocess.ipynb #9b091f02
+def labels_note(count:int, px:float, nucleus:float|None, said:str|None, known:str)->str:
+    "What a label image was taken for and why, in plain words; pixels."
+    what = "nuclei" if known == "nuclei" else "whole cells"
+    stained = f"the nuclei stained inside are {nucleus:g} px wide" if nucleus else "no nucleus is stained inside"
+    why = "as was said" if said else f"since {stained}"
+    more = f"; {stained}" if said == "cells" else ""
+    return f"The label image has {count:,} objects, {px:g} px wide in the median, taken for {what}, {why}{more}."
+
 # %% ../nbs/20_preprocess.ipynb #553550cd
 def as_fraction(micrograph:Micrograph)->np.ndarray:     # (N, C, H, W) float32
     "Intensities as a share of the full scale; floats that leave [0, 1] by their own range."
@@ -385,6 +462,8 @@ class ImportOptions:
     match:bool = True               # match intensities to those of the training controls
     chosen:tuple|None = None        # indices of the nuclei to take; None takes all
     reasons:tuple|None = None       # why these channels, as an earlier import said; None with other channels
+    insist:bool = False             # take cells that do not look like what the model knows
+    labelled:str|None = None        # what a label image shows, "nuclei" or "cells"; None goes by their size
 
 
 @dataclass
@@ -401,6 +480,41 @@ class PreparedCells:
     um_per_px:float|None       # of `cells`; None where the file does not say
     notes:list                 # what a reader ought to know, a sentence each
     source:dict                # for the provenance
+    plausibility:Plausibility|None = None      # whether they look like what the model knows
+
+# %% ../nbs/20_preprocess.ipynb #fb336602
+no_stained_nucleus = ("No nucleus was found inside the labelled cells in the channel that is to show them; choose "
+                      "another channel for it, or say how wide a nucleus is.")
+
+
+def objects_in(
+    planes:np.ndarray,     # (N, H, W) the channel that shows nuclei
+    labels,                # (H, W) or None
+    kind:str|None,
+)->LabelledObjects|None:
+    "The objects of a label image, if there is one; `InputError` where there is no field that it could belong to."
+    if labels is None:
+        if kind is None: return None
+        raise InputError("What labels are of was said, but no label image was given.")
+    if len(planes) == 1: return labelled_objects(labels, planes[0], kind)
+    raise InputError(f"A label image belongs to one field; the file holds {len(planes):,} images.")
+
+
+def left_out_note(tables:list, what:str)->list:
+    "How many of a field's nuclei were not taken, and why."
+    found, cut = len(tables[0]), int(tables[0]["touches_border"].sum())
+    if len(tables) > 1: return []
+    cut = cut if cut < found else 0
+    notes = [f"{cut:,} of {found:,} {what} are cut by the edge of the field and were left out."] if cut else []
+    over = [f"Of {found - cut:,} {what}, the first {max_nuclei:,} can be chosen."] if found - cut > max_nuclei else []
+    return notes + over
+
+
+def first_note(chosen:tuple|None, found:int)->list:
+    "That not all of the cells are taken, where nobody chose."
+    if chosen is not None or found <= max_prepared: return []
+    return [f"Of {found:,} cells that can be chosen, {max_prepared} at a time are treated: the first {max_prepared} "
+            "were taken."]
 
 # %% ../nbs/20_preprocess.ipynb #0cd3a7ab
 max_prepared, max_nuclei, scales = 64, 500, (1 / 12, 6)      # cells a file, nuclei or images looked at, rescaling
@@ -440,17 +554,25 @@ def check_nucleus(
                      f"the {model_px:g} of the training controls, not {str(px)[:20]}.")
 
 # %% ../nbs/20_preprocess.ipynb #e0bba83a
-def crop_cells(model:Model, images:np.ndarray, nucleus_px:float|None)->tuple:      # images: (N, C, H, W), 0 to 255
-    "Cells at the model's size, where the nuclei are, the scale, and the nuclear diameter (None at the model's size)."
+def crop_cells(
+    model:Model,
+    images:np.ndarray,               # (N, C, H, W), 0 to 255
+    nucleus_px:float|None,
+    objects:LabelledObjects|None,    # None finds the nuclei
+)->tuple:                            # cells, nuclei, scale, nuclear diameter (None at the model's size), notes
+    "Cells at the model's size, and where they were found."
     size, control_px = model.net.shape[1], model.config["controls"]["nucleus_px"]
-    if images.shape[2:] == model.net.shape[1:] and nucleus_px is None: return images, np.empty((0, 2)), 1., None
+    own_size = images.shape[2:] == model.net.shape[1:] and nucleus_px is None and objects is None
+    if own_size: return images, np.empty((0, 2)), 1., None, []
     if control_px is None:
         raise InputError("This model's controls show no nuclei by which an image could be scaled; "
                          f"bring cells of {size} x {size} pixels.")
-    names = [c["name"] for c in model.channels]
-    tables, measured = measure_nuclei(images[:, nuclear_channel(names)])
+    if objects: tables, measured = [objects.table], objects.nucleus_px
+    else: tables, measured = measure_nuclei(images[:, nuclear_channel([c["name"] for c in model.channels])])
+    if measured is None and nucleus_px is None: raise InputError(no_stained_nucleus)
     px = check_nucleus(measured if nucleus_px is None else nucleus_px, control_px)
-    return *crop_nuclei(images, tables, control_px / px, size), control_px / px, px
+    return *crop_nuclei(images, tables, control_px / px, size), control_px / px, px, left_out_note(
+        tables, "labelled objects" if objects else "nuclei")
 
 # %% ../nbs/20_preprocess.ipynb #aa5b064d
 def prepare_cells(
@@ -458,25 +580,36 @@ def prepare_cells(
     micrograph:Micrograph,
     options:ImportOptions=ImportOptions(),
     name:str="",            # of the file, for the provenance
+    labels=None,            # (H, W) of the field, as `read_labels` gives them: which cells; None finds the nuclei
+    labels_name:str="",     # of their file
 )->PreparedCells:
-    "Cells of an image in a model's channels, size and intensities, or `InputError`."
+    "Cells of an image in a model's channels, size and intensities, or `InputError`; `Implausible` holds them."
     controls, names = model.config.get("controls"), [c["name"] for c in model.channels]
     if controls is None: raise InputError(no_controls)
-    matches = map_channels(micrograph, names, [c["colour"] for c in model.channels], options.channels, options.reasons)
+    colours = [c["colour"] for c in model.channels]
+    matches = map_channels(micrograph, names, colours, options.channels, options.reasons)
     indices, reasons = (tuple(getattr(m, part) for m in matches) for part in ("index", "reason"))
     images = as_fraction(micrograph)[:max_nuclei, list(indices)] * 255
-    crops, nuclei, scale, px = crop_cells(model, images, options.nucleus_px)
+    objects = objects_in(images[:, nuclear_channel(names)], labels, options.labelled)
+    crops, nuclei, scale, px, left_out = crop_cells(model, images, options.nucleus_px, objects)
     chosen = check_chosen(options.chosen, len(crops))
+    found = [*(objects.notes if objects else []), *left_out, *first_note(options.chosen, len(crops))]
     cells = before = crops[chosen].round().clip(0, 255).astype(np.uint8)
     if options.match: cells = match_intensities(crops[chosen], controls["percentiles"], names, percentiles(crops))
-    options = replace(options, channels=indices, nucleus_px=px, chosen=tuple(chosen), reasons=reasons)
-    size, um_per_px = model.net.shape[1], micrograph.um_per_px
-    return PreparedCells(
+    labels_record = dict(labels=dict(name=labels_name) | objects.record) if objects else {}
+    options = replace(options, channels=indices, nucleus_px=px, chosen=tuple(chosen), reasons=reasons,
+                      labelled=objects and objects.kind)
+    size, um_per_px, judged = model.net.shape[1], micrograph.um_per_px, plausibility(model, before, scale)
+    prepared = PreparedCells(
         cells, before, field_preview(images[0]), nuclei, tuple(size / scale / side for side in images.shape[2:]),
         (controls["nucleus_px"] or 0) / size, chosen, options, um_per_px and um_per_px / scale,
-        [*micrograph.notes, *count_note(len(micrograph.pixels)), *channel_notes(matches),
+        [*micrograph.notes, *count_note(len(micrograph.pixels)), *found, *channel_notes(matches),
          size_note(options, scale, um_per_px)],
-        dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(options)))
+        dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(options), **labels_record,
+             plausibility=judged.line),
+        judged)
+    if judged.problems and not options.insist: raise Implausible(judged.question, prepared)
+    return prepared
 
 # %% ../nbs/20_preprocess.ipynb #1e59f292
 no_controls = ("This model does not say how its training controls look, so no image can be matched with them; "

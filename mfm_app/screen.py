@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['max_cells_each', 'may_differ', 'ScreenSettings', 'ScreenResult', 'RefusedRow', 'check_screenable', 'check_settings',
-           'read_list', 'resolve_row', 'confidence', 'result_of', 'Screened', 'sample_cells', 'resolve_rows', 'screen',
-           'CsvTable', 'list_digest', 'screen_provenance', 'read_settings', 'same_screen', 'ScreenFolder',
-           'resumed_settings', 'prepare_folder', 'Progress', 'read_all', 'remaining_rows', 'screen_into', 'draw_cells',
-           'illustrate', 'write_zip']
+           'read_list', 'known_compounds', 'resolve_row', 'confidence', 'result_of', 'Screened', 'sample_cells',
+           'resolve_rows', 'screen', 'CsvTable', 'list_digest', 'screen_provenance', 'read_settings', 'same_screen',
+           'ScreenFolder', 'resumed_settings', 'prepare_folder', 'Progress', 'read_all', 'remaining_rows',
+           'screen_into', 'draw_cells', 'illustrate', 'write_zip']
 
 # %% ../nbs/25_screen.ipynb #f41dc73e
 import csv
@@ -27,7 +27,7 @@ from .core import InputError, check_int, join, to_uint8
 from .engine import Engine, Request, ResolvedRequest
 from .evaluation import effect_of
 from .features import morphology
-from .molecules import Row, read_rows
+from .molecules import Known, Row, read_rows
 from .sampling import Sampling, former_grids, sampling_of_record, screening
 from .viz import map_page, treated_above
 
@@ -67,6 +67,7 @@ class ScreenResult:
     tanimoto:float        # its similarity
     x:float               # coordinates on the phenotype map
     y:float
+    notes:str = ""        # what was changed or assumed in this row of the list
 
 # %% ../nbs/25_screen.ipynb #0d1fef14
 @dataclass
@@ -95,9 +96,18 @@ def check_settings(engine:Engine, settings:ScreenSettings)->ScreenSettings:
 
 
 def read_list(engine:Engine, source):      # source: pasted text, or the `Path` of a file
-    "Yield the `Row`s of a list, in which training compounds may be named; `InputError` at once if it is no list."
-    compounds = {p.name.lower(): p.smiles for p in engine.molecules.compounds}
-    return read_rows(source, compounds, engine.vocab.dose_range(engine.vocab.unlisted))
+    "Yield the `Row`s of a list, in which known compounds may be named; `InputError` at once if it is no list."
+    return read_rows(source, known_compounds(engine), engine.vocab.dose_range(engine.vocab.unlisted))
+
+
+def known_compounds(engine:Engine)->dict:      # name -> `Known`
+    "Every compound that a list may name, by each of its names, those held out in training among them."
+    control = f"'{engine.vocab.control}' is the control, which is sampled beside every list; leave it out."
+    known = {h["name"]: Known(h["name"], h["smiles"]) for h in engine.molecules.record.get("held_out", [])}
+    for p in engine.vocab.perturbations:
+        compound = Known(p.name, p.smiles) if p.doses else Known(p.name, why=control)
+        known |= {name: compound for name in (*p.synonyms, p.name)}
+    return known
 
 # %% ../nbs/25_screen.ipynb #0c4d7362
 def resolve_row(engine:Engine, row:Row, settings:ScreenSettings)->ResolvedRequest:
@@ -132,7 +142,7 @@ def result_of(
         number, row.place, row.name or report.name, report.molecule.smiles, request.dose_um,
         rounded(effect.strength), mechanism, rounded(cosine), rounded(effect.agreement),
         report.verdict, confidence(engine, report.verdict), neighbour.name, rounded(tanimoto),
-        *map(rounded, effect.vector[:2]))
+        *map(rounded, effect.vector[:2]), " ".join(row.notes))
 
 # %% ../nbs/25_screen.ipynb #a30c53a3
 class Screened(NamedTuple):
@@ -205,9 +215,13 @@ class CsvTable:
             writer.writerow(astuple(row))
 
     def repair(self):
-        "Remove a last line that was cut short."
+        "Remove a last line that was cut short; columns that came later are added."
         data = self.path.read_bytes() if self.path.is_file() else b""
         if not data.endswith(b"\n") and data: self.path.write_bytes(data[:data.rfind(b"\n") + 1])
+        if 0 < len(next(csv.reader(data.decode(errors="replace").splitlines()), [])) < len(fields(self.row_type)):
+            rows = list(self)
+            self.path.unlink()
+            for row in rows: self.append(row)
 
 # %% ../nbs/25_screen.ipynb #080bdfe8
 def list_digest(source)->str:      # source: text, or the `Path` of a file

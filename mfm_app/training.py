@@ -7,7 +7,9 @@ __all__ = ['ema_gamma', 'ema', 'optimisers', 'lr_schedule', 'write_state', 'read
            'prepare', 'training_steps', 'train', 'distil']
 
 # %% ../nbs/13_training.ipynb #4fb16ba3
+import errno
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,18 +74,24 @@ def write_state(
     state:dict,     # see `Run.state`
     path:Path,      # its folder is made if it is not there
 ):
-    "Save a checkpoint atomically."
+    "Save a checkpoint atomically; `OSError` if it cannot be written."
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    try:
+        torch.save(state, partial)
+        os.replace(partial, path)
+    except RuntimeError as e:      # torch's, where the system gave an `OSError`
+        if not re.search("inline_container|iostream", str(e)): raise
+        raise OSError(errno.ENOSPC, "the disk may be full", str(path)) from None
+    finally: partial.unlink(missing_ok=True)
 
 
 def read_state(path:Path)->dict:
     "Load what `write_state` saved; `InputError` if it is something else."
     try: return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        raise InputError(f"{path.name} in '{path.parent.name}' is not a checkpoint of a training run; "
+    except (OSError, MemoryError): raise
+    except Exception:      # a file may hold anything
+        raise InputError(f"{path.name} in '{path.parent.name}' is not a checkpoint of a training run, or is damaged; "
                          "choose another folder.") from None
 
 # %% ../nbs/13_training.ipynb #bc4199bb

@@ -38,7 +38,7 @@ from .counterfactual import (CounterfactualRequest, Treatment, max_treatments, r
                                     sample_controls, stream)
 from .engine import Engine, MoleculeReport, Request, ResolvedRequest, max_cells, robustness_steps
 from .export import export_of, formats, pixel_table, request_label, write_export
-from .images import Micrograph, max_bytes, read_micrograph
+from .images import max_bytes, read_labels, read_micrograph
 from .preprocess import ImportOptions, prepare_cells
 from .sampling import Sampling, SampleStep, generation, inversion, screening
 from .solvers import grids, solvers
@@ -85,8 +85,8 @@ def check_fits(value, hint, name:str):
 
 # %% ../nbs/34_ui_api.ipynb #5ed11d26
 arguments = dict(
-    perturbation="Name of a compound the model was trained on; `vocabulary` lists them. Give this or `molecule`, "
-                 "not both.",
+    perturbation="Name or synonym of a compound the model was trained on; `vocabulary` lists them. Give this or "
+                 "`molecule`, not both.",
     molecule="Any molecule, as SMILES or mol block. Give this or `perturbation`, not both.",
     smiles="The molecule, as SMILES or mol block.",
     dose_um="Dose in micromolar; null takes the usual one, for a molecule that of the most similar compound.",
@@ -113,6 +113,10 @@ arguments |= dict(
     nucleus_px="Diameter of a nucleus in the image, in pixels; null measures it.",
     match="Whether to match the image's intensities to those of the training controls.",
     chosen="Which of the cells found in the image to treat, counted from 0; null takes all.",
+    insist="Whether to take an image though it does not look like what the model knows.",
+    labels="Label image of the same field, 0 for background and a number for each object, as Cellpose and CellProfiler "
+           "write it: an upload (TIFF, NPY or PNG) or a 'data:...;base64,' address; null finds the nuclei.",
+    labelled="What the label image is of; null goes by the size of its objects.",
     molecules="The list, one molecule a line: a SMILES or the name of a known compound, then, if you like, a "
               "comma and the dose in micromolar.",
     cells="Cells generated for each molecule, 1 to 16.",
@@ -162,7 +166,7 @@ def endpoint_of(f, engine:Engine):
             try:
                 checked = {p.name: check_fits(values[p.name], p.annotation, p.name) for p in parameters}
                 with closing(f(engine, **checked)) as events: yield from events
-            finally: discard(upload_path(values.get("image")))
+            finally: discard(upload_path(values.get("image"))), discard(upload_path(values.get("labels")))
     endpoint.__doc__ = describe_endpoint(f, parameters, signature.return_annotation)
     endpoint.__name__, endpoint.__signature__ = f.__name__, signature
     endpoint.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -174,7 +178,7 @@ max_screened, hypothesis = 200, "Generated cells are hypotheses of a model, not 
 
 def perturbation_facts(vocab, p)->dict:
     "A perturbation as JSON takes it."
-    return dict(name=p.name, mechanism=p.moa, smiles=p.smiles, cells_seen=p.cells,
+    return dict(name=p.name, synonyms=p.synonyms, mechanism=p.moa, smiles=p.smiles, cells_seen=p.cells,
                 believe=coverage_text[coverage(p.cells)], doses_seen_um=sorted(p.doses))
 
 
@@ -212,7 +216,9 @@ def request_facts(engine:Engine, request:ResolvedRequest)->dict:
     "What the model knows of what is asked, and how far to believe it."
     if request.report: return report_facts(request.report)
     p = engine.vocab.perturbation(request.perturbation)
-    return perturbation_facts(engine.vocab, p) | dict(cells_seen_in_experiment=p.experiments.get(request.experiment, 0))
+    facts = perturbation_facts(engine.vocab, p)
+    facts |= dict(cells_seen_in_experiment=p.experiments.get(request.experiment, 0))
+    return facts | (dict(understood=request.names.note) if request.names.note else {})
 
 # %% ../nbs/34_ui_api.ipynb #5b782c18
 def preview(engine:Engine, groups, max_cells:int=8, side:int=448)->str:      # groups: (G, B, C, H, W) uint8
@@ -278,7 +284,7 @@ def generate(
     yield facts, file_data(*write_export(export_of(answer), file))
 
 # %% ../nbs/34_ui_api.ipynb #b69eaf93
-def read_data_address(address:str)->Micrograph:
+def read_data_address(address:str, read=read_micrograph):      # what `read` makes of a file
     "An image that came as a data address, or `InputError`."
     head, _, data = address.partition(",")
     if not head.endswith(";base64"):
@@ -290,31 +296,33 @@ def read_data_address(address:str)->Micrograph:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "image"
         path.write_bytes(data)
-        return read_micrograph(path)
+        return read(path)
 
 
-def read_image(image)->tuple:      # a `Micrograph`, and its name
+def read_image(image, read=read_micrograph, unnamed:str="image")->tuple:      # what `read` makes of a file, its name
     "What came as an upload, its path, its address here or a data address."
-    if isinstance(image, str) and image.startswith("data:"): return read_data_address(image), "image"
+    if isinstance(image, str) and image.startswith("data:"): return read_data_address(image, read), unnamed
     path = upload_path(image)
-    return read_upload(path), Path(path).name
+    return read_upload(path, read), Path(path).name
 
 # %% ../nbs/34_ui_api.ipynb #a692c79f
-image_arguments = "The arguments channels, nucleus_px, match and chosen are of an image; give one, or leave them out."
+image_arguments = ("The arguments channels, nucleus_px, match, chosen, insist, labels and labelled are of an image; "
+                   "give one, or leave them out.")
 
 
 def control_cells(
     engine:Engine, seeds:list|None,
     image:tuple|None,            # a `Micrograph`, and its name
+    labels:tuple|None,           # a label image, and its name
     options:ImportOptions, experiment:str|None,
 )->tuple:                        # (B, C, H, W) uint8, their source, micrometres a pixel, notes
     "The untreated cells that are asked about: generated, or of an image; or `InputError`."
-    if image is None and options != ImportOptions(): raise InputError(image_arguments)
+    if image is None and (labels, options) != (None, ImportOptions()): raise InputError(image_arguments)
     if image is None:
         return *sample_controls(engine, [0, 1, 2, 3] if seeds is None else seeds, experiment), None, []
     if seeds is not None:
         raise InputError("Give either seeds, from which controls are generated, or an image, not both.")
-    prepared = prepare_cells(engine.model, image[0], options, image[1])
+    prepared = prepare_cells(engine.model, image[0], options, image[1], *(labels or ()))
     return prepared.cells, prepared.source, prepared.um_per_px, prepared.notes
 
 
@@ -326,7 +334,8 @@ def fidelity_facts(answer)->dict:
 
 # %% ../nbs/34_ui_api.ipynb #1bb5b231
 fidelity_means = ("Reconstructions against original cells, grey levels of 255; at 40 dB and more next to nothing is "
-                  "lost, below 30 dB take more steps.")
+                  "lost, below 30 dB take more steps. That says nothing of whether the model knows such cells; "
+                  "see plausibility.")
 
 
 def counterfactual(
@@ -335,17 +344,22 @@ def counterfactual(
     nucleus_px:float|None=None, match:bool=True, chosen:list[int]|None=None, experiment:str|None=None,
     cell_type:str|None=None, solver:Solver=inversion.solver, steps:int=inversion.steps,
     cfg_scale:float=inversion.cfg_scale, file:Format="PNG", guidance_scale:float|None=None, grid:Grid="auto",
+    insist:bool=False,
+    labels:gr.FileData|str|None=None, labelled:Literal["nuclei", "cells"]|None=None,
 )->tuple[dict, gr.FileData]:
     """Show how given untreated cells would look, had they been treated: they are inverted to noise and sampled
-    again under each treatment. The cells are generated from seeds or found in an image. The answer is a hypothesis;
-    its fidelity says only how much of the cells inversion and sampling lose."""
+    again under each treatment. The cells are generated from seeds or found in an image; one that does not look like
+    what the model knows is refused unless `insist` is true. The answer is a hypothesis; its fidelity says only how
+    much of the cells inversion and sampling lose."""
     image = None if image is None else read_image(image)      # first of all, so that no upload is left
+    labels = None if labels is None else read_image(labels, read_labels, "labels")
     treatments = tuple(Treatment(perturbation, dose, molecule) for dose in ([None] if doses_um is None else doses_um))
     sampling = sampling_from(solver, steps, cfg_scale, guidance_scale, grid)
     request = CounterfactualRequest(treatments, experiment, cell_type, sampling)
     requests = resolve_counterfactual(request, 1, engine)
-    options = ImportOptions(channels and tuple(channels), nucleus_px, match, chosen and tuple(chosen))
-    cells, source, um_per_px, notes = control_cells(engine, seeds, image, options, experiment)
+    options = ImportOptions(channels and tuple(channels), nucleus_px, match, chosen and tuple(chosen),
+                            insist=insist, labelled=labelled)
+    cells, source, um_per_px, notes = control_cells(engine, seeds, image, labels, options, experiment)
     answer = yield from step_facts(engine, stream(engine, cells, request, source))
     facts = counterfactual_facts(engine, answer, requests, notes)
     yield facts, file_data(*write_export(export_of(answer, um_per_px), file))
@@ -354,7 +368,8 @@ def counterfactual(
 def counterfactual_facts(engine:Engine, answer, requests:list, notes:list)->dict:
     "The last facts of a counterfactual."
     return dict(treatments=[request_label(r) for r in requests], cells=len(answer.original),
-                fidelity=fidelity_facts(answer), channels=table_rows(pixel_table(export_of(answer))),
+                fidelity=fidelity_facts(answer), plausibility=answer.provenance["source"].get("plausibility"),
+                channels=table_rows(pixel_table(export_of(answer))),
                 known=request_facts(engine, requests[0]), notes=notes, note=hypothesis, provenance=answer.provenance)
 
 # %% ../nbs/34_ui_api.ipynb #fde8417d

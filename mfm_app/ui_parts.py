@@ -102,8 +102,9 @@ coverage_text = dict(
 
 
 def choices(engine:Engine)->list:
-    "Label and name of each perturbation; the label has the mechanism, so that one can search by it."
-    return [(f"{p.name} · {p.moa or 'untreated control'}", p.name) for p in engine.vocab.perturbations]
+    "Label and name of each perturbation; the label has mechanism and synonyms, so that one can search by them."
+    also = lambda p: f" · {', '.join(p.synonyms)}" if p.synonyms and p.doses else ""
+    return [(f"{p.name} · {p.moa or 'untreated control'}{also(p)}", p.name) for p in engine.vocab.perturbations]
 
 
 def about_perturbation(engine:Engine, name:str)->str:

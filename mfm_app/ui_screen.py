@@ -26,7 +26,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from .core import InputError, check_int
+from .core import InputError, check_int, os_reason
 from .display import drawing
 from .engine import Engine
 from .molecules import max_rows
@@ -131,7 +131,7 @@ def summary_line(session:ScreenSession)->str:
 
 # %% ../nbs/33_ui_screen.ipynb #eb9fa612
 lost_screen = "This screen is no longer kept; screen the list again."
-lost_errors = LookupError, TypeError, ValueError, OSError, AttributeError, StopIteration
+lost_errors = LookupError, TypeError, ValueError, FileNotFoundError, NotADirectoryError, AttributeError, StopIteration
 
 
 def molecule_cells(
@@ -145,6 +145,7 @@ def molecule_cells(
         result = next(islice(folder.results, number - 1, None))
         treated, control = (show(folder.cells(n), engine.model.channels, columns=4) for n in (number, 0))
     except (InputError, *lost_errors): return json.dumps(dict(error=lost_screen))
+    except OSError as e: return json.dumps(dict(error=f"The cells cannot be read on the server: {os_reason(e)}."))
     return json.dumps(dict(
         treated=data_uri(np.asarray(treated), lossless=True), control=data_uri(np.asarray(control), lossless=True),
         control_name=engine.vocab.control, structure=drawing(result.smiles, 240, 150)))
@@ -159,7 +160,7 @@ def missed_rows(
         tables = dict(results=folder.results, refused=folder.refused)
         rows = {f"new_{name}": [asdict(row) for row in islice(table, int(query[name]), None)]
                 for name, table in tables.items()}
-    except lost_errors: rows = dict(new_results=[], new_refused=[])
+    except (*lost_errors, OSError): rows = dict(new_results=[], new_refused=[])
     return json.dumps(rows)
 
 # %% ../nbs/33_ui_screen.ipynb #3ac8b884

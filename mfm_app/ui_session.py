@@ -22,7 +22,7 @@ import gradio as gr
 from gradio import route_utils
 
 from .core import InputError
-from .images import Micrograph, read_micrograph
+from .images import read_micrograph
 from .scheduler import Deadline
 
 # %% ../nbs/29_ui_session.ipynb #5abf4ddf
@@ -135,10 +135,13 @@ def discard(path):
 not_an_upload = "Only a file that was uploaded here can be read."
 
 
-def read_upload(path)->Micrograph:
-    "The image in an upload, which is deleted at once; `InputError` for any other file, and for what is no image."
+def read_upload(
+    path,
+    read=read_micrograph,      # function of a path
+):                             # what `read` makes of the file
+    "What is in an upload, which is deleted at once; `InputError` for any other file, and for what `read` refuses."
     if not is_upload(path): raise InputError(not_an_upload)
-    try: return read_micrograph(Path(path))
+    try: return read(Path(path))
     finally: discard(path)
 
 # %% ../nbs/29_ui_session.ipynb #500ed194

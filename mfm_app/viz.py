@@ -10,7 +10,8 @@ __all__ = ['channel_colours', 'mechanism_colours', 'verdict_symbols', 'point_hov
            'statistics_figure', 'mechanism_trace', 'label_boxes', 'overlap', 'label_positions', 'landmark_trace',
            'phenotype_map', 'map_page', 'treated_above', 'effect_limit', 'check_effects', 'pixel_layer',
            'channel_layers', 'map_axes', 'map_grid', 'effect_maps', 'effect_picture', 'feature_name', 'hover_text',
-           'largest_effects', 'bar_layout', 'profile_bars', 'summary_picture', 'round_trip_curve', 'shift_figure']
+           'largest_effects', 'bar_layout', 'whisker_range', 'profile_bars', 'summary_picture', 'round_trip_curve',
+           'shift_figure']
 
 # %% ../nbs/02_viz.ipynb #d6fde84c
 import base64
@@ -460,6 +461,15 @@ def bar_layout(
                 margin=dict(l=8, r=34, t=8, b=48))
 
 # %% ../nbs/02_viz.ipynb #23aef073
+def whisker_range(table)->list|None:      # of the axis; None where there are no intervals
+    "From the lowest to the highest end of the intervals, but at most three times the largest effect."
+    ends, limit = table[["low", "high", "effect"]].to_numpy(float), 3 * table["effect"].abs().max()
+    if np.isnan(ends[:, :2]).all() or not limit: return None
+    low, high = max(np.nanmin(ends), -limit), min(np.nanmax(ends), limit)
+    pad = .04 * (high - low)
+    return [min(low - pad, 0), max(high + pad, 0)]
+
+
 def profile_bars(
     table,                    # DataFrame, a row a feature: `effect_columns`, and more numbers for the hover text
     max_features:int=20,      # shown
@@ -476,7 +486,7 @@ def profile_bars(
     bars = go.Bar(x=[round(row["effect"], 4) for row in rows], y=[feature_name(row["feature"]) for row in rows],
                   orientation="h", customdata=significant, marker_color=colours, error_x=whiskers,
                   hovertext=[hover_text(row) for row in rows], hovertemplate="%{hovertext}<extra></extra>")
-    return go.Figure(bars, bar_layout(len(rows)))
+    return go.Figure(bars, bar_layout(len(rows))).update_xaxes(range=whisker_range(table))
 
 # %% ../nbs/02_viz.ipynb #85783bd2
 def summary_picture(

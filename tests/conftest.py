@@ -20,6 +20,12 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):      # workers share a machi
 settings.register_profile("mfm", deadline=None, derandomize=in_ci)
 settings.load_profile("mfm")
 
+
+def many(n:int):
+    "The settings of a test with n examples, or with as many as `MFM_EXAMPLES` says."
+    return settings(max_examples=int(os.environ.get("MFM_EXAMPLES", n)))
+
+
 local = {"127.0.0.1", "localhost"}
 chromium_args = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
                  "--disable-background-networking", "--disable-component-update", "--disable-sync",

@@ -285,6 +285,21 @@ def test_an_uploaded_cell_is_treated_and_its_file_is_gone(client, cell, tmp_path
     assert facts["provenance"]["source"]["name"] == "mine.png" and not [p for p in files_left() if p.name == "mine.png"]
 
 
+def test_labels_beside_a_field_say_which_cells_and_both_files_are_gone(client, tmp_path):
+    field, labels = np.tile(synthetic_cells(1).images[0], (1, 2, 2)), np.zeros((128, 128), np.uint16)
+    for number, (y, x) in enumerate([(32, 32), (96, 32), (96, 96)], 1): labels[y - 9:y + 9, x - 9:x + 9] = number
+    np.save(tmp_path / "field.npy", field), np.save(tmp_path / "masks.npy", labels)
+    upload = dict(image=handle_file(tmp_path / "field.npy"), labels=handle_file(tmp_path / "masks.npy"))
+    own = dict(perturbation="stabiliser", channels=[0, 1, 2], steps=1, api_name="/counterfactual")
+    facts, _ = client.predict(**upload, labelled="nuclei", **own)
+    source = facts["provenance"]["source"]
+    assert facts["cells"] == source["labels"]["count"] == 3 and source["labels"]["name"] == "masks.npy"
+    assert any("taken for nuclei, as was said" in note for note in facts["notes"])
+    np.save(tmp_path / "masks.npy", labels[:60])
+    assert "The label image is 128 by 60 pixels" in refused(client, **upload, **own)
+    assert not [p for p in files_left() if p.name in ("field.npy", "masks.npy")]
+
+
 @pytest.mark.parametrize(
     "otherwise",
     [
@@ -309,7 +324,8 @@ def test_many_upload_the_same_file_and_each_has_their_own(client, cell, tmp_path
     assert not [p for p in files_left() if p.name == "mine.png"]
 
 
-@pytest.mark.parametrize("wrong", [dict(channels=[1e300]), dict(nucleus_px=20), dict(match=False), dict(chosen=[0])])
+@pytest.mark.parametrize("wrong", [dict(channels=[1e300]), dict(nucleus_px=20), dict(match=False), dict(chosen=[0]),
+                                   dict(labelled="cells")])
 def test_the_arguments_of_an_image_need_one(client, wrong):
     text = refused(client, perturbation="stabiliser", seeds=[0], **wrong, api_name="/counterfactual")
     assert text == ui_api.image_arguments

@@ -1,4 +1,5 @@
 "The command line as a user runs it: in processes of their own, with files, interrupted and misused."
+import errno
 import io
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -14,8 +16,10 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mfm_app import cli
 from mfm_app.cli import recipe_with
 from mfm_app.engine import load
 from mfm_app.export import export_of, write_export
@@ -211,6 +215,78 @@ def test_what_is_refused_is_refused_in_one_line(own_folder, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())      # nothing half-written
 
 
+# What the machine cannot do
+
+somewhere = os.path.join(tempfile.gettempdir(), "somewhere", "model.safetensors.part")
+machine_table = [      # what is raised inside -> what is said
+    (PermissionError(errno.EACCES, "Permission denied", somewhere), "'model.safetensors' cannot be read or written: P"),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", somewhere), "'model.safetensors' cannot be read or written: I"),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", somewhere), "'model.safetensors' cannot be read or "),
+    (OSError(errno.ENOSPC, "No space left on device", somewhere), "'model.safetensors' cannot be read or written: N"),
+    (OSError(errno.ENOSPC, "No space left on device"), "A file cannot be read or written: No space left on device."),
+    (OSError("4096 requested and 512 written"), "A file cannot be read or written: the disk may be full."),
+    (shutil.Error([("a", somewhere, f"[Errno 28] No space left on device: '{somewhere}'")]),
+     "A file cannot be read or written: No space left on device."),
+    (MemoryError(), "There is not enough memory for this;"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "There is not enough memory for this;"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), "There is not en"),
+]
+
+
+@pytest.mark.parametrize("error, said", machine_table, ids=lambda v: str(v)[:40])
+def test_each_thing_the_machine_cannot_do_has_its_sentence(mfm, monkeypatch, tmp_path, error, said):
+    def fail(*args, **kwargs): raise error
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "load", fail)
+    code, text = mfm("sample", "taxol")
+    assert code == 2 and text.startswith(f"mfm: {said}") and len(text.splitlines()) == 1
+    assert tempfile.gettempdir() not in text and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), KeyError("a"), RuntimeError("a"), OSError("a"), ImportError("a")])
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, tmp_path, error):
+    def fail(*args, **kwargs): raise error
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "load", fail)
+    with pytest.raises(type(error)): cli.main(["sample", "taxol"])
+
+
+@pytest.mark.parametrize("args", [
+    ["train", "--data", "{own}", "--out", "{own}/list.txt/run"], ["tune", "--model", "{own}/list.txt/model"],
+    ["evaluate", "--data", "{own}", "--model", "{own}/list.txt"],
+    ["finetune", "--data", "{own}", "--model", "{own}/list.txt"],
+    ["screen", "{own}/list.txt", "--out", "{own}/list.txt"],
+    ["space", "--to", "lab/page", "--dry-run", "{own}/list.txt/a"]])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(own_folder, mfm, monkeypatch, args):
+    def fail(*args, **kwargs): raise AssertionError("the work began")
+    for work in ("load", "load_model", "read_cells", "write_space"): monkeypatch.setattr(cli, work, fail)
+    code, text = mfm(*(a.format(own=own_folder) for a in args))
+    assert code == 2 and text == "mfm: 'list.txt' cannot be read or written: Not a directory.\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "ascii", "latin-1", "cp1252"])
+def test_a_screen_is_told_on_any_code_page(tmp_path, monkeypatch, encoding):
+    (tmp_path / "a.smi").write_text("CCO 5000\nCCO 1\n")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["screen", str(tmp_path / "a.smi"), "--out", str(tmp_path / "out"), "--cells", "1", "--steps", "1"])
+    out.flush()
+    text = out.buffer.getvalue().decode(encoding)
+    micro = dict(cp932="μM", ascii="uM").get(encoding, "µM")
+    assert end.value.code == 0 and micro in text and "Refused line 1" in text
+
+
+def test_a_list_on_standard_input_is_utf8_whatever_the_code_page(monkeypatch, mfm):
+    def source_of(data):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "cp932"))
+        return cli.read_standard_input()
+    assert source_of("\ufeffCCO 5 µM\r\n".encode()) == "CCO 5 µM\n"
+    with pytest.raises(ValueError, match="Standard input is not UTF-8: it has the byte 0xb5."):
+        source_of("CCO 5 µM".encode("latin-1"))
+
+
 # Serving
 
 def test_a_port_in_use_is_refused_in_one_line():
@@ -222,12 +298,16 @@ def test_a_port_in_use_is_refused_in_one_line():
     assert done.returncode == 2 and f"mfm: Port {port} is in use; name a free one." in done.stderr, done.stderr
 
 
-def test_app_py_serves_the_page():
+def test_app_py_serves_the_page_in_spite_of_proxies_and_code_page():
+    named = {k: v for k, v in os.environ.items() if k.lower() not in ("no_proxy", "gradio_server_name")}
+    proxies = dict(http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9", ALL_PROXY="socks5://127.0.0.1:9")
+    settings = dict(PYTHONUNBUFFERED="1", PYTHONIOENCODING="ascii", GRADIO_SERVER_NAME="")
     process = subprocess.Popen([sys.executable, "app.py"], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+                               text=True, env=named | proxies | settings)
     try:
         url = next(m[0] for line in process.stdout if (m := re.search(r"http://127\.0\.0\.1:\d+", line)))
-        assert b"Watch a cell respond" in urllib.request.urlopen(url, timeout=30).read()
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        assert b"Watch a cell respond" in direct.open(url, timeout=30).read()
     finally:
         process.kill()
         process.wait()

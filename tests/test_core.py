@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from mfm_app import core
 from mfm_app.core import (Condition, InputError, autocast, check_int, check_number, fast_dtype, index_of_name,
                           is_number, join, markdown_table, nearest_names, noise, refusal, to_float, to_uint8)
-from mfm_app.vocabulary import (ConditionNames, Perturbation, Vocabulary, check_dose, condition, merged, resolve,
-                                usual_dose)
+from mfm_app.molecules import read_molecule
+from mfm_app.vocabulary import (ConditionNames, Perturbation, Vocabulary, check_dose, condition, merged, name_groups,
+                                plain_name, resolve, usual_dose)
 
 vocab = Vocabulary(
     [Perturbation("DMSO", experiments={"Week1": 9}),
@@ -173,6 +174,42 @@ def test_what_is_left_out_is_what_most_cells_had():
     rows = condition(vocab, "taxol", n=3)
     assert rows.y.tolist() == [1] * 3 and rows.e.tolist() == [1] * 3 and rows.c.tolist() == [0] * 3
     assert rows.dose_um.tolist() == [1.] * 3 and rows.fp is None
+
+
+@pytest.mark.parametrize("typed, note", [
+    ("taxol", ""), ("TAXOL", ""), ("Tax-ol", ""), ("paclitaxel", "paclitaxel is taxol here."), ("AZ A", ""),
+    ("nsc125973", "nsc125973 is taxol here."), ("Dimethyl sulfoxide", "Dimethyl sulfoxide is DMSO here.")])
+def test_a_synonym_is_understood_and_answered_with_what_it_means(typed, note):
+    names = resolve(vocab, typed)
+    assert names.note == note and names.perturbation in ("taxol", "DMSO", "AZ-A")
+    assert names == resolve(vocab, names.perturbation)      # what is sampled does not depend on the spelling
+
+
+def test_every_compound_that_was_published_with_a_name_has_synonyms_and_none_means_two():
+    from mfm_app.hub import from_pretrained
+    names = [plain_name(name) for group in name_groups for name in group]
+    assert len(names) == len(set(names))
+    bundled = from_pretrained().vocab
+    unnamed = [p.name for p in bundled.perturbations if not p.synonyms]
+    assert unnamed == ["AZ-A", "AZ258", "AZ-C", "AZ138", "AZ-J", "AZ-U"]
+    for p in bundled.perturbations:
+        for name in p.synonyms: assert bundled.perturbation(name.upper()).name == p.name
+
+
+def test_no_synonym_is_a_smiles():
+    for group in name_groups:
+        for name in group[1:]:
+            with pytest.raises(InputError): read_molecule(plain_name(name).upper())
+            with pytest.raises(InputError): read_molecule(name)
+
+
+def test_a_typing_error_of_a_synonym_names_the_synonym(ask):
+    assert "'paclitaxel'" in str(ask(vocab.perturbation, "paclitaxol"))
+
+
+def test_a_model_with_another_name_of_a_compound_understands_all_of_them():
+    other = Vocabulary([Perturbation("Paclitaxel", doses={1.: 2}, experiments={"a": 2})], ["a"], ["x"], "none")
+    assert resolve(other, "taxol").note == "taxol is Paclitaxel here."
 
 
 def test_names_are_spelled_as_in_the_vocabulary():

@@ -228,6 +228,13 @@ def files(tmp_path_factory):
         tifffile.imwrite(folder / f"{name}.ome.tif", pixels, photometric="minisblack", metadata=metadata)
     Image.fromarray(cells[0][::-1].transpose(1, 2, 0).copy()).save(folder / "cell.png")      # red is tubulin, blue DNA
     np.save(folder / "five.npy", cells[:5])
+    large = np.tile(mosaic[0], (1, 2, 2))[[2, 0, 1]]      # 96 cells in 12 columns, their middles 64 pixels apart
+    about = dict(axes="CYX", Channel=dict(Name=named["field"][0]))
+    tifffile.imwrite(folder / "large.ome.tif", large, photometric="minisblack", metadata=about)
+    y, x = np.indices(large.shape[1:])
+    disc, number = np.hypot(y % 64 - 32, x % 64 - 32) < 9.5, y // 64 * 12 + x // 64 + 1
+    tifffile.imwrite(folder / "masks.tif", np.where(disc & (number <= 90), number, 0).astype(np.uint16))
+    np.save(folder / "other_masks.npy", np.ones((40, 40), int))
     return folder
 
 
@@ -287,6 +294,61 @@ def test_a_field_is_imported_its_channels_guessed_and_two_of_its_cells_treated(t
     with tab.expect_download() as download: tab.click("#cf-export-npz")
     source = read_provenance(download.value.path())["source"]      # of the two, which are what is shown
     assert source["chosen"] == [3, 7] and source["name"] == "field.ome.tif" and source["channels"] == [1, 2, 0]
+
+
+def drag_region(page, corner, opposite, key=None):
+    "Draw a rectangle on the field from one corner to the other, given as shares of its width and height."
+    box = page.locator("#cf-field .frame").bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (corner, opposite)]
+    if key: page.keyboard.down(key)
+    page.mouse.move(*places[0]), page.mouse.down(), page.mouse.move(*places[1], steps=4), page.mouse.up()
+    if key: page.keyboard.up(key)
+
+
+def test_a_label_image_says_which_cells_and_a_region_chooses_among_them(tab, files):
+    upload(tab, files / "large.ome.tif")
+    wait_for_text(tab, "#cf-field .notes", "64 at a time are treated: the first 64 were taken.")
+    tab.locator("button:visible", has_text="Label image (optional)").click()
+    tab.wait_for_selector("#cf-labels input", state="attached")
+    tab.set_input_files("#cf-labels input", files / "other_masks.npy")
+    wait_for_text(tab, message, "The label image is 40 by 40 pixels and the field 768 by 512")
+    tab.set_input_files("#cf-labels input", files / "masks.tif")      # of the other nothing is left
+    wait_for_text(tab, "#cf-field .whole figcaption", "large.ome.tif: 90 labelled nuclei, choose cells")
+    notes = wait_for_text(tab, "#cf-field .notes", "The label image has 90 objects, 19.3 px wide in the median")
+    assert "Of 90 cells that can be chosen, 64 at a time are treated: the first 64 were taken." in notes
+    said = "#cf-field .said"
+    place = np.stack([np.arange(90) // 12 * 64 + 32, np.arange(90) % 12 * 64 + 32], 1)      # y and x of each disc
+    chosen = lambda: tab.locator("#cf-field .nuclei button").evaluate_all(
+        "rings => rings.flatMap((ring, i) => ring.ariaPressed === 'true' ? [i] : [])")
+    drag_region(tab, (.01, .01), (.99, .99))
+    wait_for_text(tab, said, "90 nuclei lie in the region; 64 at a time are treated: the 64 nearest its middle were "
+                             "taken.")
+    wait_for_chosen(tab, 64, of=90)
+    distances = np.hypot(*(place - (256, 384)).T)
+    assert distances[chosen()].max() <= np.delete(distances, chosen()).min()
+    drag_region(tab, (.17, .26), (.01, .01))      # 2 by 2 of them
+    wait_for_text(tab, said, "4 nuclei lie in the region.")
+    assert chosen() == [0, 1, 12, 13]
+    drag_region(tab, (.17, .01), (.33, .12), "Shift")
+    assert chosen() == [0, 1, 2, 3, 12, 13]
+    drag_region(tab, (.01, .13), (.99, .25), "Alt")
+    assert chosen() == [0, 1, 2, 3]
+    tab.get_by_role("button", name="Nucleus 1", exact=True).click()      # still one by one
+    assert chosen() == [1, 2, 3] and tab.locator("#cf-field .region").is_hidden()
+    drag_region(tab, (.9, .97), (.99, .99))
+    wait_for_text(tab, said, "No nucleus lies in the region; what was chosen stays.")
+    tab.get_by_role("button", name="Region", exact=True).press("Enter"), tab.keyboard.press("Escape")
+    tab.keyboard.press("Enter")      # the button again: the region in the middle
+    for key in ("ArrowLeft", "Shift+ArrowUp", "Alt+Enter", "Enter"): tab.keyboard.press(key)
+    middle = np.flatnonzero((abs(place - (.5 * 512, .48 * 768)) < (.25 * 512, .25 * 768)).all(1)).tolist()
+    wait_for_text(tab, said, f"{len(middle)} nuclei lie in the region.")
+    assert chosen() == middle
+    assert files_left() == []
+    assert treat(tab).startswith(f"{len(middle)} cells, ")
+    with tab.expect_download() as download: tab.click("#cf-export-npz")
+    source = read_provenance(download.value.path())["source"]
+    assert source["chosen"] == middle and source["labelled"] == "nuclei"
+    assert (source["labels"]["name"], source["labels"]["count"]) == ("masks.tif", 90)
 
 
 def test_intensities_size_and_channels_can_be_changed(tab, files):

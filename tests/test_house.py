@@ -20,7 +20,7 @@ may_import = dict(
     core="",
     vocabulary="core",
     viz="core",
-    molecules="core",
+    molecules="core vocabulary",
     images="core",
     data="core vocabulary molecules images",
     simulator="core data",
@@ -50,16 +50,17 @@ may_import = dict(
     ui_session="core images scheduler",
     ui_parts="core vocabulary molecules solvers sampling engine export permalink display ui_session",
     ui_explore="sampling engine permalink display ui_session ui_parts",
-    ui_counterfactual="core viz sampling preprocess engine counterfactual export permalink display ui_session "
+    ui_counterfactual="core viz images sampling preprocess engine counterfactual export permalink display ui_session "
                       "ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
     ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual export screen ui_session "
            "ui_parts",
-    ui="core vocabulary images card engine permalink display ui_session ui_parts ui_explore ui_counterfactual "
+    machine="core",
+    ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",
     space="core hub engine",
     cli="core vocabulary viz molecules data flow solvers sampling training hub tuning preprocess engine validation "
-        "export screen finetune ui space",
+        "export screen finetune machine ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`

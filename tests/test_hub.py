@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -23,8 +25,8 @@ from mfm_app import hub as hub_room
 from mfm_app.card import hub_licences, model_card
 from mfm_app.core import Condition, InputError
 from mfm_app.finetune import with_molecules
-from mfm_app.hub import (Model, bundled, from_pretrained, load_model, parse_repo_id, push_to_hub, save_model,
-                         save_pretrained)
+from mfm_app.hub import (Model, bundled, from_pretrained, hub_errors, load_model, parse_repo_id, push_to_hub,
+                         save_model, save_pretrained)
 from mfm_app.molecules import EmbeddingTable
 
 small = bundled.with_name("simulated")
@@ -309,6 +311,155 @@ def test_a_hub_that_does_not_answer_as_it_should(hub, ask, monkeypatch, trouble,
     if trouble == "wrong token": monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
     if trouble in failing_statuses: hub.fail("/api/", failing_statuses[trouble])
     refused(ask, ["lab/cells", *words], from_pretrained, "lab/cells")
+
+
+def hub_error(kind, status):
+    "An error of `huggingface_hub` about an answer with this status."
+    from huggingface_hub import errors
+    request = network_errors().Request("GET", "https://hub.invalid/api")
+    response = errors.Response(status, request=request)
+    return getattr(errors, kind)("no", response=response, server_message="as the Hub says")
+
+
+def network_errors():
+    "The HTTP client that `huggingface_hub` uses, whichever it is."
+    from huggingface_hub import errors
+    return sys.modules[errors.HTTPError.__module__.split(".")[0]]
+
+
+def of_network(name, text=""): return lambda: getattr(network_errors(), name)(text)
+
+
+def of_hub(name, text=""):
+    def make():
+        from huggingface_hub import errors
+        return getattr(errors, name)(text)
+    return make
+
+
+token_file = os.path.join(tempfile.gettempdir(), "token")
+hub_table = [      # what is raised inside -> what is said
+    (lambda: hub_error("HfHubHTTPError", 401), "answers 401 about lab/x: the token is not valid;"),
+    (lambda: hub_error("HfHubHTTPError", 403), "answers 403 about lab/x: the token may not do this;"),
+    (lambda: hub_error("HfHubHTTPError", 404), "answers 404 about lab/x: there is no such thing."),
+    (lambda: hub_error("RepositoryNotFoundError", 404), "no folder lab/x here and no such public repository"),
+    (lambda: hub_error("RevisionNotFoundError", 404), "lab/x has no revision 'main'"),
+    (lambda: hub_error("GatedRepoError", 403), "lab/x is gated"),
+    (lambda: hub_error("HfHubHTTPError", 408), "it waited too long; try again."),
+    (lambda: hub_error("HfHubHTTPError", 418), "418 about lab/x: it does not take this request (as the Hub says)."),
+    (lambda: hub_error("HfHubHTTPError", 422), "The Hub refuses this for lab/x: as the Hub says"),
+    (lambda: hub_error("HfHubHTTPError", 429), "too many requests; wait a little"),
+    (lambda: hub_error("HfHubHTTPError", 500), "answers 500 about lab/x: it is out of order; try again later."),
+    (lambda: hub_error("HfHubHTTPError", 503), "it is out of order"),
+    (lambda: hub_error("HfHubHTTPError", 504), "it waited too long"),
+    (lambda: hub_error("HfHubHTTPError", 507), "there is no room left"),
+    (of_network("ConnectError"), "The Hub cannot be reached for lab/x;"),
+    (of_network("ConnectError", "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), "is not trusted here (SSL_CERT_FILE"),
+    (of_network("ReadTimeout"), "The Hub cannot be reached in time for lab/x;"),
+    (of_network("ProxyError", "403 Forbidden"), "The proxy in the environment does not let requests through"),
+    (lambda: ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "The Hub cannot be reached for lab/x"),
+    (lambda: TimeoutError("timed out"), "The Hub cannot be reached in time for lab/x;"),
+    (lambda: socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "The Hub cannot be reached for lab/x;"),
+    (lambda: ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version"), "The Hub cannot be reached for lab/x"),
+    (lambda: ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."),
+     "The proxies in the environment keep lab/x from being asked for: Using SOCKS proxy, but the 'socksio'"),
+    (lambda: ValueError("Unknown scheme for proxy URL URL('socks://127.0.0.1:9')"),
+     "The proxies in the environment keep lab/x from being asked for: Unknown scheme"),
+    (lambda: ModuleNotFoundError("No module named 'hf_xet'"), "needs a package that is not here: No module named"),
+    (lambda: PermissionError(errno.EACCES, "Permission denied", token_file), "keeps the token cannot be read: Perm"),
+    (lambda: PermissionError(errno.EACCES, "Permission denied", "blob"), "kept in the Hub's cache: Permission denied;"),
+    (lambda: OSError(errno.ENOSPC, "No space left on device"), "kept in the Hub's cache: No space left on device;"),
+    (lambda: IsADirectoryError(errno.EISDIR, "Is a directory", "blob"), "kept in the Hub's cache: Is a directory;"),
+    (lambda: OSError("Consistency check failed: file should be of size 9"), "did not arrive whole; try again"),
+    (of_hub("FileMetadataError"), "makes no sense (FileMetadataError)"),
+    (of_hub("LocalTokenNotFoundError"), "lab/x needs a token, and there is none; log in"),
+    (lambda: json.JSONDecodeError("Expecting value", "<html>", 0), "What came back about lab/x makes no sense (JSOND"),
+    (lambda: RuntimeError("Task error: error sending request"), "could not be carried to or from the Hub"),
+]
+
+
+@pytest.mark.parametrize("make, said", hub_table, ids=lambda v: v[-40:] if isinstance(v, str) else "")
+def test_each_error_on_the_way_to_the_hub_has_its_sentence(ask, make, said):
+    def fail():
+        with hub_errors("lab/x"): raise make()
+    refused(ask, [said], fail)
+
+
+def test_too_little_memory_is_not_the_hubs_fault():
+    with pytest.raises(MemoryError), hub_errors("lab/x"): raise MemoryError
+
+
+@pytest.mark.parametrize("name, said", [
+    ("ProxyError", "the proxy in the environment does not let requests through to the Hub; fetch it once"),
+    ("ConnectTimeout", "the Hub cannot be reached in time; fetch it once"),
+    ("ConnectError", "the Hub cannot be reached; fetch it once")])
+def test_why_a_model_that_is_not_in_the_cache_cannot_be_had(hub, ask, monkeypatch, name, said):
+    def fail(*args, **kwargs): raise getattr(network_errors(), name)("")
+    monkeypatch.setattr(hub_room, "repo_sizes", fail)
+    refused(ask, ["lab/cells is not in the Hub's cache", said], from_pretrained, "lab/cells")
+
+
+def test_a_socks_proxy_is_named(hub, ask, monkeypatch):
+    from huggingface_hub import close_session
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    close_session()
+    refused(ask, ["The proxies in the environment keep lab/cells", "SOCKS"], from_pretrained, "lab/cells")
+    close_session()
+
+
+# The files of a folder
+
+def raising(error):
+    def f(*args, **kwargs): raise error
+    return f
+
+
+weights_table = [      # what the reader of the weights raises -> what is said
+    (hub_room.SafetensorError("Error while deserializing header: HeaderTooLarge"), "damaged or not a safetensors file"),
+    (hub_room.SafetensorError("I/O error: Input/output error (os error 5)"), "'mine' cannot be read: Input/output"),
+    (PermissionError(errno.EACCES, "Permission denied"), "'mine' cannot be read: Permission denied."),
+    (OSError("No such device (os error 19)"), "'mine' cannot be read: No such device."),
+    (ValueError("could not determine the shape"), "damaged or not a safetensors file"),
+    (KeyError("F4"), "damaged or not a safetensors file")]
+
+
+@pytest.mark.parametrize("error, said", weights_table, ids=lambda v: str(v)[:30])
+def test_each_reason_why_weights_cannot_be_read(ask, small_copy, monkeypatch, error, said):
+    monkeypatch.setattr(hub_room, "load_file", raising(error))
+    refused(ask, ["'mine'", said], load_model, small_copy)
+
+
+@pytest.mark.parametrize("where", ["load_file", "model_card", "build"])
+def test_too_little_memory_is_no_damage(small_copy, monkeypatch, where):
+    monkeypatch.setattr(hub_room, where, raising(MemoryError()))
+    with pytest.raises(MemoryError): load_model(small_copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_is_missing_a_folder_or_a_link_to_nowhere(ask, small_copy, name):
+    path = small_copy / name
+    path.unlink()
+    refused(ask, [f"'mine' is not a model folder: it has no {name}."], load_model, small_copy)
+    path.symlink_to(small_copy / "gone")
+    refused(ask, [f"{name} in 'mine' is a link to a file that is not there."], load_model, small_copy)
+    path.unlink()
+    path.mkdir()
+    refused(ask, [f"{name} in 'mine' is a folder, where a file is needed."], load_model, small_copy)
+
+
+def test_a_file_that_may_not_be_opened_is_not_called_missing(ask, small_copy, monkeypatch):
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    monkeypatch.setattr(Path, "open", raising(denied))      # safetensors says "No such file or directory"
+    refused(ask, ["'mine' cannot be read: Permission denied."], load_model, small_copy)
+
+
+def test_what_safetensors_says_of_a_full_disk(model, ask, tmp_path, monkeypatch):
+    said = 'Error while serializing: I/O error: No space left on device (os error 28) at path "x"'
+    full = hub_room.SafetensorError(said)
+    monkeypatch.setattr(hub_room, "save_file", raising(full))
+    refused(ask, ["'mine' cannot be written: No space left on device."], save_pretrained, model, tmp_path / "mine")
+    with pytest.raises(OSError) as caught: save_model(tmp_path / "mine", model.net, model.config)
+    assert caught.value.errno == errno.ENOSPC and not list((tmp_path / "mine").iterdir())
 
 
 def test_offline_and_not_in_the_cache(hub, ask):

@@ -1,20 +1,25 @@
 "Molecules: what is read, what is refused and why, standard forms, fingerprints, lists of molecules, drawings."
+import csv
+import io
+import math
 import time
 import tracemalloc
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import many
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rdkit import Chem, DataStructs
 from rdkit.Chem import AllChem, rdFingerprintGenerator
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from mfm_app.core import InputError
-from mfm_app.molecules import (EmbeddingTable, Molecule, Morgan, draw, encoder, max_block, max_bytes, max_rows, nearest,
-                               read_embeddings, read_molecule, read_rows, standardise, standardise_mol, tanimoto,
-                               write_embeddings)
+from mfm_app.molecules import (EmbeddingTable, Known, Molecule, Morgan, bases, chain_acids, dose_columns, dose_unit,
+                               draw, encoder, max_block, max_bytes, max_rows, mineral_acids, nearest, read_doses,
+                               read_embeddings, read_molecule, read_quantity, read_rows, ring_acids, solvents,
+                               standardise, standardise_mol, sulfonic_acids, tanimoto, write_embeddings)
 
 drugs = dict(
     taxol="CC(=O)O[C@H]1C(=O)[C@]2(C)[C@@H](O)C[C@H]3OC[C@@]3(OC(=O)C)[C@H]2[C@H](OC(=O)c4ccccc4)"
@@ -98,6 +103,147 @@ def test_a_mol_block_may_have_windows_line_ends_a_title_hydrogens_in_space_and_l
     mol = Chem.AddHs(Chem.MolFromSmiles("C[C@H](N)C(=O)O"))
     AllChem.EmbedMolecule(mol, randomSeed=1)
     assert smiles_of(Chem.MolToMolBlock(mol)) == "C[C@H](N)C(=O)O"
+
+
+# CXSMILES
+
+@pytest.mark.parametrize("written, standard, words", [
+    ("C[C@H](N)O |&1:1,r|", "C[C@H](N)O", "the one that is written"),
+    ("C[C@H](N)O |o1:1|", "C[C@H](N)O", "the one that is written"), ("C[C@H](N)O |a:1|", "C[C@H](N)O", "|a:1|"),
+    ("C/C=C/C |t:1|", "C/C=C/C", "extension"), ("CCO |$;;OMe$|", "CCO", "extension"), ("CCO |$_|;;$|", "CCO", None),
+    ("CCO |(1,2,;2,3,;3,3,)|", "CCO", "extension"), ("CN1C2CCC1CC(C2)O |r,THB:9:1:4:7.8|", "CN1C2CCC1CC(O)C2", "THB"),
+    ("[CH2]C |^1:0|", "[CH2]C", "unpaired"), ("CCO |lp:2:2| ethanol", "CCO", "extension"),
+    ("C[NH3+].[Cl-] |r|", "CN", "Dropped hydrochloric acid")])
+def test_the_extension_of_a_cxsmiles_is_read_and_noted(written, standard, words, ask):
+    molecule = ask(read_molecule, written)
+    if words is None: assert isinstance(molecule, InputError)
+    else: assert molecule.smiles == standard and words in " ".join(molecule.notes)
+
+
+@pytest.mark.parametrize("written, words", [
+    ("*CC.CC |m:0:3.4|", "'*'"), ("CC.CC |m:0:3.4|", "attachments that vary"), ("CCO |LN:1:1.3|", "polymer"),
+    ("CCCO |Sg:n:1:3:ht|", "polymer"), ("CCC |s:1:2|", "query"), ("CCC |rb:1:2|", "query"), ("CCC |u:1|", "query"),
+    ("CC |RG:_R1={C}|", "R groups"), ("CCO |$_AP1;;$|", "attachment points"), ("*CC |$_R1;;$|", "'*'"),
+    ("CCO |nonsense|", "cannot be read"), ("C[C@H](N)O |&1:1", "no bar"), ("CC>>CO |r|", "reaction"),
+    ("CC(C)(C)(C)C |r|", "5 bonds"), ("c1cccc1 |c:0|", "aromatic")])
+def test_what_an_extension_makes_of_a_molecule_is_refused_for_what_it_is(written, words, ask):
+    error = ask(read_molecule, written)
+    assert isinstance(error, InputError) and words in str(error), error
+
+
+organic = {name: smiles for name, smiles in drugs.items() if name != "cisplatin"} | dict(
+    docetaxel="CC(=O)O[C@@]12CO[C@@H]1C[C@H](O)[C@]3(C)[C@@H]2[C@H](OC(=O)c4ccccc4)[C@]5(O)C[C@H](OC(=O)[C@H](O)"
+              "[C@@H](NC(=O)OC(C)(C)C)c6ccccc6)C(=C([C@@H](O)C3=O)C5(C)C)C",
+    pyrantel="CN1CCCN=C1/C=C/c1cccs1", metformin="CN(C)C(=N)NC(N)=N", memantine="CC12CC3CC(C)(C1)CC(N)(C3)C2",
+    stilbene="Oc1ccc(cc1)/C(CC)=C(/CC)c1ccc(O)cc1", retinoic_acid="CC1=C(C(C)(C)CCC1)/C=C/C(C)=C/C=C/C(C)=C/C(O)=O")
+written_smiles = st.builds(
+    lambda smiles, seed: Chem.MolToRandomSmilesVect(Chem.MolFromSmiles(smiles), 1, seed)[0],
+    st.sampled_from(sorted(organic.values())), st.integers(1, 10**6))
+
+
+@many(25)
+@given(written_smiles, st.data())
+def test_any_extension_about_stereochemistry_or_labels_leaves_the_molecule_as_rdkit_reads_it(smiles, data):
+    mol = Chem.MolFromSmiles(smiles)
+    centres = [a.GetIdx() for a in mol.GetAtoms() if a.GetChiralTag() != Chem.ChiralType.CHI_UNSPECIFIED]
+    kinds = [Chem.StereoGroupType.STEREO_AND, Chem.StereoGroupType.STEREO_OR, Chem.StereoGroupType.STEREO_ABSOLUTE]
+    mixed, editable = data.draw(st.lists(st.sampled_from(centres), unique=True)) if centres else [], Chem.RWMol(mol)
+    if mixed:
+        group = Chem.CreateStereoGroup(data.draw(st.sampled_from(kinds)), editable, mixed)
+        editable.SetStereoGroups([group])
+    if data.draw(st.booleans()): AllChem.Compute2DCoords(editable)
+    if data.draw(st.booleans()): editable.GetAtomWithIdx(0).SetProp("atomLabel", "first")
+    plain, *extension = (text := Chem.MolToCXSmiles(editable)).split(" ", 1)
+    molecule = read_molecule(text)
+    assert molecule.smiles == smiles_of(plain)
+    assert any("extension" in note for note in molecule.notes) == bool(extension)
+
+
+# Salts
+
+acids = dict(benzoate="OC(=O)c1ccccc1", pamoate="OC(=O)c1cc2ccccc2c(Cc2c(O)c(cc3ccccc23)C(O)=O)c1O",
+             oleate="CCCCCCCC/C=C\\CCCCCCCC(O)=O", acetamidobenzoate="CC(=O)Nc1ccc(cc1)C(O)=O")
+
+
+@pytest.mark.parametrize("drug, ion, name", [
+    ("pyrantel", "pamoate", "pamoic acid"), ("metformin", "pamoate", "pamoic acid"),
+    ("memantine", "pamoate", "pamoic acid"), ("memantine", "oleate", "oleic acid"),
+    ("metformin", "acetamidobenzoate", "acetamidobenzoic acid")])
+def test_the_drug_is_kept_where_the_counter_ion_is_the_larger_part(drug, ion, name):
+    molecule = read_molecule(f"{organic[drug]}.{acids[ion]}")
+    assert molecule.smiles == Chem.CanonSmiles(organic[drug]) and f"Dropped {name}." in molecule.notes
+
+
+@pytest.mark.parametrize("written, drug", [
+    ("CN(C)CCO.CC(=O)Nc1ccc(cc1)C(O)=O", "CN(C)CCO"), (f"NCCO.{acids['oleate']}", "NCCO"),      # both are counter-ions
+    ("C[N+](C)(C)CCO.[O-]C(=O)c1ccccc1O", "OC(=O)c1ccccc1O"), ("Cn1c2nc(Cl)[nH]c2c(=O)n(C)c1=O.CNC1CCCCC1CCC", None),
+    ("CNCC(O)C(O)C(O)C(O)CO.CC(C)Cc1ccc(cc1)C(C)C(O)=O", "CC(C)Cc1ccc(cc1)C(C)C(O)=O")])
+def test_where_all_are_counter_ions_the_base_or_the_one_that_is_a_drug_too_is_kept(written, drug):
+    kept = smiles_of(written)
+    assert kept == Chem.CanonSmiles(drug or written.split(".")[1])
+
+
+ions = solvents | mineral_acids | sulfonic_acids | chain_acids | ring_acids | bases
+
+
+@many(25)
+@given(written_smiles, st.lists(st.sampled_from(sorted(ions)), min_size=1, max_size=2, unique=True),
+       st.integers(1, 2), st.randoms())
+def test_any_salt_or_solvate_has_the_parent_of_its_drug(smiles, names, times, order):
+    parts = [smiles, *times * [ions[name] for name in names]]
+    order.shuffle(parts)
+    molecule = read_molecule(".".join(parts))
+    assert molecule.smiles == smiles_of(smiles)
+    assert all(name.replace("_", " ") in " ".join(molecule.notes) for name in names)
+
+
+# Metals
+
+@pytest.mark.parametrize("complex, ways", [
+    ("N[Pt](N)(Cl)Cl", ["N.N.Cl[Pt]Cl", "[NH3+][Pt-2]([NH3+])(Cl)Cl", "[NH3]->[Pt](<-[NH3])(Cl)Cl", "Cl[Pt]Cl.N.N.O",
+                        "[NH2-].[NH2-].Cl[Pt+2]Cl", "[NH3][Pt]([NH3])(Cl)Cl",
+                        "[H]N([H])([H])[Pt](Cl)(Cl)N([H])([H])[H]"]),
+    ("N[Pt]1(N)OC(=O)C2(CCC2)C(=O)O1", ["N.N.O=C1O[Pt]OC(=O)C12CCC2"]),
+    ("O=C1O[Pt]2(N[C@@H]3CCCC[C@H]3N2)OC1=O", ["O=C1O[Pt]OC1=O.N[C@@H]1CCCC[C@H]1N"]),
+    ("CC(=O)O[Pt](N)(Cl)(Cl)(NC1CCCCC1)OC(C)=O", ["CC(=O)O[Pt](Cl)(Cl)OC(C)=O.N.NC1CCCCC1"])])
+def test_a_platinum_complex_is_one_molecule_however_its_amines_are_written(complex, ways):
+    assert {smiles_of(way) for way in ways} == {smiles_of(complex)} == {Chem.CanonSmiles(complex)}
+    assert all("bonded to their metal" in " ".join(read_molecule(way).notes) for way in ways if "." in way)
+
+
+@pytest.mark.parametrize("written, words", [
+    ("Cl[Pt]Cl.N", "ammonia stands beside Pt"), ("N.Cc1ccccn1.Cl[Pt]Cl", "beside Pt"),
+    ("Cl[Cu]Cl.NC(=S)NN", "beside Cu"), ("CCP(CC)CC.[Au]SC1CCCCO1", "beside Au"), ("[Cl-].[Cl-].N[Pt+2]N", "beside Pt"),
+    ("c1ccccc1[Hg+].[Cl-]", "beside Hg"), ("[Pt+2].[O-]C(=O)C([O-])=O.NC1CCCCC1N", "Pt stands beside"),
+    ("[K].I", "Nothing but")])
+def test_ligands_beside_their_metal_are_never_dropped(written, words, ask):
+    assert words in str(ask(read_molecule, written))
+
+
+def test_a_salt_of_a_metal_complex_keeps_the_complex():
+    assert smiles_of("[Na+].CC[Hg]Sc1ccccc1C([O-])=O") == smiles_of("CC[Hg]Sc1ccccc1C(O)=O")
+    assert "Fe" in smiles_of("[Cl-].CC1=C2C=C3C=CC4=[N]3[Fe+]35N2C(=C1)C=C1C=CC(=[N]13)C=C1C=CC(=C4)N15")
+
+
+# Stereochemistry
+
+@many(15)
+@given(written_smiles, st.booleans())
+def test_stereochemistry_survives_the_editor_both_ways(smiles, v3000):
+    mol = Chem.MolFromSmiles(smiles)
+    AllChem.Compute2DCoords(mol)
+    drawn = Chem.MolToV3KMolBlock(mol) if v3000 else Chem.MolToMolBlock(mol)
+    assert smiles_of(drawn) == smiles_of(smiles) == smiles_of(Chem.MolToSmiles(Chem.MolFromMolBlock(drawn)))
+
+
+@pytest.mark.parametrize("name, centres, double_bonds", [("taxol", 11, 0), ("docetaxel", 11, 0), ("stilbene", 0, 1),
+                                                         ("retinoic_acid", 0, 4), ("epothilone", 7, 1)])
+def test_no_stereocentre_and_no_double_bond_is_lost(name, centres, double_bonds):
+    standard = smiles_of(block(organic[name]))
+    mol = Chem.MolFromSmiles(standard)
+    bonds = [b for b in mol.GetBonds() if b.GetStereo() != Chem.BondStereo.STEREONONE]
+    assert (len(Chem.FindMolChiralCenters(mol)), len(bonds)) == (centres, double_bonds)
+    assert standard == Chem.CanonSmiles(organic[name])
 
 
 # What is refused
@@ -339,7 +485,8 @@ def test_lines_hold_a_molecule_then_a_dose_and_a_name():
 
 @pytest.mark.parametrize("line, words", [
     ("CCO, 0", "0.001 to 100"), ("CCO, -1", "0.001 to 100"), ("CCO, nan", "µM"), ("CCO inf", "µM"), ("CCO 1000", "100"),
-    ("CCO 5 nM", "µM"), ("CCO, 1e999", "µM"), ("CCO 5 mg/ml", "µM"), ("C(C", "not closed"), ("[C,N]CC", "SMARTS"),
+    ("CCO 0.5 nM", "0.0005 µM"), ("CCO, 1e999", "µM"), ("CCO 5 mg/ml", "µM"), ("C(C", "not closed"),
+    ("[C,N]CC", "SMARTS"),
     ("taxl", "'taxol'"), ("ＣＣＯ", "Character 1"), ("C" * 3_000, "2,000"), ("CCO\0", "no place")])
 def test_the_problem_of_a_bad_line_is_named_and_the_rest_is_read(line, words):
     wrong, right = read_rows(line + "\nCCO\n", known)
@@ -415,6 +562,182 @@ def test_a_list_that_is_too_large_is_refused_unread(ask, tmp_path):
     assert "50 MB" in str(ask(read_rows, "C" * (max_bytes + 1)))
     for source in (None, 3, "", " \n", tmp_path, tmp_path / "absent.csv", tmp_path / "a\0.csv"):
         assert isinstance(ask(read_rows, source), InputError)
+
+
+@pytest.mark.parametrize("text, dose_um", [
+    ("5", 5), (5, 5), (5e-7, 5e-7), ("0.3 µM", 0.3), ("500nM", 0.5), ("2 mM", 2000), ("5e-7 M", 0.5), ("7 pM", 7e-6),
+    ("3 fM", 3e-9), ("1,5", 1.5), ("3 μmol/L", 3), ("3 µmol L⁻¹", 3), ("2 micromolar", 2), ("2 mcM", 2), ("0", 0),
+    ("", None), (" ", None), (".5 uM", 0.5), ("4 nmol per liter", 0.004)])
+def test_a_quantity_is_read_with_its_unit(text, dose_um): assert read_quantity(text) == dose_um
+
+
+@pytest.mark.parametrize("text, unit, words", [
+    ("5 mg/mL", "", "mass"), ("5", "µg/mL", "mass"), ("5", "ng_ml", "mass"), ("5", "mg/kg", "mass"),
+    ("5 %", "", "share"),
+    ("5 % v/v", "", "share"), ("5 U/mL", "", "activity"), ("5 nmol", "", "amount"), ("5 µL", "", "volume"),
+    ("5", "log10 M", "logarithm"), ("5", "pIC50", "logarithm"), ("5 x", "", "no unit of a dose"),
+    ("5 nM", "uM", "another unit"), ("1,000", "", "thousands"), ("-1", "", "0 up"), ("nan", "", "no number"),
+    ("<5", "", "no number"), ("5-10", "", "no number"), ("５", "", "no number"), ("1e999", "", "0 up")])
+def test_what_is_no_concentration_is_refused_with_the_reason(text, unit, words, ask):
+    assert words in str(ask(read_quantity, text, unit))
+
+
+@pytest.mark.parametrize("title, unit", [
+    ("dose", ""), (" Dose ", ""), ("concentration", ""), ("pert_dose", ""), ("Image_Metadata_Concentration", ""),
+    ("dose_nM", "nm"), ("Dose (nM)", "nm"), ("conc_nM", "nm"), ("Concentration (M)", "m"), ("Dose_uM", "um"),
+    ("doseUM", "um"),
+    ("Dose [µg/mL]", "ug/ml"), ("Final concentration, µM", "um"), ("Dose\n(nM)", "nm"), ("dose.uM", "um"), ("µM", "µM"),
+    ("dose_umol_per_l", "umol_per_l"), ("log10 dose", "log"), ("pert_dose_unit", None), ("dose_level", None),
+    ("dose (molar)", "molar"), ("Molar concentration", ""), ("stock_conc_mM", None), ("name", None), ("wavelength_nm", None), ("nm", None), ("pert_time", None)])
+def test_the_title_of_a_column_says_whether_it_has_doses_and_in_which_unit(title, unit): assert dose_unit(title) == unit
+
+
+def test_the_unit_may_stand_in_a_column_beside_the_dose(ask):
+    columns = dose_columns(["smiles", "pert_dose", "pert_dose_unit", "pert_time", "pert_time_unit"])
+    assert read_doses(columns, ["C", "500", "nM", "24", "h"]) == 0.5
+    assert read_doses(columns, ["C", "", "uM", "", ""]) is None
+    assert "mass" in str(ask(read_doses, columns, ["C", "500", "mg/mL", "", ""]))
+    both = dose_columns(["dose_uM", "dose_nM"])
+    assert read_doses(both, ["0.5", "500"]) == 0.5 and "0.5 and 50" in str(ask(read_doses, both, ["0.5", "50000"]))
+
+
+spellings = {1.: ["uM", "µM", "μM", "um", "micromolar", "umol/L", "mcM"], 1e-3: ["nM", "nmol/l", "nanomolar", "NM"],
+             1e3: ["mM", "mmol/L", "millimolar"], 1e6: ["M", "mol/L", "molar"], 1e-6: ["pM", "picomolar"]}
+unit_and_factor = st.sampled_from([(unit, factor) for factor, units in spellings.items() for unit in units])
+in_range = st.floats(0.002, 90).map(lambda value: float(f"{value:.3g}"))
+
+
+@many(25)
+@given(in_range, unit_and_factor, st.sampled_from(["cell", "title", "beside"]),
+       st.sampled_from(["dose", "Concentration"]))
+def test_a_dose_is_the_same_wherever_its_unit_stands(dose_um, unit, place, word):
+    name, factor = unit
+    number = repr(dose_um / factor)
+    titles, cells = dict(cell=([word], [f"{number} {name}"]), title=([f"{word} ({name})"], [number]),
+                         beside=([word, f"{word}_unit"], [number, name]))[place]
+    assert math.isclose(read_doses(dose_columns(titles), cells), dose_um, rel_tol=1e-9)
+
+
+# Kinds of lists
+
+def rows_of(tmp_path, name, text, known=None):
+    (tmp_path / name).write_bytes(text.encode())
+    return list(read_rows(tmp_path / name, known))
+
+
+def test_a_column_of_cxsmiles_is_read_with_and_without_quotation_marks(tmp_path):
+    rows = rows_of(tmp_path, "a.csv", 'smiles,name\n"C[C@H](N)O |&1:1,r|",one\nC[C@H](N)O |&1:1,r|,two\n')
+    rows += read_rows("C[C@H](N)O |&1:1,r| 5 nM, three\nC[C@H](N)O\t|&1:1,r|\t5\tfour\nC[C@H](N)O |&1:1")
+    assert [r.molecule and r.molecule.smiles for r in rows] == ["C[C@H](N)O"] * 4 + [None]
+    assert [r.name for r in rows[:4]] == ["one", "two", "three", "four"] and "no bar" in rows[4].problem
+    assert all("|&1:1,r|" in " ".join(r.notes) for r in rows[:4]) and rows[2].dose_um == 0.005
+
+
+@pytest.mark.parametrize("header, dose", [
+    ("dose_nM", "500"), ("Dose (nM)", "500"), ("Concentration (M)", "5e-7"), ("conc_nM", "500"), ("pert_dose", "0.5"),
+    ('"Dose\n(nM)"', "500"), ("dose", "500 nM"), ("dose,dose_unit", "500,nM")])
+def test_the_dose_of_a_table_is_in_the_unit_of_its_header(header, dose, tmp_path):
+    row, = rows_of(tmp_path, "a.csv", f"smiles,{header}\nCCO,{dose}\n")
+    assert row.dose_um == 0.5 and (header == "pert_dose" or "is 0.5 µM." in row.notes[0])
+
+
+def test_a_column_that_may_be_a_dose_but_is_not_read_is_named_and_a_mass_is_refused(tmp_path, ask):
+    row, = rows_of(tmp_path, "a.csv", "smiles,dose_level\nCCO,3\n")
+    assert row.dose_um is None and row.notes == ("No dose was read from the column 'dose_level'.",)
+    assert "mass" in str(ask(rows_of, tmp_path, "a.csv", "smiles,Dose (ug/mL)\nCCO,3\n"))
+
+
+def test_a_number_after_the_smiles_is_the_name_in_a_smi_file_and_a_dose_in_a_pasted_list(tmp_path):
+    text = "CCO\t71\nCCN 5\nc1ccccc1\t241\nCCC 5 uM propane\n"
+    smi, pasted = rows_of(tmp_path, "a.smi", text), list(read_rows(text))
+    assert [(r.name, r.dose_um) for r in smi] == [("71", None), ("5", None), ("241", None), ("propane", 5)]
+    assert "71 was taken as the name" in smi[0].notes[0] and "71 was taken as a dose" in pasted[0].notes[0]
+    assert [r.dose_um for r in pasted] == [71, 5, None, 5] and ".smi" in pasted[2].problem
+
+
+def test_a_table_of_names_says_which_are_known_and_which_lack_a_structure(tmp_path):
+    control = Known("DMSO", why="'DMSO' is the control; leave it out.")
+    compounds = known | {"AZ-A": "", "DMSO": control, "paclitaxel": Known("taxol", drugs["taxol"])}
+    text = ("compound,concentration,moa\nAZ-A,0.3,Aurora\nDMSO,0,DMSO\ntaxoll,0.3,\nPaclitaxel,300 nM,\n"
+            "mitomycin-C,1,\n")
+    rows = rows_of(tmp_path, "moa.csv", text, compounds)
+    assert rows[0].problem == "The structure of 'AZ-A' is not known; give its SMILES."
+    assert rows[1].problem == control.why
+    assert rows[2].problem.startswith("'taxoll' is no known compound, such as 'taxol'")
+    assert rows[3].name == "Paclitaxel" and rows[3].notes == ("Paclitaxel is taxol here.", "300 nM is 0.3 µM.")
+    assert rows[4].molecule and not rows[4].notes
+
+
+def test_comments_before_the_header_are_skipped_and_may_be_the_header(tmp_path):
+    hub = ("!Release\t2020\n!Licence\tsee site\nbroad_id\tpert_iname\tsmiles\n"
+           "BRD-K1\tethanol\tCCO\nBRD-K2\tamine\tCCN\n")
+    for text in (hub, hub.replace("!", "# "), "# made\n#smiles\tname\nCCO\tethanol\n# more\nCCN\tamine\n"):
+        rows = rows_of(tmp_path, "hub.txt", text)
+        assert [(r.molecule.smiles, r.name) for r in rows] == [("CCO", "ethanol"), ("CCN", "amine")]
+
+
+def test_a_cell_may_have_line_breaks_in_quotation_marks_and_a_stray_mark_spoils_one_row(tmp_path):
+    text = 'smiles,name\nCCO,"eth\nanol"\nCCN,ok\n"CCC,bad\nCCCC,butane\nCCCO,"x\n# y\n\nz"\n'
+    for ending in ("\n", "\r\n"):
+        rows = rows_of(tmp_path, "a.csv", text.replace("\n", ending))
+        assert [(r.place, r.molecule and r.molecule.smiles, r.name) for r in rows] == [
+            ("line 2", "CCO", "eth anol"), ("line 4", "CCN", "ok"), ("line 5", None, ""), ("line 6", "CCCC", "butane"),
+            ("line 7", "CCCO", "x # y z")]
+
+
+@many(20)
+@given(st.lists(st.tuples(written_smiles, st.integers(0, 10**9) | st.sampled_from(["71.5", "1e3", "NSC 185", "x y"])),
+                min_size=1, max_size=5), st.sampled_from("\t "))
+def test_any_smi_file_has_names_in_its_second_column(tmp_path_factory, lines, blank):
+    path = tmp_path_factory.getbasetemp() / "any.smi"
+    path.write_text("".join(f"{smiles}{blank}{name}\n" for smiles, name in lines))
+    rows = list(read_rows(path))
+    assert [(r.molecule.smiles, r.name, r.dose_um) for r in rows] == [
+        (Chem.CanonSmiles(smiles), str(name), None) for smiles, name in lines]
+
+
+cell_text = st.text("abcXYZ 09,;\t\"'\n-()", max_size=12)
+titles_of = dict(smiles=["smiles", "SMILES", " Canonical SMILES ", "Isomeric_SMILES", "structure"],
+                 name=["name", "Compound", "pert_iname", "Compound name"],
+                 dose=["dose", "Concentration", "pert_dose", "Dose"], other=["moa", "comment", "vendor, place"])
+comments = st.lists(st.sampled_from(["!Version\t1", "# smiles were made, by hand", "!", "#", ""]), max_size=3)
+
+
+@st.composite
+def tables(draw):
+    "A table as text, and its rows as written: SMILES, name, dose in µM; some fields are in other words or places."
+    delimiter, ending = draw(st.sampled_from(",;\t")), draw(st.sampled_from(["\n", "\r\n"]))
+    (unit, factor), place = draw(unit_and_factor), draw(st.sampled_from(["cell", "title", "beside", "none"]))
+    titles = {column: draw(st.sampled_from(allowed)) for column, allowed in titles_of.items()}
+    if place == "beside": titles["unit"] = titles["dose"] + "_unit"
+    if place == "title": titles["dose"] += draw(st.sampled_from([f" ({unit})", f" [{unit}]", f"_{unit}"]))
+    if place == "none": factor = 1.
+    order = draw(st.permutations(sorted(titles)).filter(lambda order: order[0] != "other"))
+    rows = draw(st.lists(st.tuples(written_smiles, cell_text, in_range, cell_text), min_size=1, max_size=4))
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=delimiter, lineterminator=ending, quoting=draw(st.sampled_from([0, 1])))
+    for comment in draw(comments): file.write(comment + ending)
+    writer.writerow([titles[column] for column in order])
+    for smiles, name, dose_um, other in rows:
+        dose = repr(dose_um / factor).replace(".", "," if delimiter == ";" and draw(st.booleans()) else ".")
+        if place == "cell": dose += f" {unit}"
+        cells = dict(smiles=smiles, name=name, dose=dose, unit=unit, other=other)
+        writer.writerow([cells[column] for column in order])
+    return file.getvalue(), [row[:3] for row in rows]
+
+
+@many(25)
+@given(tables(), st.sampled_from([".csv", ".tsv", ".txt"]), st.booleans())
+def test_any_table_is_read_row_by_row_as_it_was_written(tmp_path_factory, table, suffix, bom):
+    text, written = table
+    assume(suffix != ".txt" or "$$$$" not in text)
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(text.encode("utf-8-sig" if bom else "utf-8"))
+    rows = list(read_rows(path))
+    assert len(rows) == len(written)
+    for row, (smiles, name, dose_um) in zip(rows, written):
+        assert row.problem == "" and row.molecule.smiles == Chem.CanonSmiles(smiles)
+        assert row.name == " ".join(name.split()) and math.isclose(row.dose_um, dose_um, rel_tol=1e-9)
 
 
 list_tokens = st.sampled_from([

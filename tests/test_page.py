@@ -380,6 +380,7 @@ def agree(page, frame, text, atoms, card=None):      # card: what is on it, if n
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_benzene_drawn_with_the_mouse_reaches_python(molecule, monkeypatch, slow):
+    set_number(molecule, "cells", 1)
     inside, frame = open_editor(molecule)
     if slow: ten_times_slower(molecule, monkeypatch)
     type_smiles(molecule, "")
@@ -432,9 +433,10 @@ def test_a_change_on_its_way_is_shown(molecule, monkeypatch):
     late(monkeypatch, "about_molecule", 2)
     type_smiles(molecule, "CCO")
     card = molecule.locator("#molecule-card")
-    molecule.wait_for_function("getComputedStyle(document.querySelector('#molecule-card'), '::after').opacity === '1'")
-    assert card.get_attribute("aria-busy") == "true" and "CCO" not in card.inner_text()
-    assert "Updating" in card.evaluate("e => getComputedStyle(e, '::after').content")
+    is_shown = """card => card.getAttribute('aria-busy') === 'true' && !card.innerText.includes('CCO') &&
+        getComputedStyle(card, '::after').opacity === '1' && getComputedStyle(card, '::after').content"""
+    busy = molecule.wait_for_function(f"({is_shown})(document.querySelector('#molecule-card'))")
+    assert "Updating" in busy.json_value()
     card_shows(molecule, "CCO")
     assert card.get_attribute("aria-busy") == "false"
     assert card.evaluate("e => getComputedStyle(e, '::after').content") == "none"

@@ -21,7 +21,7 @@ from mfm_app.counterfactual import (CounterfactualRequest, Treatment, counterfac
 from mfm_app.engine import Engine, load, request_from
 from mfm_app.finetune import random_model
 from mfm_app.hub import load_model, save_model
-from mfm_app.images import read_micrograph, read_provenance
+from mfm_app.images import read_labels, read_micrograph, read_provenance
 from mfm_app.permalink import (View, channel_view, code_for_cells, code_for_counterfactual, code_for_screen, max_value,
                                read_query, resolve_view, tabs, write_query)
 from mfm_app.preprocess import ImportOptions, prepare_cells
@@ -173,6 +173,15 @@ def test_the_code_of_an_image_reads_it_as_it_was_read(engine, home):
     code = code_for_counterfactual(engine, resolve_counterfactual(swellers(10.), 2, engine), prepared.source)
     again = run(home, code)["answer"]
     assert np.array_equal(again.original, prepared.cells) and np.array_equal(again.treated, answer.treated)
+
+
+def test_the_code_of_a_labelled_field_reads_its_labels(engine, home):
+    labels = np.kron(np.arange(1, 5).reshape(2, 2), np.pad(np.ones((16, 16), int), 24))
+    np.save(home / "field.npy", np.tile(synthetic_cells(1).images[0], (1, 2, 2))), np.save(home / "masks.npy", labels)
+    image, options = read_micrograph(home / "field.npy"), ImportOptions(channels=(0, 1, 2), chosen=(3, 0))
+    prepared = prepare_cells(engine.model, image, options, "field.npy", read_labels(home / "masks.npy"), "masks.npy")
+    code = code_for_counterfactual(engine, resolve_counterfactual(swellers(10.), 2, engine), prepared.source)
+    assert np.array_equal(run(home, code)["answer"].original, prepared.cells)
 
 
 def test_the_code_of_a_screen_finds_the_same(engine, home, tmp_path):

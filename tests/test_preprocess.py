@@ -6,18 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
+
+from conftest import many
 
 from mfm_app.cli import controls_of
 from mfm_app.core import InputError
-from mfm_app.features import nuclear_profile
+from mfm_app.features import find_nuclei, nuclear_profile, whole_objects
 from mfm_app.finetune import random_model
 from mfm_app.hub import load_model
-from mfm_app.images import Micrograph, digest
+from mfm_app.images import Micrograph, digest, max_labels, read_labels
 from mfm_app.preprocess import (ImportOptions, as_fraction, contains_word, crop_around, guess_channels,
-                                match_intensities, max_nuclei, percentiles, prepare_cells, rescale, synonyms)
+                                labelled_objects, match_intensities, max_nuclei, percentiles, prepare_cells, rescale,
+                                synonyms)
 from mfm_app.simulator import synthetic_cells
 
 names = ["DNA", "Actin", "Tubulin"]
@@ -295,6 +300,207 @@ def test_the_source_of_prepared_cells_is_enough_to_prepare_them_again(model, fil
     again = prepare_cells(model, file(), ImportOptions(**record))
     assert again.cells.tobytes() == first.cells.tobytes()
     assert json.loads(json.dumps(again.source)) == json.loads(json.dumps(first.source | dict(name="")))
+
+
+# Somebody's own labels
+
+def circles(shape, centres, diameter):
+    "A label for each centre, from 1: a disc of that diameter, cut by the edge where it leaves the field."
+    labels, (y, x) = np.zeros(shape, np.int32), np.indices(shape)
+    for i, (a, b) in enumerate(centres, 1): labels[np.hypot(y - a, x - b) < diameter / 2] = i
+    return labels
+
+
+def spots(shape, centres, diameter):
+    "A field with a nucleus of one width at each centre."
+    y, x = np.indices(shape)
+    r = np.min([np.hypot(y - a, x - b) for a, b in centres], axis=0) / diameter
+    dna, noise = 1 / (1 + np.exp((r - .5) * 2 * diameter)), np.random.default_rng(0).normal(0, .01, (3, *shape))
+    return photographed(np.stack([dna * .8, np.exp(-((r - .8) / .2) ** 2) * .7, np.exp(-r ** 2) * .6]) + abs(noise))
+
+
+centres = np.array([(60, 50), (62, 150), (130, 90), (136, 200), (200, 60), (205, 160)])
+
+
+@pytest.fixture(scope="module")
+def six(): return spots((260, 250), centres, 26)
+
+
+def test_labelled_nuclei_are_taken_where_they_are_and_as_wide_as_they_are(model, six):
+    labels = circles((260, 250), centres[[4, 0, 3]], 26) * 100      # three of the six, in an order of their own
+    prepared = prepare_cells(model, six, labels=labels, labels_name="masks.npy")
+    assert prepared.options.labelled == "nuclei" and prepared.options.nucleus_px == pytest.approx(26, abs=.5)
+    assert np.allclose(prepared.nuclei * (260, 250), centres[[4, 0, 3]], atol=.6) and len(prepared.cells) == 3
+    assert prepared.source["labels"] == dict(name="masks.npy", sha256=digest(labels), count=3)
+    assert prepared.notes[0] == ("The label image has 3 objects, 25.7 px wide in the median, taken for nuclei, since "
+                                 f"the nuclei stained inside are {width_inside(six, labels)} px wide.")
+
+
+def width_inside(file, labels):
+    "Median diameter of what `find_nuclei` finds inside the labels."
+    found = find_nuclei(file.pixels[0, 0].astype(np.float32))
+    return f"{np.median([2 * np.sqrt((found[labels == i] > 0).sum() / np.pi) for i in np.unique(labels)[1:]]):.1f}"
+
+
+def test_of_labelled_cells_the_nucleus_is_measured_inside_and_the_cell_is_the_middle(model, six):
+    shifted = centres + (6, -4)      # a cell is not centred on its nucleus
+    whole = prepare_cells(model, six, labels=circles((260, 250), shifted, 52))
+    assert whole.options.labelled == "cells" and whole.options.nucleus_px == pytest.approx(26, rel=.08)
+    assert np.allclose(whole.nuclei * (260, 250), shifted, atol=.6)
+    assert "6 objects, 51.8 px wide in the median, taken for whole cells, since the nuclei" in whole.notes[0]
+
+
+def test_what_labels_are_of_can_be_said_and_counts(model, six):
+    discs = circles((260, 250), centres, 52)
+    said = prepare_cells(model, six, ImportOptions(labelled="nuclei"), labels=discs)
+    assert said.options.nucleus_px == pytest.approx(52, abs=.5) and "taken for nuclei, as was said" in said.notes[0]
+    close = circles((260, 250), centres, 28)
+    cells = prepare_cells(model, six, ImportOptions(labelled="cells"), labels=close)
+    assert cells.options.labelled == "cells" and cells.options.nucleus_px == pytest.approx(26, rel=.08)
+
+
+def test_labels_of_what_was_found_give_what_was_found(model):
+    file = photographed(field(300, 24))
+    found = find_nuclei(file.pixels[0, 0].astype(np.float32))
+    assert (prepare_cells(model, file, labels=found).cells == prepare_cells(model, file).cells).all()
+
+
+def test_labelled_cells_are_prepared_again_from_their_source(model, six):
+    labels = circles((260, 250), centres, 52)
+    first = prepare_cells(model, six, ImportOptions(chosen=(1, 4)), "f.tif", labels, "m.tif")
+    record = json.loads(json.dumps(first.source))
+    options = ImportOptions(**{k: v for k, v in record.items() if k not in ("kind", "name", "sha256", "labels")})
+    again = prepare_cells(model, six, options, "f.tif", labels, "m.tif")
+    assert again.cells.tobytes() == first.cells.tobytes() and json.loads(json.dumps(again.source)) == record
+
+
+def test_what_is_cut_by_the_edge_and_what_is_in_pieces_is_said(model, six):
+    labels = circles((260, 250), [*centres, (2, 240)], 26)
+    labels[250:252, 120:122] = 2      # a speck, far from its nucleus
+    prepared = prepare_cells(model, six, labels=labels)
+    assert len(prepared.nuclei) == 6 and np.allclose(prepared.nuclei * (260, 250), centres, atol=.6)
+    assert prepared.notes[1:3] == ["1 of 7 labels lie in several pieces; of each the largest was taken.",
+                                   "1 of 7 labelled objects are cut by the edge of the field and were left out."]
+
+
+def test_that_only_the_first_of_many_are_taken_is_said_with_both_counts(model):
+    file = photographed(field(620, 20))
+    prepared = prepare_cells(model, file)
+    found = len(prepared.nuclei)
+    said = f"Of {found} cells that can be chosen, 64 at a time are treated: the first 64 were taken."
+    assert found > 64 and said in prepared.notes and prepared.chosen == [*range(64)]
+    assert said not in prepare_cells(model, file, ImportOptions(chosen=(70, 3))).notes
+    y, x = np.indices((620, 620))
+    dots = np.where((np.hypot(y % 24 - 12, x % 24 - 12) < 10) & (y < 600) & (x < 600), y // 24 * 25 + x // 24 + 1, 0)
+    notes = prepare_cells(model, file, ImportOptions(labelled="nuclei"), labels=dots).notes
+    assert dots.max() == 625 and "Of 625 labelled objects, the first 500 can be chosen." in notes
+
+
+@st.composite
+def label_images(draw):
+    "Labels of up to 12 rectangles, some apart, some over another, with any numbers."
+    h, w = draw(st.integers(8, 48)), draw(st.integers(8, 48))
+    labels = np.zeros((h, w), int)
+    for number in draw(st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=12)):
+        y, x, a, b = (draw(st.integers(0, n - 1)) for n in (h, w, 12, 12))
+        labels[y:y + a + 1, x:x + b + 1] = number
+    return labels
+
+
+def written(path, labels, kind, compression):
+    "Write a label image in one of the ways in which programs do; its path."
+    path = path.with_suffix(f".{kind}")
+    if kind == "npy": np.save(path, labels[None] if compression else labels)
+    elif kind == "png": Image.fromarray(labels).save(path)
+    else: tifffile.imwrite(path, labels, photometric="minisblack", compression=compression)
+    return path
+
+
+@many(25)
+@given(label_images(), st.sampled_from(["npy", "tif", "png"]), st.sampled_from([None, "zlib", "lzw"]),
+       st.sampled_from([np.uint8, np.uint16, np.int32, np.uint32, np.int64, np.float32, np.float64]))
+def test_any_label_image_is_read_as_other_readers_read_it(tmp_path_factory, labels, kind, compression, dtype):
+    if kind == "png": dtype = np.uint16 if dtype != np.uint8 else dtype
+    if kind == "tif" and (dtype == np.int64 or np.dtype(dtype).kind == "f" and compression == "lzw"): dtype = np.int32
+    small = np.minimum(labels, 255 if dtype == np.uint8 else 65_535 if dtype == np.uint16 else 2**24).astype(dtype)
+    path = written(tmp_path_factory.getbasetemp() / "labels", small, kind, compression)
+    independent = dict(npy=np.load, tif=tifffile.imread, png=lambda p: np.asarray(Image.open(p)))[kind](path)
+    read = read_labels(path)
+    assert read.dtype == np.int32 and np.array_equal(read, independent.reshape(small.shape)) and (read == small).all()
+
+
+@many(25)
+@given(label_images())
+def test_objects_have_the_centres_areas_and_edges_that_scipy_finds(labels):
+    objects, table = whole_objects(labels)
+    numbers = np.unique(labels)[1:]
+    assert table["label"].tolist() == numbers.tolist()
+    assert np.unique(objects[objects > 0]).tolist() == [*range(1, len(numbers) + 1)]
+    for i, number in enumerate(numbers, 1):
+        pieces, count = ndimage.label(labels == number, np.ones((3, 3)))
+        areas = ndimage.sum_labels(pieces > 0, pieces, range(1, count + 1))
+        assert table["pieces"][i - 1] == count and table["largest_share"][i - 1] == areas.max() / areas.sum()
+        assert (objects == i).sum() == areas.max() and (labels[objects == i] == number).all()
+        assert ndimage.label(objects == i, np.ones((3, 3)))[1] == 1
+    if 2 * (table["largest_share"] < .9).sum() >= len(table): return
+    plane = np.random.default_rng(0).uniform(size=labels.shape)
+    seen = labelled_objects(labels, plane, "nuclei").table
+    middles = ndimage.center_of_mass(objects > 0, objects, range(1, len(numbers) + 1))
+    rim = {*objects[0], *objects[-1], *objects[:, 0], *objects[:, -1]}
+    assert np.allclose(seen[["y", "x"]], middles)
+    assert seen["touches_border"].tolist() == [i in rim for i in range(1, len(numbers) + 1)]
+
+
+def test_a_palette_is_of_labels_and_not_of_colours(tmp_path):
+    labels = circles((40, 60), [(12, 12), (25, 40)], 14).astype(np.uint8)
+    picture = Image.fromarray(labels, "P")
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    for name in ("labels.png", "labels.tif"):
+        picture.save(tmp_path / name)
+        assert (read_labels(tmp_path / name) == labels).all()
+
+
+def test_what_is_no_label_image_is_refused_with_the_reason(tmp_path, ask):
+    labels = circles((40, 60), [(12, 12), (25, 40)], 14)
+    files = {"mask.npy": labels > 0, "fractions.npy": labels / 7, "negative.npy": labels - 1, "empty.npy": 0 * labels,
+             "deep.npy": labels * 2.**40, "stack.npy": np.stack([labels] * 3), "nan.npy": labels * np.nan,
+             "complex.npy": labels * 1j, "tiny.npy": labels[:5], "huge.npy": labels * 1e300,
+             "many.npy": np.arange(max_labels + 2).reshape(2, -1).repeat(4, 0)}
+    said = {"mask": "is a mask", "fractions": "holds fractions", "negative": "holds -1;", "empty": "is 0, background",
+            "deep": "labels are 0 to 2,147,483,647", "stack": "is one plane", "nan": "holds fractions", "tiny": "by 5",
+            "complex": "holds complex128", "huge": "holds 2e+300", "many": f"holds {max_labels + 1:,} labels",
+            "field_seg": "Save masks as PNG/tif", "colours": "is in colours", "rgb": "is in colours",
+            "pages": "3 pages", "bits": "is a mask", "lossy": "kind JPEG", "cut": "damaged or cut short",
+            "short": "is cut short"}
+    for name, array in files.items(): np.save(tmp_path / name, array)
+    np.save(tmp_path / "field_seg.npy", dict(masks=labels))
+    rgb, grey = np.stack([labels.astype(np.uint8)] * 3, -1), Image.fromarray(labels.astype(np.uint8))
+    Image.fromarray(rgb).save(tmp_path / "colours.png")
+    tifffile.imwrite(tmp_path / "rgb.tif", rgb, photometric="rgb")
+    tifffile.imwrite(tmp_path / "pages.tif", np.stack([labels] * 3), photometric="minisblack")
+    grey.point(lambda v: 255 * (v > 0)).convert("1").save(tmp_path / "bits.png"), grey.save(tmp_path / "lossy.jpg")
+    tifffile.imwrite(tmp_path / "whole.tif", labels, photometric="minisblack")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "whole.tif").read_bytes()[:-90])
+    (tmp_path / "whole.tif").unlink()
+    (tmp_path / "short.npy").write_bytes((tmp_path / "negative.npy").read_bytes()[:-9])
+    assert {path.stem for path in tmp_path.iterdir()} == set(said)
+    for path in tmp_path.iterdir(): assert said[path.stem] in str(ask(read_labels, path)), path.name
+
+
+def test_labels_that_do_not_belong_to_the_field_are_refused(model, six, ask):
+    labels = circles((260, 250), centres, 26)
+    wrong = {"is 250 by 100 pixels and the field 250 by 260": labels[:100], "is a mask": labels > 0,
+             "one number, 255, in several separate pieces": 255 * (labels > 0),
+             "numbers, most of them in several separate pieces": six.pixels[0, 0] >> 8, "is no array": [[1], [1, 2]]}
+    for text, own_labels in wrong.items(): assert text in str(ask(prepare_cells, model, six, labels=own_labels)), text
+    assert "belongs to one field" in str(ask(prepare_cells, model, in_bytes(own), labels=labels))
+    assert "no label image was given" in str(ask(prepare_cells, model, six, ImportOptions(labelled="cells")))
+    assert "'nuclei' or of 'cells'" in str(ask(prepare_cells, model, six, ImportOptions(labelled="dna"), labels=labels))
+    elsewhere = circles((260, 250), [(20, 100), (240, 220)], 26)
+    text = str(ask(prepare_cells, model, six, ImportOptions(labelled="cells"), labels=elsewhere))
+    assert text.startswith("No nucleus was found inside the labelled cells")
+    given = prepare_cells(model, six, ImportOptions(labelled="cells", nucleus_px=26.), labels=elsewhere)
+    assert len(given.cells) == 2
 
 
 # What is refused

@@ -1,6 +1,7 @@
 "Training: path, timesteps, coupling and loss; label dropout; EMA, schedule, checkpoints and resuming; distillation."
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +304,23 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, state):
 def test_a_checkpoint_of_another_optimiser_is_refused(tmp_path):
     write_state(start(network()).state(), tmp_path / "state.pt")
     assert "another network or optimiser" in refusal(start, network(), tmp_path / "state.pt", "adam")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / "state.pt").write_bytes(b"x")
+    for error in (PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), MemoryError()):
+        def fail(*args, **kwargs): raise error
+        monkeypatch.setattr(torch, "load", fail)
+        with pytest.raises(type(error)): read_state(tmp_path / "state.pt")
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "state.pt"
+    write_state(dict(step=1), path)
+    (tmp_path / "state.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="the disk may be full"): write_state(dict(weights=torch.ones(100_000)), path)
+    assert read_state(path) == dict(step=1) and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):

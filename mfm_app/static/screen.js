@@ -69,7 +69,10 @@ function line(result) {
   tr.tabIndex = -1;
   tr.setAttribute('aria-selected', 'false');
   cell('number rank', '');
-  cell('molecule', label(result)).title = result.name ? `${result.name}: ${result.smiles}` : result.smiles;
+  const molecule = cell('molecule', label(result));
+  const said = result.name ? `${result.name}: ${result.smiles}` : result.smiles;
+  molecule.title = result.notes ? `${said}\n${result.notes}` : said;
+  if (result.notes) molecule.append(Object.assign(make('small', '', ' *'), { ariaLabel: `, ${result.notes}` }));
   cell('number', String(+result.dose_um.toPrecision(3)));
   const strength = make('div', 'strength');
   strength.append(make('span', '', result.strength.toFixed(1)), make('i'));
@@ -203,6 +206,7 @@ function facts(result) {
   add('Confidence', verdicts[result.verdict] + (result.confidence ? heldOut : ''));
   add('Nearest known', `${result.nearest} (Tanimoto ${result.tanimoto.toFixed(2)})`);
   add('In the list', result.place);
+  if (result.notes) add('Read as', result.notes);
   return list;
 }
 
