@@ -16,8 +16,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from conftest import many
+
 from mfm_app.core import InputError
-from mfm_app.images import Micrograph, digest, read_micrograph, read_provenance, write_npz, write_ome_tiff, write_png
+from mfm_app.images import (Dye, Micrograph, digest, failures, failure, read_micrograph, read_provenance, write_npz,
+                            write_ome_tiff, write_png)
 
 rng = np.random.default_rng(0)
 grey = rng.integers(0, 256, (24, 20), dtype=np.uint8)
@@ -67,6 +70,26 @@ def tiff_with(data=b"", count=None, next_page=0, **tags):
     directory = b"".join(struct.pack("<HHII", code, 4, 1, value) for code, value in entries)
     header = b"II*\0" + struct.pack("<I", 8 + len(data))
     return header + data + struct.pack("<H", len(entries)) + directory + struct.pack("<I", next_page)
+
+
+def stk(planes, um=.645, unit="um", light=(), z=0):
+    "An STK of MetaMorph: one page, whose planes follow one another, and what its UIC tags say of them."
+    start, after = 8 + planes.nbytes, b""
+    def put(content):
+        nonlocal after
+        after += content
+        return start + len(after) - len(content)
+    size, words = put(struct.pack("<2I", round(um * 10_000), 10_000)), unit.encode() + b"\0"
+    name = put(struct.pack("<I", len(words)) + words)
+    n, (h, w) = len(planes), planes.shape[1:]
+    entries = [(256, 4, 1, w), (257, 4, 1, h), (258, 4, 1, 16), (259, 4, 1, 1), (262, 4, 1, 1), (273, 4, 1, 8),
+               (277, 4, 1, 1), (278, 4, 1, h), (279, 4, 1, 2 * h * w),
+               (33628, 4, 4, put(struct.pack("<8I", 3, 1, 4, size, 5, size, 6, name))),
+               (33629, 5, n, put(struct.pack("<6I", round(z * 1000), 1000, 0, 0, 0, 0) * n))]
+    if light: entries.append((33630, 5, n, put(b"".join(struct.pack("<2I", nm, 1) for nm in light))))
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    header = b"II*\0" + struct.pack("<I", start + len(after))
+    return header + planes.astype("<u2").tobytes() + after + struct.pack("<H", len(entries)) + directory + bytes(4)
 
 
 def zipped(content, name="images.npy", method=zipfile.ZIP_DEFLATED):
@@ -124,6 +147,13 @@ readable = {
     "images.npz": (npz(images=cells, other=grey), cells, [""] * 3, 8),
     "only.npz": (npz(whatever=cells, text=np.array("about")), cells, [""] * 3, 8),
     "stored.npz": (saved(np.savez, images=grey), grey[None, None], [""], 8),
+    "named.npz": (npz(images=cells, channels=["a", "b", "c"]), cells, list("abc"), 8),
+    "bytes.npz": (npz(images=cells, channel_names=np.array([b"a", b"b", b"c"])), cells, list("abc"), 8),
+    "grey.bmp": (image_file(grey, "BMP"), grey[None, None], [""], 8),
+    "colour.bmp": (image_file(channels_last(three), "BMP"), three[None], ["red", "green", "blue"], 8),
+    "one.stk": (stk(deep[None]), deep[None, None], [""], 16),
+    "three.stk": (stk(np.stack([deep, deep[::-1], deep // 2]), light=(405, 488, 561)),
+                  np.stack([deep, deep[::-1], deep // 2])[None], [""] * 3, 16),
 }
 
 
@@ -141,12 +171,144 @@ def test_a_jpeg_is_read_nearly_unchanged_with_a_note(write):
     assert np.abs(m.pixels[0, 0].astype(int) - smooth).max() < 12 and "JPEG" in m.notes[0]
 
 
-pixel_sizes = {"field.ome.tif": .65, "imagej.tif": .5, "grey.tif": None, "grey.png": None}      # micrometres
+pixel_sizes = {"field.ome.tif": .65, "imagej.tif": .5, "grey.tif": None, "grey.png": None, "one.stk": .645,
+               "three.stk": .645}      # micrometres
 
 
 @pytest.mark.parametrize("name, um", pixel_sizes.items())
 def test_the_pixel_size_of_a_file_is_read(write, name, um):
     assert read_micrograph(write(name, readable[name][0])).um_per_px == (um and pytest.approx(um))
+
+
+def metaseries(state="on", unit="um", more=""):
+    "A plane of MetaXpress, 1.3668 units a pixel."
+    values = ("state", "bool", state), ("x", "float", 1.3668), ("y", "float", 1.3668), ("units", "string", unit)
+    props = "".join(f'<prop id="spatial-calibration-{k}" type="{t}" value="{v}"/>' for k, t, v in values)
+    return tiff(deep, description=f"<MetaData><PlaneInfo>{props}{more}</PlaneInfo></MetaData>", software="MetaSeries",
+                metadata=None)
+
+
+def micromanager(um):
+    "A plane of Micro-Manager: JSON in a tag."
+    text = json.dumps(dict(PixelSizeUm=um, Channel="DAPI")).encode()
+    return tiff(deep, metadata=None, extratags=[(51123, 2, len(text) + 1, text + b"\0", True)])
+
+
+def micromanager_of_all(**summary):
+    "Micro-Manager's JSON for all planes, at byte 32 of a file of one page."
+    text = json.dumps(summary).encode()
+    before = b"{}  " + bytes(20) + struct.pack("<II", 2_355_492, len(text)) + text
+    return tiff_with(before + grey.tobytes(), width=(256, 20), height=(257, 24), offset=(273, 8 + len(before)),
+                     bytes=(279, grey.size), of_plane=(51123, 8))
+
+
+def image_units(unit, size=2.):
+    sizes = dict(PhysicalSizeX=size, PhysicalSizeY=size, PhysicalSizeXUnit=unit, PhysicalSizeYUnit=unit)
+    return tiff(grey, ome=True, metadata=dict(axes="YX", **sizes))
+
+
+def imagej_units(unit, per=4.): return tiff(grey, imagej=True, resolution=(per, per), metadata=dict(unit=unit))
+def resolved(per, unit): return tiff(grey, resolution=(per, per), resolutionunit=unit, metadata=None)
+
+
+lengths = {      # the units of the OME schema (2016-06, UnitsLength), in micrometres
+    "Ym": 1e30, "Zm": 1e27, "Em": 1e24, "Pm": 1e21, "Tm": 1e18, "Gm": 1e15, "Mm": 1e12, "km": 1e9, "hm": 1e8,
+    "dam": 1e7, "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "\u00b5m": 1, "nm": 1e-3, "pm": 1e-6, "fm": 1e-9,
+    "am": 1e-12, "zm": 1e-15, "ym": 1e-18, "\u00c5": 1e-4, "thou": 25.4, "li": 25_400 / 12, "in": 25_400,
+    "ft": 304_800, "yd": 914_400, "mi": 1_609_344_000, "ua": 1.495978707e17, "ly": 9.4607304725808e21,
+    "pc": 3.0856775814913673e22, "pt": 25_400 / 72}
+
+
+@pytest.mark.parametrize("unit", lengths)
+def test_every_unit_of_the_ome_schema_is_a_length(write, unit):
+    assert read_micrograph(write("unit.ome.tif", image_units(unit))).um_per_px == pytest.approx(2 * lengths[unit])
+
+
+said_sizes = {      # what is written, and micrometres a pixel
+    "OME in pixels": (image_units("pixel"), None), "OME in a frame": (image_units("reference frame"), None),
+    "OME without a unit": (tiff(grey, ome=True, metadata=dict(axes="YX", PhysicalSizeX=.3)), .3),
+    "OME of zero": (image_units("nm", 0.), None), "OME below zero": (image_units("nm", -1.), None),
+    "Greek mu": (image_units("\u03bcm"), 2), "the \u00e5ngstr\u00f6m sign": (image_units("\u212b"), 2e-4),
+    "ImageJ microns": (imagej_units("microns"), .25), "ImageJ micron": (imagej_units("micron"), .25),
+    "ImageJ um": (imagej_units("um"), .25), "ImageJ escaped": (imagej_units("\\u00B5m"), .25),
+    "ImageJ nm": (imagej_units("nm", .005), .2), "ImageJ mm": (imagej_units("mm", 2000), .5),
+    "ImageJ cm": (imagej_units("cm", 20_000), .5), "ImageJ inch": (imagej_units("inch", 50_800), .5),
+    "ImageJ pixels": (imagej_units("pixel"), None), "ImageJ for print": (imagej_units("inch", 72), None),
+    "MetaXpress": (metaseries(), 1.3668), "MetaXpress in nm": (metaseries(unit="nm"), .0013668),
+    "MetaXpress not calibrated": (metaseries("off"), None), "MetaXpress in pixels": (metaseries(unit="pixel"), None),
+    "STK in microns": (stk(deep[None], .5, "microns"), .5), "STK in nm": (stk(deep[None], 650, "nm"), .65),
+    "STK in pixels": (stk(deep[None], 1, "pixel"), None),
+    "Micro-Manager": (micromanager(.325), .325), "Micro-Manager in words": (micromanager("0.5"), .5),
+    "Micro-Manager of zero": (micromanager(0.), None),
+    "Micro-Manager of all planes": (micromanager_of_all(PixelSize_um=.4), .4),
+    "pixels a centimetre": (resolved(20_000, "CENTIMETER"), .5), "pixels an inch": (resolved(50_800, "INCH"), .5),
+    "pixels without a unit": (resolved(4, "NONE"), None),
+    **{f"{dpi} dpi": (resolved(dpi, "INCH"), None) for dpi in (72, 96, 150, 300, 600)},
+    "72 dpi in centimetres": (resolved(28.35, "CENTIMETER"), None),
+    "PNG": (image_file(grey, dpi=(50_800, 50_800)), .5), "PNG for print": (image_file(grey, dpi=(300, 300)), None),
+    "BMP for print": (image_file(grey, "BMP", dpi=(96, 96)), None),
+    "JPEG for print": (image_file(grey, "JPEG", dpi=(72, 72)), None),
+}
+
+
+@pytest.mark.parametrize("data, um", said_sizes.values(), ids=said_sizes)
+def test_a_pixel_size_is_read_wherever_it_is_said_and_print_is_none(write, data, um):
+    assert read_micrograph(write("size", data)).um_per_px == (um and pytest.approx(um, rel=1e-4))
+
+
+def test_pixels_that_are_not_square_are_said(write):
+    sizes = dict(axes="YX", PhysicalSizeX=.5, PhysicalSizeY=.6)
+    m = read_micrograph(write("oblong.ome.tif", tiff(grey, ome=True, metadata=sizes)))
+    assert m.um_per_px == .5 and "Pixels are 0.5 \u00b5m wide and 0.6 \u00b5m high" in m.notes[0]
+
+
+# What a file says of its channels
+
+red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+signed = lambda rgb: int.from_bytes(bytes([*rgb, 255]), "big", signed=True)      # as OME writes a colour
+ome_dyes = dict(axes="CYX", Channel=dict(
+    Fluor=["DAPI", "Alexa Fluor 488", ""], EmissionWavelength=[461., .519, 6000.],
+    EmissionWavelengthUnit=["nm", "\u00b5m", "\u00c5"], ExcitationWavelength=[358., 490., 561.],
+    ExcitationWavelengthUnit=["nm"] * 3, Color=[signed(blue), signed(green), -1]))
+tables = [np.outer(np.array(rgb) > 0, np.arange(256)).astype(np.uint8) for rgb in (red, green, (1, 1, 1))]
+composite = dict(imagej=True, metadata=dict(axes="CYX", mode="composite", LUTs=tables))
+rgb_names, primary = ["red", "green", "blue"], [Dye(colour=c) for c in (red, green, blue)]
+rgb48 = channels_last(three.astype(np.uint16) * 200)
+label = tifffile.tifffile.imagej_metadata_tag(dict(Labels=["Red"]), "<")
+fiji = "ImageJ=1.53c\nchannels=3\nmode=composite\n"
+one_label = dict(photometric="rgb", metadata=None, description=fiji, extratags=label)
+planar = dict(photometric="rgb", planarconfig="separate")
+named = dict(ome=True, metadata=dict(axes="YXS", Channel=dict(Name=["TL"])), photometric="rgb")
+stains = dict(
+    ome=(tiff(three, ome=True, metadata=ome_dyes), [""] * 3,
+         [Dye("DAPI", 461, 358, blue), Dye("Alexa Fluor 488", 519, 490, green), Dye("", 600, 561)]),
+    imagej_tables=(tiff(three, **composite), [""] * 3, [Dye(colour=red), Dye(colour=green), Dye()]),
+    rgb=(tiff(channels_last(three), photometric="rgb"), rgb_names, primary),
+    rgb_in_planes=(tiff(three, **planar), rgb_names, primary),
+    rgb48=(tiff(rgb48, photometric="rgb"), rgb_names, primary),
+    rgb48_in_planes=(tiff(three.astype(np.uint16) * 200, **planar), rgb_names, primary),
+    rgb48_with_one_label=(tiff(rgb48, **one_label), rgb_names, primary),
+    rgb_with_a_name=(tiff(channels_last(three), **named), rgb_names, primary),
+    png=(image_file(channels_last(three)), rgb_names, primary),
+    bmp=(image_file(channels_last(three), "BMP"), rgb_names, primary),
+    stk=(readable["three.stk"][0], [""] * 3, [Dye(emission_nm=nm) for nm in (405, 488, 561)]),
+    metaxpress=(metaseries(more='<prop id="_IllumSetting_" type="string" value="DAPI &amp; more"/>'
+                                '<prop id="wavelength" type="float" value="447"/>'), ["DAPI & more"], [Dye("", 447)]),
+    micromanager=(micromanager(.3), ["DAPI"], []),
+    micromanager_of_all=(micromanager_of_all(ChNames=["Cy5"], ChColors=[255]), ["Cy5"], [Dye(colour=blue)]))
+
+
+@pytest.mark.parametrize("data, names, dyes", stains.values(), ids=stains)
+def test_names_dyes_wavelengths_and_colours_of_channels_are_read(write, data, names, dyes):
+    m = read_micrograph(write("stained", data))
+    assert m.names == names and m.dyes == dyes and m.pixels.shape[1] == len(names)
+
+
+def test_a_single_name_of_three_colours_and_names_too_many_are_said(write):
+    for data, words in ((tiff(rgb48, **one_label), "names its colours together: Red"),
+                        (tiff(channels_last(three), **named), "names its colours together: TL"),
+                        (npz(images=three, channels=["a", "b"]), "names 2 channels (a, b) and has 3")):
+        assert any(words in note for note in read_micrograph(write("named", data)).notes)
 
 
 half = np.r_[np.zeros((12, 20), np.uint8), grey[:12]]
@@ -158,6 +320,9 @@ noted = {
     "grey with alpha": (image_file(np.dstack([grey, grey])), "alpha"),
     "grey thrice": (image_file(np.dstack([grey] * 3)), "taken as one channel"),
     "axes": (npy(channels_last(three)), "(H, W, C)"),
+    "plain pages": (tiff(three, metadata=None), "what its 3 pages are; they were taken as channels, not as planes"),
+    "pages of a shape": (tiff(three), "what its 3 pages are"),
+    "other arrays": (npz(images=grey, masks=grey, scores=[1.]), "only the array 'images' was read, not masks, scores"),
     "a blank channel": (npy(np.stack([grey, grey * 0])), "Channel 2 is the same everywhere"),
     "a saturated channel": (npy(np.stack([grey, grey | (grey > 99) * np.uint8(255)])), "Channel 2 is saturated"),
     "other numbers": (npy(grey.astype(np.int64)), "taken as uint8"),
@@ -176,6 +341,51 @@ def test_reduced_copies_are_left_out_with_a_note(write):
         file.write(three[:, :10, :10], photometric="minisblack", metadata=dict(axes="CYX", Name="label"))
     m = read_micrograph(write("pyramid.ome.tif", out.getvalue()))
     assert np.array_equal(m.pixels, three[None]) and any("left out" in note for note in m.notes)
+
+
+def ome_images(*images, uuid=""):
+    "An OME-TIFF of several images, each an array (C, H, W) and a name."
+    parts, first = [], 0
+    for i, (array, name) in enumerate(images):
+        c, h, w = array.shape
+        channels = "".join(f'<Channel ID="C:{i}:{j}" Name="{n}"/>' for j, n in enumerate("abcdef"[:c]))
+        parts.append(f'<Image ID="I:{i}" Name="{name}"><Pixels ID="P:{i}" DimensionOrder="XYCZT" Type="uint8" '
+                     f'SizeX="{w}" SizeY="{h}" SizeC="{c}" SizeZ="1" SizeT="1" PhysicalSizeX="{i + 1}">{channels}'
+                     f'<TiffData IFD="{first}" PlaneCount="{c}"/></Pixels></Image>')
+        first += c
+    with tifffile.TiffWriter(out := io.BytesIO()) as file:
+        description = f'<?xml version="1.0"?><OME xmlns="x">{"".join(parts)}</OME>'
+        for plane in (plane for array, _ in images for plane in array):
+            file.write(plane, description=description, metadata=None, contiguous=False, photometric="minisblack")
+            description = None
+    return out.getvalue()
+
+
+def test_of_images_of_several_sizes_the_largest_is_the_field_and_the_others_are_named(write):
+    small, tall = three[:, ::2, ::2], three[:1, :, :9]
+    m = read_micrograph(write("scan.ome.tif", ome_images((small, "macro"), (three, "scan"), (tall, ""))))
+    assert np.array_equal(m.pixels, three[None]) and m.um_per_px == 2 and m.names == ["a", "b", "c"]
+    assert m.notes[0] == "Of the file, 3 pages of 10 by 12 pixels (macro), 1 page of 9 by 24 pixels were left out."
+    m = read_micrograph(write("large.ome.tif", ome_images((small, "field"), (three, "Overview image"))))
+    assert np.array_equal(m.pixels, small[None]) and "(Overview image) were left out" in m.notes[0]
+    m = read_micrograph(write("cells.ome.tif", ome_images((three, "1"), (three[::-1], "2"), (small, "3"))))
+    assert np.array_equal(m.pixels, [three, three[::-1]])
+
+
+def test_of_plain_pages_the_largest_are_the_field_whichever_comes_first(write):
+    with tifffile.TiffWriter(out := io.BytesIO()) as file:
+        for page in (grey[::2, ::2], *three):
+            file.write(page, photometric="minisblack", metadata=None, contiguous=False)
+    m = read_micrograph(write("thumbnail.tif", out.getvalue()))
+    assert np.array_equal(m.pixels, three[None]) and "1 page of 10 by 12 pixels were left out" in " ".join(m.notes)
+
+
+def test_reduced_copies_within_pages_are_counted(write):
+    with tifffile.TiffWriter(out := io.BytesIO(), ome=True) as file:
+        file.write(three, photometric="minisblack", metadata=dict(axes="CYX"), subifds=2)
+        for step in (2, 3): file.write(three[:, ::step, ::step], photometric="minisblack", subfiletype=1)
+    notes = read_micrograph(write("pyramid.ome.tif", out.getvalue())).notes
+    assert any("6 reduced copies within its pages were left out" in note for note in notes)
 
 
 def test_channels_of_an_ome_tiff_are_in_the_order_of_its_xml(write):
@@ -221,6 +431,12 @@ def described(array, description): return tiff(array, metadata=None, description
 
 
 closed, ends = "/></Image></OME>", "</Pixels></Image></OME>"      # of XML without and with content
+binary_only = '<OME xmlns="x"><BinaryOnly MetadataFile="plate.companion.ome" UUID="urn:uuid:2"/></OME>'
+elsewhere = xml(SizeC=1).replace("<OME ", '<OME UUID="urn:uuid:1" ') + \
+    '><TiffData><UUID FileName="first.ome.tif">urn:uuid:2</UUID></TiffData>' + ends
+locked = bytearray(npz(images=grey))      # says that its member is encrypted
+for start, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)): locked[locked.index(start) + flags] |= 1
+locked = bytes(locked)
 two_uuids = "><TiffData><UUID>a</UUID></TiffData><TiffData><UUID>b</UUID></TiffData>"
 palette_tiff, cmyk_tiff = image_file(grey, "TIFF", mode="P"), image_file(channels_last(three), "TIFF", mode="CMYK")
 mask, nan, inf = grey > 99, grey / np.float32(9), grey / 9.
@@ -271,6 +487,23 @@ refused = {
     "several arrays": (npz(a=grey, b=grey), "several arrays (a, b)"),
     "a strange zip": (zipped(npy(grey), method=zipfile.ZIP_LZMA), "compressed in a way"),
     "one of several files": (described(three, xml(SizeC=3) + two_uuids + ends), "several files"),
+    "a description elsewhere": (described(grey, binary_only), "is in another file (plate.companion.ome)"),
+    "pixels elsewhere": (described(grey, elsewhere), "has its pixels in another file (first.ome.tif)"),
+    "pages elsewhere": (described(grey, xml(SizeC=3) + closed), "describes 3 pages and holds 1"),
+    "no image in OME": (described(grey, '<?xml version="1.0"?><OME xmlns="x"></OME>'), "describes no image"),
+    "torn XML": (described(grey, "<OME><Image></OME>"), "not well-formed"),
+    "a stack over time":
+        (tiff(np.stack([three] * 2), ome=True, metadata=dict(axes="TZYX")), "3 planes, at 2 time points"),
+    "images not alike": (ome_images((three, ""), (three[:1], "")), "not alike, with 3, 1 channels"),
+    "an STK of planes": (stk(np.stack([deep] * 4), z=.5), "z-stack of 4 planes"),
+    "an STK over time": (stk(np.stack([deep] * 4)), "stack (planes or time points) of 4"),
+    "an old ImageJ stack": (tiff(three, metadata=None, description="ImageJ=1.29\nimages=3\n"), "stack of 3 images"),
+    "a palette BMP": (saved(Image.fromarray(channels_last(three)).quantize(9).save, "BMP"), "palette"),
+    "one bit in a BMP": (image_file(grey, "BMP", mode="1"), "1 bit a pixel"),
+    "an NPY of the third kind": (b"\x93NUMPY\3\0" + npy(grey)[8:], "NPY of version 3.0"),
+    "floats of 8 bits": (tiff_with(bytes(64 * 64), format=(339, 3)), "8 bits that no number here has"),
+    "holes": (tiff_with(bytes(64 * 64), offset=(273, 0), bytes=(279, 0)), "leaves out some of its tiles"),
+    "a locked zip": (locked, "uses a feature of NPZ that is not read"),
 }
 
 
@@ -281,6 +514,19 @@ def test_a_file_that_is_no_micrograph_is_refused_with_a_reason(ask, write, data,
     assert not Trap.sprung
 
 
+def test_only_what_damage_raises_is_called_damage():
+    damage = [ValueError("x"), KeyError("x"), OSError("truncated"), EOFError(), SyntaxError("broken PNG file"),
+              struct.error("x"), zlib.error("x"), zipfile.BadZipFile("x"), ZeroDivisionError(), RuntimeError("x")]
+    other = [MemoryError(), NotImplementedError(), ImportError("no codec"), RecursionError(), TypeError("x"),
+             OSError("Unsupported BMP compression (9)"), SyntaxError("cannot handle 12-bit layers"),
+             ValueError("<COMPRESSION.JXL: 50002> requires the 'imagecodecs' package"),
+             RuntimeError("File is encrypted")]
+    assert all(failure(e, "TIFF") == "it begins as TIFF, but is damaged or cut short" for e in damage)
+    assert not any("damaged" in failure(e, "TIFF") for e in other)
+    assert len({failure(e, "TIFF") for e in other}) == len(failures) - 1
+    assert failure(PermissionError(), None) == "it may not be opened" and failure(OSError(), None) == "it does not open"
+
+
 @pytest.mark.parametrize("name", ["not there", "x" * 300, "a\nb", "a\0b", ""])
 def test_a_file_that_is_not_there_is_refused(ask, write, name):
     assert isinstance(ask(read_micrograph, write("here", b"").parent / name), InputError)
@@ -289,7 +535,8 @@ def test_a_file_that_is_not_there_is_refused(ask, write, name):
 complete = ("grey.png", "deep.png", "grey.tif", "pages.tif", "big.tif", "lzw.tif", "tiles.tif", "field.ome.tif",
             "imagej.tif", "cells.npy", "double.npy", "images.npz")
 whole = {name: readable[name][0] for name in complete} | {
-    "grey.jpg": image_file(grey, "JPEG"),
+    "grey.jpg": image_file(grey, "JPEG"), "three.stk": readable["three.stk"][0],
+    "colour.bmp": readable["colour.bmp"][0],
     "colour.jpg": image_file(channels_last(three), "JPEG", progressive=True),
     "written.ome.tif": saved(write_ome_tiff, cells, list("abc"), .65, {"a": 1}),
     "written.npz": saved(write_npz, dict(images=cells), {"a": 1})}
