@@ -7,8 +7,8 @@ __all__ = ['min_side', 'nuclear_stain', 'min_diameter', 'min_field', 'nucleus_co
            'intensity', 'centre_against_rim', 'texture', 'sharpness', 'power_shares', 'channel_correlations',
            'channel_features', 'morphology', 'seam', 'nuclear_channel', 'foreground', 'depth_and_width', 'split_nuclei',
            'check_plane', 'background_windows', 'find_nuclei', 'count_matches', 'nuclei_table', 'whole_objects',
-           'central_disc', 'central_nucleus', 'region_shape', 'measure_nucleus', 'nuclear_profile', 'neighbour_extreme',
-           'openings', 'granularity', 'profile']
+           'central_disc', 'central_nucleus', 'object_shapes', 'region_shape', 'measure_nucleus', 'nuclear_profile',
+           'neighbour_extreme', 'openings', 'granularity', 'profile']
 
 # %% ../nbs/17_features.ipynb #f7264039
 import re
@@ -319,13 +319,19 @@ def central_nucleus(
     return labels == (pixels.argmax() + 1 if pixels.any() else -1)
 
 # %% ../nbs/17_features.ipynb #ca4c415c
+def object_shapes(labels:np.ndarray)->tuple:      # (H, W) int, 0 background; area in pixels, form factor
+    "Area of each object, and its form factor, which is 1 for a disc and less for all else."
+    shapes = measure.regionprops_table(labels, properties=("area", "perimeter_crofton"))
+    return shapes["area"], 4 * np.pi * shapes["area"] / np.maximum(shapes["perimeter_crofton"], 1) ** 2
+
+
 def region_shape(
     region:np.ndarray,      # (H, W) bool
 )->dict:                    # name -> number
     "Size and shape of a region; area 0 and a disc's shape if it is empty."
     if not region.any(): return dict(area_px=0., eccentricity=0., solidity=1., form_factor=1.)
     props = measure.regionprops(region.astype(np.uint8))[0]
-    form_factor = 4 * np.pi * props.area / max(props.perimeter_crofton, 1) ** 2
+    _, (form_factor,) = object_shapes(region.astype(np.uint8))
     return dict(area_px=props.area, eccentricity=props.eccentricity, solidity=props.solidity, form_factor=form_factor)
 
 # %% ../nbs/17_features.ipynb #3b70cdf9

@@ -37,8 +37,9 @@ may_import = dict(
     features="core",
     evaluation="core features",
     effects="core features",
+    channels="core images features",
     plausibility="core features hub",
-    preprocess="core images hub features plausibility",
+    preprocess="core images hub features channels plausibility",
     engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects",
     counterfactual="core images sampling effects engine",
     validation="core vocabulary data sampling hub features evaluation engine counterfactual",
@@ -51,8 +52,8 @@ may_import = dict(
     ui_session="core images scheduler",
     ui_parts="core vocabulary molecules solvers sampling engine export permalink display ui_session",
     ui_explore="sampling engine permalink display ui_session ui_parts",
-    ui_counterfactual="core viz images sampling plausibility preprocess engine counterfactual export permalink display "
-                      "ui_session ui_parts",
+    ui_counterfactual="core viz images sampling channels plausibility preprocess engine counterfactual export permalink "
+                      "display ui_session ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
     ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual export screen ui_session "
            "ui_parts",

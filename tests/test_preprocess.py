@@ -14,16 +14,16 @@ from scipy import ndimage
 
 from conftest import many
 
+from mfm_app.channels import (channel_notes, contains_word, guess_channels, is_foreign, map_channels, match_channels,
+                              nuclei_by_picture, synonyms, wavelength)
 from mfm_app.cli import controls_of
 from mfm_app.core import InputError
 from mfm_app.features import find_nuclei, nuclear_profile, whole_objects
 from mfm_app.finetune import random_model
 from mfm_app.hub import load_model
 from mfm_app.images import Dye, Micrograph, digest, max_labels, read_labels, read_micrograph
-from mfm_app.preprocess import (ImportOptions, as_fraction, channel_notes, contains_word, crop_around, guess_channels,
-                                is_foreign, labelled_objects, map_channels, match_channels, match_intensities,
-                                max_nuclei, nuclei_by_picture, percentiles, prepare_cells, rescale, synonyms,
-                                wavelength)
+from mfm_app.preprocess import (ImportOptions, as_fraction, crop_around, labelled_objects, match_intensities, max_nuclei,
+                                percentiles, prepare_cells, rescale)
 from mfm_app.simulator import synthetic_cells
 
 names = ["DNA", "Actin", "Tubulin"]
@@ -201,7 +201,7 @@ def test_a_name_is_foreign_if_it_says_what_is_on_no_list():
 
 stain_names = dict(DNA=["DAPI", "Hoechst 33342", "nuclei", "w1DAPI"], Actin=["phalloidin", "F-actin", "Lifeact-RFP"],
                    Tubulin=["DM1A", "alpha-tubulin", "microtubules"])
-lights = dict(DNA=(405, 461, blue), Actin=(488, 519, green), Tubulin=(561, 603, red))      # excitation, emission, colour
+lights = dict(DNA=(405, 461, blue), Actin=(488, 519, green), Tubulin=(561, 603, red))      # excitation, emission
 
 
 @st.composite
