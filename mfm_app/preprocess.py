@@ -7,8 +7,8 @@ __all__ = ['cell_to_nucleus', 'no_stained_nucleus', 'max_prepared', 'max_nuclei'
            'crop_around', 'measure_nuclei', 'LabelledObjects', 'own_labels', 'one_piece_each', 'stained_diameters',
            'labelled_objects', 'labels_note', 'as_fraction', 'percentiles', 'match_intensities', 'control_statistics',
            'ImportOptions', 'PreparedCells', 'objects_in', 'left_out_note', 'first_note', 'crop_nuclei', 'check_chosen',
-           'check_nucleus', 'crop_cells', 'file_channels', 'plausible', 'prepare_cells', 'count_note', 'size_note',
-           'field_preview']
+           'check_nucleus', 'crop_cells', 'file_channels', 'source_of', 'plausible', 'prepare_cells', 'count_note',
+           'size_note', 'field_preview']
 
 # %% ../nbs/22_preprocess.ipynb #7292e471
 import math
@@ -317,6 +317,12 @@ def file_channels(model:Model, micrograph:Micrograph, options)->tuple:
     return tuple(m.index for m in matches), tuple(m.reason for m in matches), channel_notes(matches)
 
 
+def source_of(micrograph:Micrograph, name:str, options, objects, labels_name:str)->dict:
+    "What the provenance says of an image, enough to prepare the same cells again."
+    labels = dict(labels=dict(name=labels_name) | objects.record) if objects else {}
+    return dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(options), **labels)
+
+
 def plausible(prepared:PreparedCells)->PreparedCells:
     "The same, or `Implausible`, unless the options insist."
     judged = prepared.plausibility
@@ -347,14 +353,12 @@ def prepare_cells(
                       labelled=objects and objects.kind)
     size, um_per_px = model.net.shape[1], micrograph.um_per_px
     judged = plausibility(model, before, scale, (px or 0) / min(images.shape[2:]))
-    source = dict(kind="image", name=name, sha256=digest(micrograph.pixels), **asdict(options))
-    if objects: source["labels"] = dict(name=labels_name) | objects.record
     return plausible(PreparedCells(
         cells, before, field_preview(images[0]), nuclei, tuple(size / scale / side for side in images.shape[2:]),
         (controls["nucleus_px"] or 0) / size, chosen, options, um_per_px and um_per_px / scale,
         [*micrograph.notes, *count_note(len(micrograph.pixels)), *found, *channels_said,
          size_note(options, scale, um_per_px)],
-        source | dict(plausibility=judged.line), judged))
+        source_of(micrograph, name, options, objects, labels_name) | dict(plausibility=judged.line), judged))
 
 # %% ../nbs/22_preprocess.ipynb #1e59f292
 no_controls = ("This model does not say how its training controls look, so no image can be matched with them; "

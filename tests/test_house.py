@@ -52,8 +52,8 @@ may_import = dict(
     ui_session="core images scheduler",
     ui_parts="core vocabulary molecules solvers sampling engine export permalink display ui_session",
     ui_explore="sampling engine permalink display ui_session ui_parts",
-    ui_counterfactual="core viz images sampling channels plausibility preprocess engine counterfactual export permalink "
-                      "display ui_session ui_parts",
+    ui_counterfactual="core viz images sampling channels plausibility preprocess engine counterfactual export "
+                      "permalink display ui_session ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
     ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual export screen ui_session "
            "ui_parts",

@@ -22,8 +22,8 @@ from mfm_app.features import find_nuclei, nuclear_profile, whole_objects
 from mfm_app.finetune import random_model
 from mfm_app.hub import load_model
 from mfm_app.images import Dye, Micrograph, digest, max_labels, read_labels, read_micrograph
-from mfm_app.preprocess import (ImportOptions, as_fraction, crop_around, labelled_objects, match_intensities, max_nuclei,
-                                percentiles, prepare_cells, rescale)
+from mfm_app.preprocess import (ImportOptions, as_fraction, crop_around, labelled_objects, match_intensities,
+                                max_nuclei, percentiles, prepare_cells, rescale)
 from mfm_app.simulator import synthetic_cells
 
 names = ["DNA", "Actin", "Tubulin"]
