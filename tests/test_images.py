@@ -406,6 +406,110 @@ def test_a_file_is_known_by_its_content_not_its_name(write):
     assert np.array_equal(read_micrograph(write("grey.jpg", image_file(grey))).pixels[0, 0], grey)
 
 
+# Files of any kind, beside what an independent reader finds
+
+def arrays(draw, channels, kinds=("uint8", "uint16", "float32"), n=None):
+    "Cells (N, C, H, W) or one image (C, H, W) of random values, of some of their bits."
+    dtype, bits, seed = np.dtype(draw(st.sampled_from(kinds))), draw(st.integers(7, 16)), draw(st.integers(0, 99))
+    side = st.integers(8, 40)
+    shape = (*([n] if n else []), channels, draw(side), draw(side))
+    values = np.random.default_rng(seed).integers(0, 2 ** min(bits, 8 * dtype.itemsize), shape)
+    return (values / 7 if dtype.kind == "f" else values).astype(dtype)
+
+
+light, words = st.integers(300, 900).map(float), st.text(st.characters(categories=["L", "N"]), max_size=9)
+rgb = st.sampled_from([red, green, blue, (255, 0, 255), (0, 160, 255)])
+packings = st.sampled_from([None, "zlib", "lzw", "packbits", "zstd"])
+
+
+@st.composite
+def ome_files(draw):
+    "An OME-TIFF: what is written, and what should be read."
+    c = draw(st.integers(1, 5))
+    few = lambda of: draw(st.lists(of, min_size=c, max_size=c))
+    names, fluors, emission, excitation, colours = map(few, (words, words, light, light, rgb))
+    cells, unit, size = draw(st.integers(1, 3)), draw(st.sampled_from(sorted(lengths))), draw(st.floats(.01, 90))
+    images = arrays(draw, c, n=cells)
+    about = dict(axes="CYX", PhysicalSizeX=size, PhysicalSizeY=size, PhysicalSizeXUnit=unit, PhysicalSizeYUnit=unit,
+                 Channel=dict(Name=names, Fluor=fluors, EmissionWavelength=emission, ExcitationWavelength=excitation,
+                              Color=[*map(signed, colours)]))
+    layout = dict(compression=draw(packings), tile=draw(st.sampled_from([None, (16, 16)])),
+                  predictor=draw(st.booleans()) and images.dtype.kind == "u" or None)
+    if layout["compression"] in (None, "packbits"): layout["predictor"] = None
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out, ome=True, bigtiff=draw(st.booleans()), byteorder=draw(st.sampled_from("<>"))) as file:
+        for image in images: file.write(image, photometric="minisblack", metadata=about, **layout)
+    dyes = [Dye(f.strip(), e, x, k) for f, e, x, k in zip(fluors, emission, excitation, colours)]
+    return out.getvalue(), images, [*map(str.strip, names)], dyes, size * lengths[unit]
+
+
+@st.composite
+def imagej_files(draw):
+    "An ImageJ TIFF of channels, with labels and look-up tables or without."
+    c, per = draw(st.integers(1, 5)), draw(st.sampled_from([1.5, 4., 1000.]))
+    units = ("um", 1), ("micron", 1), ("\\u00B5m", 1), ("nm", 1e-3), ("mm", 1e3), ("pixel", None)
+    unit, um = draw(st.sampled_from(units))
+    image, colours = arrays(draw, c), draw(st.lists(rgb, min_size=c, max_size=c))
+    labels = draw(st.lists(words.filter(bool), min_size=c, max_size=c, unique=True))
+    tables = [np.outer(colour, np.arange(256) / 255).round().astype(np.uint8) for colour in colours]
+    shown = draw(st.booleans()) and c > 1
+    metadata = dict(axes="CYX", unit=unit, Labels=labels) | (dict(mode="composite", LUTs=tables) if shown else {})
+    data = tiff(image, imagej=True, resolution=(per, per), metadata=metadata)
+    return data, image[None], labels, [Dye(colour=k) for k in colours] if shown else [], um and um / per
+
+
+@st.composite
+def plain_files(draw):
+    "A TIFF that says nothing: pages, or colours in planes or interleaved, 8 or 16 bits."
+    colours, interleaved = draw(st.booleans()), draw(st.booleans())
+    image = arrays(draw, 3 if colours else draw(st.integers(1, 8)), ("uint8", "uint16"))
+    per, unit = draw(st.sampled_from([(20_000, 3), (50_800, 2), (300, 2), (96, 2), (1, 1)]))
+    layout = dict(resolution=(per, per), resolutionunit=unit, compression=draw(packings), metadata=None)
+    if colours: layout |= dict(photometric="rgb", planarconfig="contig" if interleaved else "separate")
+    data = tiff(channels_last(image) if colours and interleaved else image, **layout)
+    names = rgb_names if colours else [""] * len(image)
+    return data, image[None], names, primary if colours else [], .5 if per >= 20_000 else None
+
+
+@st.composite
+def pictures(draw):
+    "A PNG or BMP of Pillow's, grey or in colours, with transparency or without."
+    kind, mode = draw(st.sampled_from([("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "I;16"),
+                                       ("BMP", "L"), ("BMP", "RGB")]))
+    image = arrays(draw, dict(L=1, RGB=3, RGBA=4, LA=2).get(mode, 1), ["uint16" if mode == "I;16" else "uint8"])
+    bands = image[0] if len(image) == 1 else channels_last(image)
+    dpi = draw(st.sampled_from([None, (72, 72), (50_800, 50_800)])) if kind == "PNG" else None
+    data = image_file(bands, kind, **(dict(dpi=dpi) if dpi else {}))
+    colours = mode.startswith("RGB")
+    kept, um = image[:3] if colours else image[:1], .5 if dpi and dpi[0] > 72 else None
+    return data, kept[None], rgb_names if colours else [""], primary if colours else [], um
+
+
+def read_elsewhere(data):
+    "The pixels (N, C, H, W) as tifffile or imagecodecs reads them, alpha included."
+    if data[:2] in (b"II", b"MM"):
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            pages = np.stack([page.asarray() for page in file.pages])
+        return np.moveaxis(pages, -1, 1) if pages.ndim == 4 and pages.shape[-1] == 3 else pages
+    decode = imagecodecs.png_decode if data.startswith(b"\x89") else imagecodecs.bmp_decode
+    return np.moveaxis(np.atleast_3d(decode(data)), -1, 0)[None]
+
+
+@many(25)
+@given(st.one_of(ome_files(), imagej_files(), plain_files(), pictures()))
+def test_any_file_is_read_as_independent_readers_read_it_with_what_it_says(write, file):
+    data, pixels, names, dyes, um = file
+    m = read_micrograph(write("any", data))
+    independent = read_elsewhere(data).reshape(-1, *pixels.shape[2:])
+    assert np.array_equal(m.pixels, pixels) and m.names == [" ".join(n.split()) for n in names]
+    assert np.array_equal(pixels.reshape(-1, *pixels.shape[2:]), independent[:pixels.shape[0] * pixels.shape[1]])
+    assert m.dyes == dyes and m.um_per_px == (um and pytest.approx(um, rel=1e-5))
+    if m.pixels.dtype == np.uint16: assert m.pixels.max() < 2**m.bits
+    said = " ".join(m.notes)
+    pages = data[:2] in (b"II", b"MM") and not any(names) and not dyes and pixels.shape[1] > 1
+    assert ("what its" in said) == pages and ("alpha" in said) == (len(independent) > pixels.shape[1] * len(pixels))
+
+
 # Files that are refused
 
 class Trap:

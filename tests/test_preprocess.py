@@ -19,10 +19,11 @@ from mfm_app.core import InputError
 from mfm_app.features import find_nuclei, nuclear_profile, whole_objects
 from mfm_app.finetune import random_model
 from mfm_app.hub import load_model
-from mfm_app.images import Micrograph, digest, max_labels, read_labels
-from mfm_app.preprocess import (ImportOptions, as_fraction, contains_word, crop_around, guess_channels,
-                                labelled_objects, match_intensities, max_nuclei, percentiles, prepare_cells, rescale,
-                                synonyms)
+from mfm_app.images import Dye, Micrograph, digest, max_labels, read_labels, read_micrograph
+from mfm_app.preprocess import (ImportOptions, as_fraction, channel_notes, contains_word, crop_around, guess_channels,
+                                is_foreign, labelled_objects, map_channels, match_channels, match_intensities,
+                                max_nuclei, nuclei_by_picture, percentiles, prepare_cells, rescale, synonyms,
+                                wavelength)
 from mfm_app.simulator import synthetic_cells
 
 names = ["DNA", "Actin", "Tubulin"]
@@ -51,8 +52,8 @@ cell_painting_dyes = ["ConA 488", "WGA + phalloidin", "MitoTracker Deep Red", "S
     (["DRAQ5"], ["DNA"], [0]), (["H-33342"], ["DNA"], [0]), (["DM1A"], ["Tubulin"], [0]), (["Nuclei"], ["dna"], [0]),
     (cell_painting_dyes, cell_painting, [4, 0, 3, 1, 2]),
     (cell_painting, ["DNA", "Actin"], [0, 3]),
-    (["", "", ""], names, [0, 1, 2]),
-    (["Channel:0:0", "C=1", "ch 2"], names, [0, 1, 2]),
+    (["", "", ""], names, [None, None, None]),
+    (["Channel:0:0", "C=1", "ch 2"], names, [None, None, None]),
     (["", ""], names, [None, None, None]),
     (["red", "green", "blue"], names, [None, None, None]),
     (["alpha-actinin", "marker", "fluorescer"], ["Actin", "ER", "DNA"], [None, None, None]),
@@ -79,6 +80,183 @@ def test_a_short_word_stands_alone_and_punctuation_does_not_matter():
 
 def test_a_channel_has_the_synonyms_of_its_stain_and_its_own_name_first():
     assert synonyms("Hoechst")[:3] == ["Hoechst", "dna", "dapi"] and synonyms("GFP") == ["GFP"]
+
+
+# Channels that a file does not name after a stain
+
+model_colours = ["blue", "green", "red"]
+red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def stained(height=96, width=96):      # (3, H, W) floats from 0 to 1
+    "DNA, actin and tubulin of one field: round nuclei, rims, haze."
+    y, x = np.mgrid[:height, :width]
+    middles = [(a, b) for a in range(25, height - 15, 46) for b in range(25, width - 15, 46)]
+    r = np.min([np.hypot(y - a, x - b) for a, b in middles], axis=0)
+    planes = np.stack([(r < 9) * .8, np.exp(-((r - 15) / 3) ** 2) * .6, np.exp(-(r / 14) ** 2) * .5])
+    return (planes + .05 + np.random.default_rng(0).normal(0, .01, planes.shape)).clip(0, 1)
+
+
+seen = (stained() * 250).astype(np.uint8)      # DNA, actin, tubulin
+
+
+def taken(pixels, channel_names, dyes=(), wanted=names, colours=model_colours):
+    "For each wanted channel its place in the file, and whether that is a suggestion."
+    file = Micrograph(np.asarray(pixels)[None], list(channel_names), None, 8, [], list(dyes))
+    found = match_channels(file, list(wanted), list(colours))
+    return [found[w].index if w in found else None for w in wanted], [w in found and found[w].suggested for w in wanted]
+
+
+sure, unsure = [False] * 3, [True] * 3
+said = {      # of channels in the order tubulin, actin, DNA: names, dyes, places, suggestions
+    "stains": (["DM1A", "phalloidin", "DAPI"], [], [2, 1, 0], sure),
+    "fluorophores": (["", "", ""], [Dye("DM1A-FITC"), Dye("Phalloidin"), Dye("Hoechst 33342")], [2, 1, 0], sure),
+    "names before fluorophores":
+        (["tubulin", "actin", "DNA"], [Dye("DAPI"), Dye("DAPI"), Dye("Phalloidin")], [2, 1, 0], sure),
+    "lasers": (["561", "488", "405"], [], [2, 1, 0], [False, True, True]),
+    "lasers with w": (["w561", "w488", "w405"], [], [2, 1, 0], [False, True, True]),
+    "nanometres": (["Ex: 561.000000nm", "488 nm laser", "405nm"], [], [2, 1, 0], [False, True, True]),
+    "dyes": (["Cy5", "FITC", "Pacific Blue"], [], [2, 1, 0], [False, True, True]),
+    "Alexa dyes": (["AF568", "Alexa Fluor 488", "DAPI"], [], [2, 1, 0], [False, True, True]),
+    "emission": (["", "", ""], [Dye("", 600), Dye("", 519), Dye("", 461)], [2, 1, 0], [False, True, True]),
+    "excitation": (["", "", ""], [Dye("", None, 561), Dye("", None, 488), Dye("", None, 358)], [2, 1, 0],
+                   [False, True, True]),
+    "wavelengths and colours": (["561", "488", "405"], [Dye(colour=c) for c in (red, green, blue)], [2, 1, 0], sure),
+    "wavelengths before colours": (["561", "488", "405"], [Dye(colour=c) for c in (blue, red, green)], [2, 1, 0],
+                                   [False, True, True]),
+    "colours": (["", "", ""], [Dye(colour=c) for c in (red, green, blue)], [2, 1, 0], sure),
+    "names of colours": (["red", "green", "blue"], [], [2, 1, 0], sure),
+    "nearly the colours": (["1", "2", "3"], [Dye(colour=c) for c in ((255, 90, 0), (60, 255, 0), (0, 90, 255))],
+                           [2, 1, 0], sure),
+    "numbers": (["Channel 1", "Channel 2", "Channel 3"], [], [2, 0, 1], unsure),
+    "nothing": (["", "", ""], [], [2, 0, 1], unsure),
+    "names alike": (["DNA_damage 1", "DNA_damage 2", "DNA_damage 3"], [], [2, 0, 1], unsure),
+    "foreign names": (["left", "middle", "right"], [], [None] * 3, sure),
+    "a foreign name": (["Lamin B1", "phalloidin", "DAPI"], [], [2, 1, None], sure),
+    "a foreign name in red": (["Lamin B1", "phalloidin", "DAPI"], [Dye(colour=red), Dye(), Dye()], [2, 1, 0],
+                              [False, False, True]),
+    "one left": (["", "phalloidin", "DAPI"], [], [2, 1, 0], [False, False, True]),
+    "grey": (["", "", ""], [Dye(colour=(200, 190, 200))] * 3, [2, 0, 1], unsure),
+    "one wavelength for all": (["", "", ""], [Dye("", 405)] * 3, [2, 0, 1], unsure),
+    "no violet": (["750", "640", "561"], [], [2, 0, 1], unsure),
+}
+
+
+@pytest.mark.parametrize("file_names, dyes, places, suggested", said.values(), ids=said)
+def test_one_rule_says_which_channel_is_which_and_what_is_only_a_suggestion(file_names, dyes, places, suggested):
+    assert taken(seen[::-1], file_names, dyes) == (places, suggested)
+
+
+def test_of_more_channels_than_are_wanted_none_is_taken_for_its_wavelength_alone():
+    four = [*seen, seen[2] // 2]
+    assert taken(four, ["DAPI", "FITC", "TRITC", "Cy5"])[0] == [0, None, None]
+    assert taken(four, ["DAPI", "FITC", "TRITC", "BF"])[0] == [0, 1, 2]      # brightfield is no stain
+
+
+def test_the_picture_suggests_nuclei_and_three_planes_of_one_stain_are_asked_about(ask):
+    for order in ([0, 1, 2], [1, 2, 0], [1, 0, 2]):
+        assert nuclei_by_picture(seen[order][None], range(3)) == order.index(0)
+    planes = Micrograph(np.stack([seen[0], seen[0] + np.uint8(1), seen[0] + np.uint8(2)])[None], [""] * 3, None, 8)
+    text = str(ask(map_channels, planes, names, model_colours, None))
+    assert "say which is DNA and which Actin and which Tubulin" in text and "channels=" in text
+    five = Micrograph(np.stack([*seen[1:], *seen[1:], seen[0]])[None], [""] * 5, None, 8)
+    assert "DNA may be channel 5, by the picture" in str(ask(map_channels, five, names, model_colours, None))
+
+
+def test_the_picture_finds_the_nuclei_of_real_cells(real_cells):
+    images = real_cells.images[np.random.default_rng(0).permutation(len(real_cells.images))[:60]]
+    suggestions = [nuclei_by_picture(np.roll(image, i, 0)[None], range(3)) for i, image in enumerate(images)]
+    right = [s == i % 3 for i, s in enumerate(suggestions) if s is not None]
+    assert len(right) > 50 and np.mean(right) > .95
+    assert nuclei_by_picture(images[:6], range(3)) == 0
+
+
+def test_what_was_taken_for_what_and_why_is_in_notes_and_provenance_and_stays_there(model):
+    file = photographed(field(200, 20), order=(2, 0, 1))
+    first = prepare_cells(model, file)
+    words = ("DNA from channel 2 (DNA), by its name", "Actin from channel 3 (Actin), by its name",
+             "Tubulin from channel 1 (Tubulin), by its name")
+    assert "; ".join(words) + "." in first.notes and first.source["reasons"] == first.options.reasons == words
+    again = prepare_cells(model, file, replace(first.options, chosen=(1,)))
+    assert again.source["reasons"] == words
+    given = prepare_cells(model, file, ImportOptions(channels=(1, 2, 0)))
+    assert given.source["reasons"][0] == "DNA from channel 2 (DNA), as given"
+    unnamed = prepare_cells(model, replace(file, names=[""] * 3))
+    assert [r for r in unnamed.notes if r.startswith("Please check: DNA from channel 2, by the picture")]
+    assert all(r.endswith(", a suggestion") for r in unnamed.source["reasons"])
+    assert prepare_cells(model, replace(file, names=[""] * 3), unnamed.options).source == unnamed.source
+
+
+@pytest.mark.parametrize("text, nm", [
+    ("405", 405), ("w488", 488), ("AF568 phalloidin", 568), ("Cy5", 650), ("cy-3", 550), ("confGFP", None),
+    ("GFP 525/50", 525), ("H-33342", None), ("Exposure 500 ms", None), ("1500", None), ("", None), ("Texas Red", 590)])
+def test_a_name_may_be_a_wavelength(text, nm): assert wavelength(text) == nm
+
+
+def test_a_name_is_foreign_if_it_says_what_is_on_no_list():
+    for name in ("", "Channel 2", "w1", "Image 3", "405", "AF488", "Texas Red", "blue", "C=1", "Ex 405 Em 450"):
+        assert not is_foreign(name), name
+    for name in ("Lamin B1", "LC3", "left", "BF", "GFP-LC3"): assert is_foreign(name), name
+
+
+stain_names = dict(DNA=["DAPI", "Hoechst 33342", "nuclei", "w1DAPI"],
+                   Actin=["phalloidin", "F-actin", "Lifeact-RFP"],
+                   Tubulin=["DM1A", "alpha-tubulin", "microtubules"])
+lights = dict(DNA=(405, 461, blue), Actin=(488, 519, green), Tubulin=(561, 603, red))      # nm, nm, colour
+
+
+@st.composite
+def stained_files(draw):
+    "A file of DNA, actin and tubulin in any order, of any format, and how it says which is which."
+    order = draw(st.permutations(names))
+    say = draw(st.sampled_from(["name", "fluorophore", "laser", "light", "colour", ""]))
+    kinds = dict(name=["ome", "imagej", "npz"], fluorophore=["ome"], laser=["ome", "imagej", "npz"], light=["ome"],
+                 colour=["ome", "imagej", "png", "bmp", "rgb", "planes", "rgb48"])
+    kind = draw(st.sampled_from(kinds.get(say, ["ome", "imagej", "npy", "npz", "pages"])))
+    if kind in ("png", "bmp", "rgb", "planes", "rgb48"): order = ["Tubulin", "Actin", "DNA"]      # red, green, blue
+    pick = {w: draw(st.sampled_from(stain_names[w])) for w in names}
+    lasers = {w: draw(st.sampled_from(["{}", "w{}", "{} nm", "Laser {}"])).format(lights[w][0]) for w in names}
+    texts = [dict(name=pick, laser=lasers).get(say, {}).get(w, "") for w in order]
+    return order, say, kind, texts, [pick[w] for w in order], draw(st.booleans())
+
+
+def write_stained(folder, order, say, kind, texts, fluors, emission):
+    "Write such a file; its path."
+    planes = np.stack([seen[names.index(w)] for w in order])
+    last, colours = np.moveaxis(planes, 0, -1), [lights[w][2] for w in order]
+    path = folder / f"stained.{dict(ome='ome.tif', png='png', bmp='bmp', npy='npy', npz='npz').get(kind, 'tif')}"
+    write = lambda array, **kwargs: tifffile.imwrite(path, array, **{"photometric": "minisblack", **kwargs})
+    signed = [int.from_bytes(bytes([*c, 255]), "big", signed=True) for c in colours]
+    channel = dict(Name=texts) if any(texts) else {}
+    if say == "fluorophore": channel["Fluor"] = fluors
+    which = "EmissionWavelength" if emission else "ExcitationWavelength"
+    if say == "light": channel[which] = [lights[w][emission] for w in order]
+    if say == "colour": channel["Color"] = signed
+    tables = [np.outer(c, np.arange(256) / 255).astype(np.uint8) for c in colours]
+    about = dict(Labels=texts) if any(texts) else dict(mode="composite", LUTs=tables) if say == "colour" else {}
+    dict(ome=lambda: write(planes, ome=True, metadata=dict(axes="CYX", Channel=channel)),
+         imagej=lambda: write(planes, imagej=True, metadata=dict(axes="CYX", **about)),
+         pages=lambda: write(planes, metadata=None), npy=lambda: np.save(path, last if emission else planes),
+         npz=lambda: np.savez(path, images=planes, **(dict(channel_names=texts) if any(texts) else {})),
+         png=lambda: Image.fromarray(last).save(path), bmp=lambda: Image.fromarray(last).save(path),
+         rgb=lambda: write(last, photometric="rgb"), rgb48=lambda: write(last * np.uint16(200), photometric="rgb"),
+         planes=lambda: write(planes, photometric="rgb", planarconfig="separate"))[kind]()
+    return path
+
+
+@many(25)
+@given(stained_files())
+def test_in_every_format_the_right_channel_is_taken_or_it_is_said_to_be_a_suggestion(tmp_path_factory, file):
+    order, say, kind, *_ = file
+    m = read_micrograph(write_stained(tmp_path_factory.getbasetemp(), *file))
+    matches = map_channels(m, names, model_colours, None)
+    found, suggested = [match.index for match in matches], [match.suggested for match in matches]
+    pixels = seen[[names.index(w) for w in order]]
+    assert np.array_equal(m.pixels[0], pixels * np.uint16(200) if kind == "rgb48" else pixels)
+    assert found[0] == order.index("DNA") and sorted(found) == [0, 1, 2]
+    if say: assert found == [order.index(w) for w in names]
+    assert suggested == (unsure if not say else [False, True, True] if say in ("laser", "light") else sure)
+    assert ("Please check" in " ".join(channel_notes(matches))) == any(suggested)
 
 
 # Scale
@@ -259,7 +437,7 @@ def test_cells_of_the_models_own_size_stay_as_they_are_unless_their_intensities_
     untouched, matched = (prepare_cells(model, file, ImportOptions(match=match)) for match in (False, True))
     assert (untouched.cells == own).all() and (matched.before == own).all() and max_difference(matched.cells, own) > 2
     assert untouched.um_per_px == .3 and untouched.options.nucleus_px is None
-    assert untouched.notes[0] == "A note of the file's." and "taken as it is" in untouched.notes[1]
+    assert untouched.notes[0] == "A note of the file's." and "taken as it is" in untouched.notes[-1]
     turned = in_bytes(own[:, [2, 0, 1]], ["tub", "Hoechst", "phalloidin"])
     assert (prepare_cells(model, turned, ImportOptions((1, 2, 0), match=False)).cells == own).all()
 
