@@ -184,7 +184,8 @@ def delimiter_of(titles:str)->str: return max(",\t;", key=titles.count)      # t
 
 def csv_rows(text:str)->list:      # (line on which it begins, cells) a row that is not blank
     "The rows of a table separated by commas, semicolons or tabs; `csv.Error` if its quotation marks do not match."
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.split("\n", 1)[0]), strict=True)
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, line = [], 1
     for cells in reader:
         if any(cell.strip() for cell in cells): rows.append((line, cells))

@@ -37,7 +37,7 @@ import unicodedata
 import zipfile
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice, permutations
 from multiprocessing import get_context
@@ -871,7 +871,7 @@ class DoseColumn:
         has_unit = (match := quantity_pattern.fullmatch(number)) and match["unit"]
         return number if has_unit else f"{number} {own or self.unit}".strip()
 
-
+# %% ../nbs/03_molecules.ipynb #762572f6
 def dose_columns(titles)->list:
     "The `DoseColumn`s of a table by the titles of its columns."
     names = [re.sub(r"[_,.:;-]+", "_", column_name(title)) for title in titles]
@@ -978,15 +978,13 @@ class RowReader:
         notes=(),           # what was assumed
     )->Row:
         row, typed = Row(place, one_line(text), name=one_line(name)), structure.strip() or name.strip()
+        by_name = name.strip() and not structure.strip()
         try:
-            if structure.strip() or not name.strip(): molecule = molecule_or_known(structure, self.known)
-            else: molecule = named_molecule(name, self.known)
+            molecule = named_molecule(name, self.known) if by_name else molecule_or_known(structure, self.known)
             dose_um = list_dose(doses, cells, self.dose_range)
         except InputError as error:
-            row.problem = " ".join([str(error), *(note for note in notes if "identifier" in note)])
-            return row
-        row.molecule, row.dose_um = molecule, dose_um
-        compound = self.known.get(plain_name(typed))
+            return replace(row, problem=" ".join([str(error), *(n for n in notes if "identifier" in n)]))
+        row.molecule, row.dose_um, compound = molecule, dose_um, self.known.get(plain_name(typed))
         row.name = row.name or (one_line(typed) if compound else molecule.name)
         row.notes = (*notes, *name_notes(typed, compound), *dose_notes(doses, cells, dose_um), *molecule.notes)
         return row

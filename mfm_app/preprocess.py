@@ -599,7 +599,8 @@ def prepare_cells(
     labels_record = dict(labels=dict(name=labels_name) | objects.record) if objects else {}
     options = replace(options, channels=indices, nucleus_px=px, chosen=tuple(chosen), reasons=reasons,
                       labelled=objects and objects.kind)
-    size, um_per_px, judged = model.net.shape[1], micrograph.um_per_px, plausibility(model, before, scale)
+    size, um_per_px = model.net.shape[1], micrograph.um_per_px
+    judged = plausibility(model, before, scale, (px or 0) / min(images.shape[2:]))
     prepared = PreparedCells(
         cells, before, field_preview(images[0]), nuclei, tuple(size / scale / side for side in images.shape[2:]),
         (controls["nucleus_px"] or 0) / size, chosen, options, um_per_px and um_per_px / scale,

@@ -24,7 +24,7 @@ DMSO; dimethyl sulfoxide; dimethyl sulphoxide; methyl sulfoxide; Me2SO | cytocha
 latrunculin B; Lat B; NSC 339663
 mevinolin/lovastatin; lovastatin; mevinolin; Mevacor; Altoprev; monacolin K; MK-803; 6-alpha-methylcompactin
 chlorambucil; Leukeran; chloraminophene; chlorbutin; CB 1348; NSC 3088
-cisplatin; cis-platin; cisplatinum; cis-diamminedichloroplatinum(II); cis-DDP; CDDP; Platinol; NSC 119875
+cisplatin; cisplatinum; cis-diamminedichloroplatinum(II); cis-DDP; CDDP; Platinol; NSC 119875
 etoposide; VP-16; VP-16-213; VePesid; Toposar; Lastet; NSC 141540
 mitomycin C; mitomycin; MMC; Mutamycin; Mitosol; Ametycine; Jelmyto; NSC 26980
 camptothecin; CPT; (S)-(+)-camptothecin; NSC 94600

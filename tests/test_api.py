@@ -112,7 +112,7 @@ def test_the_vocabulary_names_what_may_be_asked_for(client, engine):
     assert known["experiments"] == engine.vocab.experiments
     stabiliser = next(p for p in known["perturbations"] if p["name"] == "stabiliser")
     assert stabiliser["dose_range_um"] == list(engine.vocab.dose_range("stabiliser")) and stabiliser["believe"]
-    assert stabiliser["usual_dose_um"] in stabiliser["doses_seen_um"]
+    assert stabiliser["usual_dose_um"] in stabiliser["doses_seen_um"] and stabiliser["synonyms"] == []
     assert known["limits"]["cells"] == 64 and known["note"] == ui_api.hypothesis
 
 

@@ -180,6 +180,12 @@ def test_a_model_is_tuned_and_then_sampled_with_its_own_solver(small, tmp_path, 
     assert code == 0 and p["solver"] == "tuned" and p["grid"].startswith("tuned:") and p["nfe"] == 3
 
 
+def test_a_synonym_is_answered_with_what_was_understood(tmp_path, mfm):
+    code, text = mfm("sample", "paclitaxel", "--n", 1, "--steps", 1, "--out", tmp_path / "one.png")
+    assert code == 0 and "paclitaxel is taxol here." in text
+    assert read_provenance(tmp_path / "one.png")["perturbation"] == "taxol"
+
+
 # What is refused
 
 @pytest.mark.parametrize("args,message", [

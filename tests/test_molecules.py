@@ -192,6 +192,7 @@ ions = solvents | mineral_acids | sulfonic_acids | chain_acids | ring_acids | ba
 def test_any_salt_or_solvate_has_the_parent_of_its_drug(smiles, names, times, order):
     parts = [smiles, *times * [ions[name] for name in names]]
     order.shuffle(parts)
+    assume(Chem.MolFromSmiles(".".join(parts)).GetNumHeavyAtoms() <= 150)
     molecule = read_molecule(".".join(parts))
     assert molecule.smiles == smiles_of(smiles)
     assert all(name.replace("_", " ") in " ".join(molecule.notes) for name in names)
@@ -588,7 +589,8 @@ def test_what_is_no_concentration_is_refused_with_the_reason(text, unit, words, 
     ("doseUM", "um"),
     ("Dose [µg/mL]", "ug/ml"), ("Final concentration, µM", "um"), ("Dose\n(nM)", "nm"), ("dose.uM", "um"), ("µM", "µM"),
     ("dose_umol_per_l", "umol_per_l"), ("log10 dose", "log"), ("pert_dose_unit", None), ("dose_level", None),
-    ("dose (molar)", "molar"), ("Molar concentration", ""), ("stock_conc_mM", None), ("name", None), ("wavelength_nm", None), ("nm", None), ("pert_time", None)])
+    ("dose (molar)", "molar"), ("Molar concentration", ""),
+    ("stock_conc_mM", None), ("name", None), ("wavelength_nm", None), ("nm", None), ("pert_time", None)])
 def test_the_title_of_a_column_says_whether_it_has_doses_and_in_which_unit(title, unit): assert dose_unit(title) == unit
 
 

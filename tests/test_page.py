@@ -15,6 +15,7 @@ from mfm_app import ui, ui_explore, ui_parts
 from mfm_app.core import InputError
 from mfm_app.engine import Engine, Request
 from mfm_app.finetune import random_model
+from mfm_app.molecules import parse, read_molecule
 from mfm_app.sampling import Sampling
 from mfm_app.ui_parts import viewer
 from mfm_app.ui_session import Session
@@ -449,6 +450,24 @@ def test_a_typed_smiles_is_drawn_in_the_editor_and_on_the_card(molecule):
     frame.wait_for_function("ketcher.editor.struct().atoms.size === 13")
     assert molecule.locator("#molecule-card svg").count() == 2 + 2 * 2      # light and dark; it and two neighbours
     assert molecule.evaluate("document.activeElement.closest('#smiles') !== null")
+
+
+stereo = dict(
+    taxane="CC(=O)O[C@H]1C(=O)[C@]2(C)[C@@H](O)C[C@H]3OC[C@@]3(OC(=O)C)[C@H]2[C@H](OC(=O)c4ccccc4)[C@]5(O)C"
+           "[C@H](OC(=O)[C@H](O)[C@@H](NC(=O)c6ccccc6)c7ccccc7)C(=C1C5(C)C)C",
+    double_bonds=r"CC/C(=C(\CC)c1ccc(O)cc1)c1ccc(O)cc1")
+
+
+@pytest.mark.parametrize("smiles", stereo.values(), ids=stereo)
+def test_stereochemistry_survives_the_editor_both_ways(molecule, smiles):
+    _, frame = open_editor(molecule)
+    type_smiles(molecule, smiles)
+    standard = read_molecule(smiles).smiles
+    card_shows(molecule, standard)
+    frame.wait_for_function("n => ketcher.editor.struct().atoms.size === n && !document.body.inert",
+                            arg=parse(smiles).GetNumAtoms())
+    for drawn in ("ketcher.getSmiles()", "ketcher.getMolfile('v2000')", "ketcher.getMolfile('v3000')"):
+        assert read_molecule(frame.evaluate(drawn)).smiles == standard
 
 
 def test_the_editor_is_not_loaded_before_it_is_seen(explore):

@@ -28,8 +28,8 @@ from mfm_app.finetune import random_model
 from mfm_app.hub import save_model
 from mfm_app.molecules import read_rows
 from mfm_app.sampling import Sampling
-from mfm_app.screen import (CsvTable, RefusedRow, ScreenFolder, ScreenResult, ScreenSettings, check_settings, screen,
-                            screen_into)
+from mfm_app.screen import (CsvTable, RefusedRow, ScreenFolder, ScreenResult, ScreenSettings, check_settings,
+                            read_list, screen, screen_into)
 
 seconds = 1000     # Playwright counts in milliseconds
 
@@ -125,6 +125,29 @@ def test_a_finished_screen_makes_no_network_call(engine, tmp_path):
     run(tmp_path, engine, five)
     engine.model.net.calls = 0
     assert run(tmp_path, engine, five).results == 5 and engine.model.net.calls == 0
+
+
+def test_what_was_changed_in_a_row_stands_in_the_ranked_table(engine, tmp_path):
+    run(tmp_path, engine, "CC(=O)[O-].[Na+] 500 nM\nC[C@H](N)O |&1:1,r| 1\nCCO, 1")
+    ScreenFolder(tmp_path).rank()
+    notes = {row["place"]: row["notes"] for row in table(tmp_path, "ranked")}
+    assert "500 nM is 0.5 µM. Dropped sodium ion." in notes["line 1"] and "|&1:1,r|" in notes["line 2"]
+    assert notes["line 3"] == ""
+
+
+def test_a_list_may_name_what_the_model_knows_and_is_told_what_it_lacks(engine, tmp_path):
+    known = engine.vocab.perturbations[1].name
+    (tmp_path / "names.csv").write_text(f"compound\n{known.upper()}\nacid\n{engine.vocab.control}\nnobody\n")
+    rows = list(read_list(engine, tmp_path / "names.csv"))
+    assert [bool(row.molecule) for row in rows] == [True, True, False, False]      # "acid" was held out in training
+    assert "is the control" in rows[2].problem and "'nobody' is no known compound" in rows[3].problem
+
+
+def test_results_without_the_column_of_notes_get_it_when_the_screen_goes_on(engine, tmp_path):
+    run(tmp_path, engine, five)
+    results = tmp_path / "results.csv"
+    results.write_text("".join(line.rpartition(",")[0] + "\n" for line in results.read_text().splitlines()[:3]))
+    assert run(tmp_path, engine, five).results == 5 and [row["notes"] for row in table(tmp_path)] == [""] * 5
 
 
 def test_a_screen_of_an_earlier_version_goes_on(engine, tmp_path):
