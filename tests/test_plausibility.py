@@ -186,15 +186,16 @@ def test_implausible_cells_stop_with_a_question_and_pass_if_one_insists(model, e
 def test_a_program_is_asked_as_well(model, exchanged):
     engine = Engine(model, "cpu", torch.float32)
     with pytest.raises(InputError, match="exchanged"):
-        control_cells(engine, None, (in_order(exchanged), "mine.npy"), ImportOptions(), None)
-    cells, source, *_ = control_cells(engine, None, (in_order(exchanged), "mine.npy"), ImportOptions(insist=True), None)
+        control_cells(engine, None, (in_order(exchanged), "mine.npy"), None, ImportOptions(), None)
+    image, insisting = (in_order(exchanged), "mine.npy"), ImportOptions(insist=True)
+    cells, source, *_ = control_cells(engine, None, image, None, insisting, None)
     assert len(cells) == 4 and "exchanged" in source["plausibility"]
 
 
 def uploaded(images):
-    path = upload_folder() / "plausibility" / "mine.npy"
+    path = upload_folder() / "plausibility" / "mine.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, images)
+    np.savez(path, images=images, channel_names=names)
     return str(path)
 
 
