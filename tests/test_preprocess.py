@@ -202,11 +202,7 @@ def test_a_name_is_foreign_if_it_says_what_is_on_no_list():
 stain_names = dict(DNA=["DAPI", "Hoechst 33342", "nuclei", "w1DAPI"],
                    Actin=["phalloidin", "F-actin", "Lifeact-RFP"],
                    Tubulin=["DM1A", "alpha-tubulin", "microtubules"])
-<<<<<<< HEAD
 lights = dict(DNA=(405, 461, blue), Actin=(488, 519, green), Tubulin=(561, 603, red))      # excitation, emission
-=======
-lights = dict(DNA=(405, 461, blue), Actin=(488, 519, green), Tubulin=(561, 603, red))      # nm, nm, colour
->>>>>>> i13-img
 
 
 @st.composite
