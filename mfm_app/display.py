@@ -348,7 +348,7 @@ def reconstruction_note(answer)->str:
     if not isinstance(answer, Counterfactual): return ""
     psnr, line = answer.fidelity.psnr, answer.provenance["source"].get("plausibility", "")
     reconstruction = f"{psnr:.1f} dB" if math.isfinite(psnr) else "exact"
-    return f"Reconstruction {reconstruction}, which says nothing of whether the model knows such cells. {line} ".lstrip()
+    return f"Reconstruction {reconstruction}; that does not say that the model knows such cells. {line}".strip() + " "
 
 
 def compression_note(compression:Compression)->str:

@@ -276,7 +276,8 @@ def prepare_cells(
     cells = before = crops[chosen].round().clip(0, 255).astype(np.uint8)
     if options.match: cells = match_intensities(crops[chosen], controls["percentiles"], names, percentiles(crops))
     options = replace(options, channels=indices, nucleus_px=px, chosen=tuple(chosen))
-    size, um_per_px, judged = model.net.shape[1], micrograph.um_per_px, plausibility(model, before, scale)
+    size, um_per_px = model.net.shape[1], micrograph.um_per_px
+    judged = plausibility(model, before, scale, (px or 0) / min(images.shape[2:]))
     prepared = PreparedCells(
         cells, before, field_preview(images[0]), nuclei, tuple(size / scale / side for side in images.shape[2:]),
         (controls["nucleus_px"] or 0) / size, chosen, options, um_per_px and um_per_px / scale,

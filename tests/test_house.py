@@ -37,7 +37,8 @@ may_import = dict(
     features="core",
     evaluation="core features",
     effects="core features",
-    preprocess="core images hub features",
+    plausibility="core features hub",
+    preprocess="core images hub features plausibility",
     engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects",
     counterfactual="core images sampling effects engine",
     validation="core vocabulary data sampling hub features evaluation engine counterfactual",
@@ -50,16 +51,16 @@ may_import = dict(
     ui_session="core images scheduler",
     ui_parts="core vocabulary molecules solvers sampling engine export permalink display ui_session",
     ui_explore="sampling engine permalink display ui_session ui_parts",
-    ui_counterfactual="core viz sampling preprocess engine counterfactual export permalink display ui_session "
-                      "ui_parts",
+    ui_counterfactual="core viz sampling plausibility preprocess engine counterfactual export permalink display "
+                      "ui_session ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
     ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual export screen ui_session "
            "ui_parts",
     ui="core vocabulary images card engine permalink display ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",
     space="core hub engine",
-    cli="core vocabulary viz molecules data flow solvers sampling training hub tuning preprocess engine validation "
-        "export screen finetune ui space",
+    cli="core vocabulary viz molecules data flow solvers sampling training hub tuning plausibility preprocess engine "
+        "validation export screen finetune ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`
