@@ -337,10 +337,10 @@ def plausibility(
     values = dict(distance=distance, nucleus_px=zones.diameter_px, share=zones.share, **brightness(cells, channels),
                   sharpness=sharpness_of(features[0], len(channels)))
     values = {name: float(np.median(v)) for name, v in values.items()}
-    problems = brightness_problems(values, channels)
-    if not problems and scores.max() - scores[0] > min_margin:
-        problems = order_problem(orders[scores.argmax()], channels)
-    problems = problems or cell_problems(Measured(values, controls, cells.shape[-1], scale, nucleus_share))
+    measured, best = Measured(values, controls, cells.shape[-1], scale, nucleus_share), scores.argmax()
+    exchanged = order_problem(orders[best], channels) if scores[best] - scores[0] > min_margin else []
+    explained = exchanged and np.median(distances(z[best])) <= too_far * controls.distances[-2]
+    problems = brightness_problems(values, channels) or (exchanged if explained else cell_problems(measured)) or exchanged
     percentile = float(controls.percentile(values["distance"]))
     line = " ".join([*problems, distance_line(percentile, len(cells))])
     return Plausibility(problems, line, percentile, tuple(controls.percentile(distance).round(1).tolist()))
