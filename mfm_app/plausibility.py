@@ -340,7 +340,8 @@ def plausibility(
     measured, best = Measured(values, controls, cells.shape[-1], scale, nucleus_share), scores.argmax()
     exchanged = order_problem(orders[best], channels) if scores[best] - scores[0] > min_margin else []
     explained = exchanged and np.median(distances(z[best])) <= too_far * controls.distances[-2]
-    problems = brightness_problems(values, channels) or (exchanged if explained else cell_problems(measured)) or exchanged
+    problems = (brightness_problems(values, channels)
+                or (exchanged if explained else cell_problems(measured)) or exchanged)
     percentile = float(controls.percentile(values["distance"]))
     line = " ".join([*problems, distance_line(percentile, len(cells))])
     return Plausibility(problems, line, percentile, tuple(controls.percentile(distance).round(1).tolist()))
