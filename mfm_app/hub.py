@@ -385,7 +385,7 @@ def unreachable(error:Exception|None)->str:
     "Why the Hub did not answer, as far as the error of the network tells."
     kinds, text = {kind.__name__ for kind in type(error).__mro__}, str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return "the certificate that answers for the Hub is not trusted here (SSL_CERT_FILE can name an institute's own)"
+        return "the certificate shown for the Hub is not trusted here (SSL_CERT_FILE can name an institute's own)"
     if "ProxyError" in kinds: return "the proxy in the environment does not let requests through to the Hub"
     if kinds & {"TimeoutException", "TimeoutError"}: return "the Hub cannot be reached in time"
     return "the Hub cannot be reached"
@@ -416,8 +416,8 @@ def hub_error_message(
     for name, message in hub_messages.items():
         if isinstance(error, getattr(errors, name)): return message.format(**values)
     if isinstance(error, errors.HfHubHTTPError): return status_message(error, repo)
-    cause = next((cause for cause, applies in causes_of(error, errors).items() if applies), "unknown")
-    values |= dict(strerror=getattr(error, "strerror", None), Reason=(reason := unreachable(error))[0].upper() + reason[1:])
+    cause, reason = next((c for c, fits in causes_of(error, errors).items() if fits), "unknown"), unreachable(error)
+    values |= dict(strerror=getattr(error, "strerror", None), Reason=reason[0].upper() + reason[1:])
     return other_messages[cause].format(**values)
 
 # %% ../nbs/15_hub.ipynb #19d35524

@@ -192,7 +192,7 @@ def fill_space(folder:Path, model:Model, kind:str, title:str, name=None):      #
     if location != "folder": return
     (folder / "model").mkdir()
     for path in filter(Path.is_file, (Path(name) / path for path in max_file_bytes)):
-        with name_in_errors(model.name): path.open("rb").close()      # what cannot be read is not what cannot be written
+        with name_in_errors(model.name): path.open("rb").close()      # or it reads as one that cannot be written
         shutil.copyfile(path, folder / "model" / path.name)
 
 # %% ../nbs/37_space.ipynb #3c449fbb

@@ -247,8 +247,12 @@ def serve(blocks:gr.Blocks, host:str, port:int, **kwargs):      # kwargs: as `la
     blocking = not kwargs.pop("prevent_thread_lock", False) and not getattr(sys, "ps1", sys.flags.interactive)
     http_server.LOCALHOST_NAME = "127.0.0.1" if ":" in host else host
     keep_from_proxy(host)
-    with past_proxies():
-        served = blocks.launch(server_name=host, server_port=port, prevent_thread_lock=True, **kwargs)
+    try:
+        with past_proxies():
+            served = blocks.launch(server_name=host, server_port=port, prevent_thread_lock=True, **kwargs)
+    except OSError as e:
+        if e.errno is not None: raise
+        raise InputError(f"Port {port} was taken by somebody else this very moment; name a free one.") from None
     if blocking: blocks.block_thread()
     return served
 
