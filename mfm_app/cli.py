@@ -46,7 +46,8 @@ from .vocabulary import Vocabulary, condition
 
 # %% ../nbs/40_cli.ipynb #ad3c2a2c
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, evaluate it, sample cells, serve the page.",
-                  no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+                  no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+                  rich_markup_mode=None)      # markup would take [mcp] out of a line of help
 
 
 no_memory = "There is not enough memory for this; fewer cells at a time, or a smaller batch or model, take less."
