@@ -272,7 +272,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(own_folder,
 
 @pytest.mark.parametrize("encoding", ["cp932", "ascii", "latin-1", "cp1252"])
 def test_a_screen_is_told_on_any_code_page(tmp_path, monkeypatch, encoding):
-    (tmp_path / "a.smi").write_text("CCO 5000\nCCO 1\n")
+    (tmp_path / "a.smi").write_text("CCO 5000 uM\nCCO 1 uM\n")
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)

@@ -105,7 +105,7 @@ def test_pip_installs_what_the_package_imports_but_not_gradio(space):
     third_party = imported - set(sys.stdlib_module_names)
     needed = {canonicalize_name(d) for m in third_party for d in distributions.get(m, [])}
     assert {"torch", "rdkit", "timm", "tifffile", "ipyketcher"} <= needed
-    with_gradio, optional = {"gradio", "gradio-client", "starlette", "spaces"}, {"torch-fidelity", "ipython"}
+    with_gradio, optional = {"gradio", "gradio-client", "httpx", "starlette", "spaces"}, {"torch-fidelity", "ipython"}
     assert needed - required <= {"mfm-app"} | with_gradio | optional
 
 
@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_space(ask, tmp_path, monkeypatch
     before = sizes_of(tmp_path)
     def full(*args): raise OSError(28, "No space left on device")
     monkeypatch.setattr(shutil, "copyfile", full)
-    assert "disk may be full" in str(ask(write_space, tmp_path / "page", "lab/page", kind="zero"))
+    assert "No space left on device" in str(ask(write_space, tmp_path / "page", "lab/page", kind="zero"))
     assert sizes_of(tmp_path) == before
     monkeypatch.undo()
     replace = os.replace
