@@ -80,7 +80,7 @@ kinds = "PNG, JPEG, BMP, TIFF, NPY and NPZ"
 max_bytes = 100_000_000      # of a file
 
 # %% ../nbs/04_images.ipynb #5aba7401
-unsupported = re.compile(r"support|cannot handle|not available|unknown compression|encrypted|requires the", re.IGNORECASE)
+unsupported = re.compile(r"support|cannot handle|not available|unknown compression|encrypted|requires the", re.I)
 failures = {      # what an exception says of a file, the first that fits; {} is its format
     MemoryError: "it needs more memory than there is",
     (NotImplementedError, ImportError): "it uses a feature of {} that is not read; save it as a plain TIFF",
