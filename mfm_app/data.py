@@ -536,8 +536,9 @@ def read_images(
     images = np.empty((len(names), *first.pixels.shape[1:]), np.uint8)
     for image, m in zip(images, micrographs): image[:] = to_bytes(m.pixels[0], bits)
     alike = all(m.names == first.names for m in micrographs) and len(set(first.names) - {""}) == len(first.names)
-    channels = first.names if alike and first.names != ["red", "green", "blue"] else [""] * len(first.names)
-    return images, channels, depth_notes(micrographs, bits) + image_notes(micrographs, names)
+    colours = ["Red, green and blue are Channel 1, 2 and 3."] if first.names == ["red", "green", "blue"] else []
+    channels = first.names if alike and not colours else [""] * len(first.names)
+    return images, channels, colours + depth_notes(micrographs, bits) + image_notes(micrographs, names)
 
 # %% ../nbs/05_data.ipynb #9eb1c8ec
 ignored_marks = re.compile(r"_?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|sk\d+fk\d+fl\d+", re.I)   # MetaXpress, Harmony

@@ -748,6 +748,11 @@ def test_channels_are_called_as_the_files_call_them(ask, folder):
     assert "channels DNA, Actin, ER in this order" in str(ask(read_cells, folder(mixed)))
 
 
+def test_of_colours_it_is_said_which_channel_each_is(folder):
+    cells = read_cells(folder(own_files()))
+    assert said(cells, "Red, green and blue are Channel 1, 2 and 3.") and cells.channels[0]["name"] == "Channel 1"
+
+
 def test_the_notes_go_with_the_cells_to_the_commands_and_the_model(mfm, folder, tmp_path):
     root = folder({**own_files(data=as_image(crop(16, 16, 3), "png")), "list.txt": "1"})
     code, text = mfm("train", "--data", root, "--out", tmp_path / "run", "--backbone", "nano/8", "--image-size", 16,
