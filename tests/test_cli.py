@@ -323,6 +323,11 @@ def test_the_entry_point_is_installed():
     assert shutil.which("mfm", path=str(Path(sys.executable).parent)), "pip install -e . makes the command `mfm`"
 
 
+def test_the_help_names_what_the_tools_need(mfm):
+    code, text = mfm("serve", "--help")
+    assert code == 0 and "pip install -e '.[mcp]'" in " ".join(text.split())
+
+
 def test_a_process_that_ends_in_the_middle_of_sampling_ends_cleanly():
     code = ("from mfm_app import engine, sampling; "
             "request = engine.Request('taxol', seeds=range(32), sampling=sampling.Sampling(steps=50)); "
