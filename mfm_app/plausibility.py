@@ -325,6 +325,7 @@ def plausibility(
     nucleus_share:float=0.,      # diameter of a nucleus over the shorter side of the file, where it was measured
 )->Plausibility:
     "Whether cells look like the training controls of a model, and what is wrong if they do not."
+    if not (model.config.get("controls") or {}).get("plausibility"): return Plausibility([], not_judged)
     channels = [c["name"] for c in model.channels]
     cells, channels = check_channels(cells[np.linspace(0, len(cells) - 1, min(len(cells), max_judged)).astype(int)],
                                      channels)

@@ -22,6 +22,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
+from .channels import match_channels, suggestion
 from .core import InputError, check_int
 from .counterfactual import (Counterfactual, CounterfactualRequest, Treatment, max_treatments,
                                     resolve_counterfactual, sample_controls, stream)
@@ -30,7 +31,6 @@ from .engine import Engine
 from .export import request_label
 from .images import read_labels
 from .permalink import View, code_for_counterfactual, counterfactual_request_of, fields_of_request
-from .channels import match_channels, suggestion
 from .plausibility import Implausible
 from .preprocess import ImportOptions, PreparedCells, max_prepared, percentiles, prepare_cells
 from .sampling import Sampling, SampleStep, inversion
@@ -435,7 +435,7 @@ def label_fields():
     return labels, labelled
 
 # %% ../nbs/34_ui_counterfactual.ipynb #39861b3f
-welcome = ("One cell, several, or a field with many: PNG, JPEG, BMP, TIFF, OME-TIFF, NPY or NPZ, up to 100 MB. "
+welcome = ("One cell, several, or a field with many: PNG, JPEG, BMP, TIFF, OME-TIFF, STK, NPY or NPZ, up to 100 MB. "
            "It is read in memory and its file is deleted at once.")
 hint = ("Import cells, or take generated ones, choose a treatment and press <b>Treat cells</b>. They are inverted to "
         "noise and sampled again, once untreated (the reconstruction) and once treated (the counterfactual).")

@@ -203,8 +203,9 @@ def hidden_field(value:str, elem_id:str)->gr.Textbox:
 
 def set_on_open(tab:gr.Tab, field:gr.Textbox, value:str, updates:dict={}):      # updates: component -> update
     "Opening a tab sets a field, and updates other components."
-    js = f"() => [{change_js(field, json.dumps(value))}, ...{json.dumps(list(updates.values()))}]"
     tab.elem_id = f"{field.elem_id}-is-{value}-{tab.id}"      # by which page.js knows it at the click
+    opened = f"{tab.elem_id}-button", field.elem_id, value, field.value, list(updates.values())
+    js = f"() => window.mfmRevisions.opened({', '.join(map(json.dumps, opened))})"
     tab.select(None, None, [field, *updates], js=js, **private)
 
 

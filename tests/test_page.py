@@ -601,6 +601,21 @@ def test_the_side_that_is_open_counts_however_late_the_server_is(molecule, monke
     assert molecule.requests[1].molecule
 
 
+def test_the_side_clicked_last_counts_though_gradio_tells_of_the_others_later(molecule):
+    set_number(molecule, "cells", 1)
+    for last, expected in (("Molecule", True), ("Perturbation", False), ("Molecule", True)):
+        names = [*("Molecule", "Perturbation") * 2, last]
+        molecule.evaluate("""names => {      // in one task, so that Gradio tells of all of them afterwards
+            const tabs = [...document.querySelectorAll('[role=tab]')];
+            names.forEach(name => tabs.find(tab => tab.textContent.trim() === name && tab.offsetParent).click());
+            document.querySelector('#viewer .provenance').textContent = '';
+            document.querySelector('#generate').click();
+        }""", names)
+        molecule.wait_for_function("document.querySelector('#viewer .provenance').textContent", timeout=60 * seconds)
+        assert bool(molecule.requests[-1].molecule) == expected
+        assert molecule.get_by_role("tab", name=last).get_attribute("aria-selected") == "true"
+
+
 def test_what_is_set_before_a_link_is_read_stays(page, address, engine, monkeypatch):
     wait_for_rest(engine)
     late(monkeypatch, "view_of_address", 4)

@@ -3,7 +3,7 @@
   // Revisions. Every change by hand takes the next number. A question to the server carries the revisions of the
   // fields it depends on, and its answer brings them back: what belongs to a field that was changed since is not
   // taken, so the newest change wins in whatever order messages arrive. An address is older than any hand.
-  const revisions = {}, values = {}, addressRevision = 1;
+  const revisions = {}, values = {}, clicked = {}, addressRevision = 1;
   let newest = addressRevision;
   const of = field => revisions[field] ?? 0, next = () => ++newest;
   const pending = (id, on) => document.getElementById(id)?.setAttribute('aria-busy', on);
@@ -19,6 +19,12 @@
     changed(field, value, first) {
       if (value !== this.value(field, first)) set(field, value, next());
       return value;
+    },
+    // Gradio may tell of a tab when another was opened since; then nothing changes.
+    opened(tab, field, value, first, updates) {
+      if (clicked[field] !== tab && document.getElementById(tab))
+        return [this.value(field, first), ...updates.map(() => undefined)];
+      return [this.changed(field, value, first), ...updates];
     },
     ask(fields, ids) {
       ids.forEach(id => pending(id, true));
@@ -46,11 +52,17 @@
     const id = target.matches('textarea') && target.closest('.block')?.id;
     if (id) window.mfmRevisions.changed(id, target.value);
   }, true);
-  // So does a tab from the click that opens it (`set_on_open`).
+  // So does a tab from the click that opens it (`set_on_open`); which one is open the page shows some frames later.
+  const newestOf = new WeakMap();      // list of tabs -> the one clicked last
   document.addEventListener('click', ({ target }) => {
-    const tab = target.closest('[role=tab][aria-selected=false]');
-    const [, field, value] = tab?.id.match(/^(.+)-is-(\w+)-\w+-button$/) ?? [];
-    if (field) window.mfmRevisions.changed(field, value);
+    const tab = target.closest('[role=tab]'), list = tab?.closest('[role=tablist]');
+    if (!list) return;
+    const isOpen = tab.getAttribute('aria-selected') === 'true' && (newestOf.get(list) ?? tab) === tab;
+    newestOf.set(list, tab);
+    const [, field, value] = tab.id.match(/^(.+)-is-(\w+)-\w+-button$/) ?? [];
+    if (!field || isOpen) return;
+    clicked[field] = tab.id;
+    window.mfmRevisions.changed(field, value);
   }, true);
 
   // Which channels are shown and between which grey levels, as `show` in an address: DNA,Actin:0-90.
