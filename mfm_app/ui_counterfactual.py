@@ -56,7 +56,7 @@ class ImageSession(Session):
     def forget_image(self):
         "Forget the image."
         self.micrograph, self.name, self.prepared, self.options = None, "", None, None
-        self.none_chosen, self.nucleus_px = False, None      # no nucleus is taken; the width in the field
+        self.none_chosen, self.nucleus_px = False, 0         # no nucleus is taken; the width in the field, 0 at first
         self.question, self.insist = "", False               # what looks implausible; whether it is used anyway
 
     def forget_labels(self):

@@ -385,6 +385,16 @@ def test_intensities_size_and_channels_can_be_changed(tab, files):
     tab.get_by_label("Match intensities").check()
 
 
+def test_a_first_image_of_the_models_own_size_has_no_nuclear_width_and_stays_without(tab, files):
+    upload(tab, files / "five.npy")
+    wait_for_text(tab, "#cf-field .notes", "taken as it is")
+    assert tab.input_value("#cf-nucleus input") == ""
+    tab.get_by_label("Match intensities").uncheck()
+    wait_for_text(tab, "#cf-field .after-title", "intensities not matched")
+    tab.wait_for_timeout(1 * seconds)      # whatever follows has arrived
+    assert tab.inner_text(message) == "" and "taken as it is" in tab.inner_text("#cf-field .notes")
+
+
 def test_channels_that_cannot_be_guessed_are_given_and_one_cell_or_several_are_treated(tab, files):
     upload(tab, files / "odd.ome.tif")
     wait_for_text(tab, message, "The file has 3 channels and the model needs DNA, Actin, Tubulin; "
