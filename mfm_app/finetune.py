@@ -129,9 +129,8 @@ class MeasuredCells:
     @cached_property
     def space(self)->PhenotypeSpace:
         "The phenotype space that the mechanisms of these cells span."
-        table, control = self.cells.table, self.cells.control
-        mechanisms = table["moa"].where(table["perturbation"] != control, control)
-        return phenotype_space(self.features, mechanisms, control)
+        mechanisms = self.cells.table["moa"].mask(self.cells.is_control, self.cells.control)
+        return phenotype_space(self.features, mechanisms, self.cells.control)
 
 # %% ../nbs/28_finetune.ipynb #78bc1569
 def measure(cells:Cells)->MeasuredCells:

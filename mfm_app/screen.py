@@ -105,7 +105,7 @@ def known_compounds(engine:Engine)->dict:      # name -> `Known`
     control = f"'{engine.vocab.control}' is the control, which is sampled beside every list; leave it out."
     known = {h["name"]: Known(h["name"], h["smiles"]) for h in engine.molecules.record.get("held_out", [])}
     for p in engine.vocab.perturbations:
-        compound = Known(p.name, p.smiles) if p.doses else Known(p.name, why=control)
+        compound = Known(p.name, why=control) if engine.vocab.is_control(p) else Known(p.name, p.smiles)
         known |= {name: compound for name in (*p.synonyms, p.name)}
     return known
 
