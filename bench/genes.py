@@ -95,8 +95,9 @@ def distances(train, train_table, iid, generated, table, n=150):
     label = lambda t: t["moa"].mask(t["perturbation"] == "EMPTY", "EMPTY").to_numpy(str)
     rows = []
     for name in ("EMPTY", *pathways):
-        real, fake, others = z_iid[label(table) == name], z_generated[label(table) == name], z[label(train_table) == name]
-        sets, spread = (fake, others), lambda values, d: f"{np.mean(values):.{d}f} ± {np.std(values):.{d}f}"
+        real, fake = z_iid[label(table) == name], z_generated[label(table) == name]
+        sets = fake, z[label(train_table) == name]
+        spread = lambda values, d: f"{np.mean(values):.{d}f} ± {np.std(values):.{d}f}"
         rows.append([name, *(spread(draws(s, real, frechet, n), 1) for s in sets),
                      *(spread(draws(s, real, kid, n), 3) for s in sets)])
     return rows
@@ -107,7 +108,8 @@ def twin_rows(engine, observed, chosen, cells=16, experiments=("Exp1", "Exp4")):
     methods = ("counterfactual", "population mean", "copy the control")
     scores = {gene: {m: [] for m in methods} for gene in chosen}
     for i, (experiment, line) in enumerate((e, c) for e in experiments for c in genes.cell_lines):
-        pairs = {g: twins(cells, g, None, engine.model.net.shape[-1], 10**6 + i, genes, experiment, line) for g in chosen}
+        size, seed = engine.model.net.shape[-1], 10**6 + i
+        pairs = {gene: twins(cells, gene, None, size, seed, genes, experiment, line) for gene in chosen}
         request = CounterfactualRequest(tuple(map(Treatment, chosen)), experiment, line)
         *_, answer = stream(engine, pairs[chosen[0]][0], request)
         mean = lambda name: observed.where(perturbation=name, experiment=experiment, cell_type=line).images.mean(0)
@@ -115,7 +117,8 @@ def twin_rows(engine, observed, chosen, cells=16, experiments=("Exp1", "Exp4")):
             before, after = (images.astype(float) for images in pairs[gene])
             shift = np.broadcast_to(mean(gene) - mean("EMPTY"), before.shape)
             predicted = treated.astype(float) - answer.reconstruction, shift, np.zeros_like(before)
-            for method, effect in zip(methods, predicted): scores[gene][method].append(twin_scores(effect, after - before))
+            for method, effect in zip(methods, predicted):
+                scores[gene][method].append(twin_scores(effect, after - before))
     of = lambda gene, method, key: number([s[key] for s in scores[gene][method]], 2 if key == "correlation" else 1)
     return [[genes.treatments[gene].moa, gene, *(of(gene, m, "correlation") for m in methods[:2]),
              *(of(gene, m, "error") for m in methods)] for gene in chosen]

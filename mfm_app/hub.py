@@ -278,8 +278,8 @@ def read_encoder(folder:Path, config:dict):      # see `molecules.encoder`
 # %% ../nbs/15_hub.ipynb #c9ea3d48
 def bundled_folder(name:str)->Path|None:
     "The folder of a model that comes with the package, such as simulated-genes; None if none has this name."
-    folder = bundled and bundled.parent / name
-    return folder if folder and re.fullmatch(r"[\w-]+", name) and folder.is_dir() else None
+    folders = bundled.parent.iterdir() if bundled else []
+    return next((folder for folder in folders if folder.name == name), None)
 
 
 def model_source(folder:Path, label:str)->str:

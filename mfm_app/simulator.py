@@ -506,4 +506,4 @@ def dataset(
     return population([(assay.controls[0], 0, controls), *treated], size, seed, assay)
 
 
-data_sets = {"simulated": dataset, "simulated-genes": partial(dataset, 3840, 384, assay=genes)}      # what models know
+data_sets = {"simulated": dataset, "simulated-genes": partial(dataset, controls=3840, each=384, assay=genes)}      # what models know

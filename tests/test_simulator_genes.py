@@ -36,7 +36,7 @@ def difference(pair): return np.abs(pair[1].astype(float) - pair[0]).mean((0, 2,
 # Genes and pathways
 
 def test_there_are_60_genes_of_8_pathways_without_doses_and_two_controls():
-    cells = dataset(48, 4, size=16, assay=genes)
+    cells = dataset(96, 4, size=16, assay=genes)
     vocab = vocabulary(cells)
     assert vocab.controls == ["EMPTY", "non-targeting"] and len(vocab.treated) == 60 and vocab.kind.one == "siRNA"
     assert {p.moa for p in vocab.treated} == set(pathways) and len(pathways) == 8
@@ -51,9 +51,10 @@ def test_genes_of_a_pathway_change_the_same_parameters_in_the_same_direction_eac
     _, wanted = pathways[pathway]
     factors = [genes.treatments[gene].factors for gene in members[pathway]]
     for key, full in wanted.items():
-        logs = np.log([f[key] for f in factors])
-        assert (np.sign(logs[:4]) == np.sign(np.log(full))).all(), key
-        assert np.abs(logs[-1]) < .15 < np.abs(np.log(full)) * 3, "the last one hardly does anything"
+        logs, clear = np.log([f[key] for f in factors]), abs(np.log(full)) > .25
+        assert np.sign(logs.mean()) == np.sign(np.log(full)), key
+        assert not clear or (np.sign(logs[:4]) == np.sign(np.log(full))).all(), key
+        assert abs(logs[-1]) < .15, "the last one hardly does anything"
     assert all(set(f) == set(wanted) for f in factors) and len({tuple(f.values()) for f in factors}) == len(factors)
 
 
@@ -67,7 +68,7 @@ def test_an_sirna_changes_the_parameters_of_its_pathway_and_no_other(pathway):
 @each_pathway
 def test_the_strongest_gene_shows_and_the_weakest_hardly_does(pathway):
     of = lambda gene: difference(twins(12, gene, None, 32, assay=genes)).max()
-    assert of(members[pathway][0]) > 4 > 1 > of(members[pathway][-1])
+    assert of(members[pathway][0]) > 4 > 2 > of(members[pathway][-1])
     assert of("non-targeting") < 1
 
 
@@ -89,7 +90,8 @@ def test_pathways_change_the_image_as_their_names_say():
     assert falls(level("Translation", "RNA")) and falls(level("Respiration", "Mitochondria"))
     assert falls(level("Secretion", "Golgi")) and rises(level("Splicing", "RNA"))
     steps = lambda x: np.abs(np.diff(x[:, names.index("Actin")], axis=-1)).mean((1, 2))
-    assert rises([steps(x) for x in pairs["Actin"]]), "stronger stress fibres"
+    before, after = (steps(x).mean() for x in pairs["Actin"])
+    assert after > 1.2 * before, "stronger stress fibres"
 
 
 # Cell lines and experiments
@@ -108,7 +110,7 @@ def test_lines_differ_in_size_shape_and_stain():
         moments = [np.linalg.eigvalsh(np.cov(np.argwhere(mask).T)) for mask in body]
         return body.mean(), np.median([np.sqrt(high / low) for low, high in moments])
     (broad, _), (_, spindle), (_, round_), (small, _) = map(of, ("broad", "spindle", "round", "small"))
-    assert broad > 1.6 * small and spindle > 1.5 > 1.2 > round_
+    assert broad > 1.6 * small and spindle > 1.4 > 1.2 > round_
     dna = lambda line: place(some, None, line, genes).dna.mean()
     assert dna("small") > 1.1 * dna("round")
 
@@ -238,7 +240,7 @@ def test_predicted_effects_on_unseen_cells_are_nearer_to_their_twins_than_no_eff
 @pytest.mark.parametrize("name", data_sets)
 def test_mfm_train_takes_simulated_cells_by_their_name(name, mfm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(data_sets, name, partial(data_sets[name], 24, 4))
+    monkeypatch.setitem(data_sets, name, partial(data_sets[name], controls=24, each=4))
     code, text = mfm("train", "--data", name, "--backbone", "nano/8", "--image-size", 16, "--steps", 1, "--batch", 4,
                      "--out", "run")
     assert code == 0 and "mfm serve --model" in text
