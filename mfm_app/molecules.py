@@ -21,11 +21,11 @@ __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings
            'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules',
            'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest', 'draw', 'unit_problem',
            'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn', 'dose_columns', 'read_doses', 'Row',
-           'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'RowReader', 'list_dose',
-           'name_notes', 'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line', 'cells_or_none',
-           'table_rows', 'Header', 'header_of', 'read_header', 'best_header', 'TableReader', 'rejoin_extension',
-           'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list', 'count_rows',
-           'read_rows']
+           'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'find_typed', 'RowReader',
+           'list_dose', 'name_notes', 'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line',
+           'cells_or_none', 'table_rows', 'Header', 'header_of', 'read_header', 'best_header', 'TableReader',
+           'rejoin_extension', 'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list',
+           'count_rows', 'read_rows']
 
 # %% ../nbs/03_molecules.ipynb #1be674d1
 import csv
@@ -922,9 +922,6 @@ class Known:
     by_label:bool = False # whether it is known by its name, so that no structure is needed
 
 # %% ../nbs/03_molecules.ipynb #876756e9
-name_pattern = re.compile(r"[A-Za-z][a-z -]{2,}\w*")
-
-
 def as_known(known)->dict:      # known: name -> SMILES or `Known`
     "The same by `plain_name`, each a `Known`."
     return {plain_name(name): k if isinstance(k, Known) else Known(name, k) for name, k in (known or {}).items()}
@@ -943,6 +940,9 @@ def named_molecule(
     near = " or ".join(dict.fromkeys(f"'{known[n].name}'" for n in nearest_names(plain_name(name), known, 2)))
     unknown = f"{said} is no known {'compound' if structures else 'perturbation'}"
     raise InputError(unknown + (f", such as {near}{'; give its SMILES' if structures else ''}." if near else "."))
+
+# %% ../nbs/03_molecules.ipynb #bf8aca4d
+name_pattern = re.compile(r"[A-Za-z][a-z -]{2,}\w*")
 
 
 def error_of(f, *args)->str:
@@ -963,6 +963,19 @@ def molecule_or_known(
         if not known or not name_pattern.fullmatch(text.strip()) or "cannot be read" not in str(error): raise
         message = error_of(named_molecule, text, known)
         raise InputError(message.replace("is no known compound", "is neither a SMILES nor a known compound")) from None
+
+
+def find_typed(
+    structure:str, name:str,      # of a row; either may be empty
+    known:dict,                   # as `as_known` makes it
+    structures:bool=True,         # whether there may be structures; False for names alone
+)->tuple:                         # the one that counts, its `Known` and its `Molecule`, None where there is none
+    "Which molecule or perturbation a row means, or `InputError`."
+    typed = structure.strip() or name.strip()
+    if not structures and plain_name(typed) not in known and plain_name(name.strip()) in known: typed = name.strip()
+    if structures and structure.strip(): molecule = molecule_or_known(structure, known)
+    else: molecule = named_molecule(typed, known, structures)
+    return typed, known.get(plain_name(typed)), molecule
 
 # %% ../nbs/03_molecules.ipynb #2644de9a
 class RowReader:
@@ -986,26 +999,16 @@ class RowReader:
         doses=(),           # `DoseColumn`s
         notes=(),           # what was assumed
     )->Row:
-        row, typed = Row(place, one_line(text), name=one_line(name)), self.typed(structure.strip(), name.strip())
-        by_name = not (self.structures and structure.strip())
-        known = self.known.get(plain_name(typed))
+        row = Row(place, one_line(text), name=one_line(name))
         try:
-            if by_name: molecule = named_molecule(typed, self.known, self.structures)
-            else: molecule = molecule_or_known(structure, self.known)
+            typed, known, molecule = find_typed(structure, name, self.known, self.structures)
             dose_um = list_dose(doses, cells, None if known and known.by_label else self.dose_range)
         except InputError as error:
             return replace(row, problem=" ".join([str(error), *(n for n in notes if "identifier" in n)]))
         row.molecule, row.dose_um, row.perturbation = molecule, dose_um, None if molecule else known.name
         row.name = row.name or (one_line(typed) if known else molecule.name)
-        of_molecule = molecule.notes if molecule else ()
-        row.notes = (*notes, *name_notes(typed, known), *dose_notes(doses, cells, dose_um), *of_molecule)
-        return row
-
-    def typed(self, structure:str, name:str)->str:
-        "What says which molecule or perturbation it is."
-        if self.structures or plain_name(structure) in self.known or plain_name(name) not in self.known:
-            return structure or name
-        return name
+        notes = *notes, *name_notes(typed, known), *dose_notes(doses, cells, dose_um)
+        return replace(row, notes=notes + (molecule.notes if molecule else ()))
 
 # %% ../nbs/03_molecules.ipynb #e05b2477
 def list_dose(
@@ -1346,6 +1349,7 @@ def read_rows(
         if len(source) > max_bytes: raise InputError(f"The text has {megabytes}.")
     else: raise InputError("A list of molecules is text or a file.")
     with open_source() as file: kind, header = check_list(file, kind, name, known)
+    reader = readers[kind](known, dose_range, header, structures)
     def rows():
-        with open_source() as file: yield from readers[kind](known, dose_range, header, structures)(numbered_lines(file))
+        with open_source() as file: yield from reader(numbered_lines(file))
     return rows()

@@ -82,7 +82,7 @@ class RefusedRow:
 def check_screenable(engine:Engine):
     "`InputError` where the model has no phenotype space."
     if engine.phenotypes is None:
-        raise InputError("This model has no phenotype space, in which effects are compared; `mfm evaluate` measures it.")
+        raise InputError("This model has no phenotype space, in which effects are compared; `mfm evaluate` makes one.")
 
 
 def check_settings(engine:Engine, settings:ScreenSettings)->ScreenSettings:

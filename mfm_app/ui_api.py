@@ -193,7 +193,8 @@ def vocabulary(engine:Engine)->dict:
         usual_dose_um=usual_dose(p), dose_range_um=vocab.dose_range(p), experiments=list(p.experiments))
         for p in vocab.perturbations]
     yield dict(model=model.name, weights_sha256=model.sha256, control=vocab.control, controls=vocab.controls,
-               perturbations=perturbations, experiments=vocab.experiments, cell_types=vocab.cell_types, channels=[c["name"] for c in model.channels],
+               perturbations=perturbations, experiments=vocab.experiments, cell_types=vocab.cell_types,
+               channels=[c["name"] for c in model.channels],
                image_size=list(model.net.shape[1:]), reads_molecules=model.encode is not None,
                molecule_dose_range_um=vocab.dose_range(vocab.unlisted),
                held_out=engine.molecules.record.get("held_out", []), note=hypothesis,

@@ -77,7 +77,7 @@ def phenotypes_of(
     cells:Cells,
     most:int=6_000,            # cells measured
     classes:int=60,            # those with most cells
-)->PhenotypeSpace|None:        # None without two cells of a class and of the control
+)->PhenotypeSpace|None:        # None where there is nothing to tell apart
     "The phenotype space of the training cells."
     train = cells.where(split="train")
     labels = pd.Series(class_labels(train))
@@ -86,7 +86,8 @@ def phenotypes_of(
     measured = (labels.isin(chosen) & (labels.groupby(labels).cumcount() < most // len(chosen))).to_numpy()
     if counts.get(cells.control, 0) < 2 or len(chosen) < 2: return None
     features = morphology(train.images[measured], [c["name"] for c in cells.channels])
-    return phenotype_space(features, labels[measured].to_numpy(), cells.control)
+    try: return phenotype_space(features, labels[measured].to_numpy(), cells.control)
+    except np.linalg.LinAlgError: return None      # images without any variation
 
 # %% ../nbs/25_validation.ipynb #f620e76d
 def excess_shift(

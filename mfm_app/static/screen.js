@@ -245,7 +245,8 @@ function showDetails(result, cells) {
   const title = make('h3', '', `${label(result)} `);
   if (doseOf(result)) title.append(make('small', '', `${doseOf(result)} µM`));
   details.replaceChildren(title);
-  if (result.name && result.smiles) details.append(Object.assign(make('code', '', result.smiles), { title: result.smiles }));
+  const structureText = result.name && result.smiles;
+  if (structureText) details.append(Object.assign(make('code', '', structureText), { title: structureText }));
   if (cells.error) return details.append(make('p', 'empty', cells.error));
   const picture = (caption, source) => {
     const image = make('img');
