@@ -79,8 +79,12 @@ def check_images(images, channels:list):
     if len(channels) != images.shape[1]:
         raise InputError(f"Images with {images.shape[1]} channels need a name for each, not {len(channels)} names.")
     for i, channel in enumerate(channels):
-        if not all(isinstance(channel.get(key), str) for key in ("name", "colour")):
-            raise InputError(f"Channel {i + 1} needs a name and a colour, both text, not {channel}.")
+        texts = [channel.get(key) for key in ("name", "colour")] if isinstance(channel, dict) else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f"Channel {i + 1} needs a name and a colour, both text, not {str(channel)[:80]}.")
+    names = [channel["name"] for channel in channels]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"Two channels are called '{twice[0][:60]}'; each needs a name of its own.")
 
 # %% ../nbs/05_data.ipynb #729fd65c
 def is_text(value)->bool: return isinstance(value, str)
@@ -760,7 +764,7 @@ def name_channels(names:list)->tuple:      # {"name", "colour"} a channel, notes
     called = [name or f"Channel {i + 1}" for i, name in enumerate(names)]
     channels = [dict(name=name, colour=colours[i % len(colours)]) for i, name in enumerate(called)]
     source = "The files name their channels" if any(names) else "The files do not name their channels, which are called"
-    return channels, [f"{source} {', '.join(called)}; nuclei are looked for in the first if none is a nuclear stain."]
+    return channels, [f"{source} {', '.join(called)}."]
 
 
 def read_folder(
