@@ -223,9 +223,9 @@ def recipe_with(
     index_of_name(coupling, couplings, "coupling")
     return recipe
 
-
+# %% ../nbs/40_cli.ipynb #ade2b443
 def in_channels(cells:Cells, channels:list)->Cells:      # channels: of a model
-    "Cells in a model's channels: by name where both have the same, else in their order; `InputError` for another number."
+    "Cells in a model's channels: by name where both have the same, else in their order; `InputError` for others."
     own, wanted = ([c["name"] for c in some] for some in (cells.channels, channels))
     if len(own) != len(wanted):
         raise InputError(f"The cells have {len(own)} channels, where the model has {len(wanted)} ({in_short(wanted)}).")

@@ -179,11 +179,11 @@ min_image_size, max_image_size = 16, 512      # pixels
 
 
 def check_channels(config:dict, path:str):      # path: of the config, for the message
-    "`InputError` unless each channel of the backbone has a name of its own and a colour, and the nucleus is one of them."
+    "`InputError` unless each channel of the backbone has a name of its own and a colour, and the nucleus is one."
     channels, expected = config["channels"], config["backbone"].get("channels", 3)
     is_text = lambda value: isinstance(value, str) and bool(value.strip())
     is_channel = lambda c: isinstance(c, dict) and all(is_text(c.get(key)) for key in ("name", "colour"))
-    if not isinstance(channels, list) or not channels or len(channels) != expected or not all(map(is_channel, channels)):
+    if not isinstance(channels, list) or not 0 < len(channels) == expected or not all(map(is_channel, channels)):
         raise InputError(f"'channels' in {path} must give a name and a colour for each channel of the backbone.")
     names, nucleus = [c["name"] for c in channels], config.get("nucleus", "")
     if len(set(names)) < len(names):

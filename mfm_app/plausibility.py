@@ -252,7 +252,7 @@ def order_problem(order:tuple, channels:list)->list:
     return [f"The channels look exchanged: {', '.join(looks)}.{of_many}"]
 
 
-def brightness_problems(measured:dict, dna:str)->list:      # dna: name of the nuclear channel; not read without a ground
+def brightness_problems(measured:dict, dna:str)->list:      # dna: name of the nuclear channel
     "What is implausible about the brightness, which would make all else look odd."
     clipped = measured["clipped"]
     if measured.get("ground", 0) > max_ground and clipped <= max_clipped:
