@@ -246,6 +246,8 @@ def check_config(
     if config["predicts"] not in ("image", "velocity"):
         raise InputError(f"'predicts' in {path} must be image or velocity.")
     check_int(config["backbone"].get("image_size", 64), f"image_size in {path}", min_image_size, max_image_size)
+    if not is_number(config["adaptor"].get("time_scale", 1)):
+        raise InputError(f"'time_scale' of the adaptor in {path} must be a number.")
     check_channels(config, path)
     check_vocabulary(config["vocabulary"])
     check_measured(config, path)
