@@ -40,7 +40,7 @@ from .model import MiT, mit, sizes
 from .molecules import EmbeddingTable, encoder, read_embeddings, write_embeddings
 from .sampling import Sampling, resolve_sampling
 from .solvers import TunedSolver
-from .vocabulary import Vocabulary, check_vocabulary
+from .vocabulary import Vocabulary, check_vocabulary, colour_rgb
 
 # %% ../nbs/15_hub.ipynb #5bf7b6ab
 def new_config(
@@ -185,6 +185,7 @@ def check_channels(config:dict, path:str):      # path: of the config, for the m
     is_channel = lambda c: isinstance(c, dict) and all(is_text(c.get(key)) for key in ("name", "colour"))
     if not isinstance(channels, list) or not 0 < len(channels) == expected or not all(map(is_channel, channels)):
         raise InputError(f"'channels' in {path} must give a name and a colour for each channel of the backbone.")
+    for c in channels: colour_rgb(c["colour"])      # refuses what is no colour
     names, nucleus = [c["name"] for c in channels], config.get("nucleus", "")
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
