@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'no_memory', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help',
-           'grid_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'error_message',
-           'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated', 'controls_of',
-           'snapshot_hook', 'train_on', 'recipe_with', 'read_resized', 'option', 'former', 'check_options',
-           'train_command', 'finetune_command', 'evaluate_command', 'tune_command', 'format_of', 'sample_command',
-           'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command',
-           'serve_command', 'push_command', 'space_command']
+           'grid_help', 'control_help', 'kind_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text',
+           'no_trials_text', 'error_message', 'main', 'preview_conditions', 'training_record', 'data_record',
+           'some_treated', 'phenotypes_record', 'controls_of', 'snapshot_hook', 'train_on', 'recipe_with',
+           'read_resized', 'option', 'former', 'check_options', 'train_command', 'finetune_command', 'evaluate_command',
+           'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text',
+           'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import os
@@ -24,7 +24,7 @@ import typer
 from tqdm import tqdm
 
 from .core import Condition, InputError, check_int, index_of_name, join, os_reason, pick_device
-from .data import Batches, Cells, read_cells, resize, vocabulary
+from .data import Batches, Cells, read_cells, resize, vocabulary, with_kind
 from .engine import Engine, load, load_all
 from .export import export_of, formats, write_export
 from .finetune import FinetuneConfig, check_trainable, finetune_and_test
@@ -40,9 +40,9 @@ from .solvers import grids, solvers
 from .space import upload_space, write_space
 from .training import Run, start, train
 from .tuning import tune_model
-from .validation import evaluate_counterfactuals, evaluate_model
+from .validation import clearest_doses, evaluate_counterfactuals, evaluate_model, phenotypes_of
 from .viz import loss_curve, show
-from .vocabulary import Vocabulary, condition
+from .vocabulary import Vocabulary, condition, kinds
 
 # %% ../nbs/40_cli.ipynb #ad3c2a2c
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, evaluate it, sample cells, serve the page.",
@@ -92,7 +92,7 @@ def preview_conditions(
     cells:int=8,             # of each
 )->Condition:                # perturbations * cells rows
     "The control and the treated perturbations with most cells."
-    treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:perturbations - 1]
+    treated = sorted(vocab.treated, key=lambda p: -p.cells)[:perturbations - 1]
     rows = [condition(vocab, name, n=cells) for name in [vocab.control, *(p.name for p in treated)]]
     return join(rows, [cells] * len(rows))
 
@@ -120,16 +120,22 @@ def data_record(cells:Cells)->dict:
 
 def some_treated(cells:Cells)->Cells:
     "Treated cells in random order, a first of each perturbation, then a second of each, and so on."
-    rows = np.flatnonzero(cells.table["perturbation"] != cells.control)
+    rows = np.flatnonzero(~cells.is_control)
     rows = np.random.default_rng(0).permutation(rows)
     names = cells.table["perturbation"].iloc[rows]
     return cells[rows[names.groupby(names).cumcount().argsort(kind="stable")][:max_treated]]
 
 
+def phenotypes_record(cells:Cells)->dict:
+    "The phenotype space of the training cells as a part of a config; empty without one."
+    space = phenotypes_of(cells)
+    return dict(phenotypes=space.to_dict()) if space else {}
+
+
 def controls_of(cells:Cells)->dict:
     "How the untreated training cells look and what is unlike them, for `config['controls']`."
     train, names = cells.where(split="train"), [c["name"] for c in cells.channels]
-    controls = train.where(perturbation=cells.control).images
+    controls = train[train.is_control].images
     known = plausibility_statistics(controls, some_treated(train).images, names)
     return control_statistics(controls, names) | (dict(plausibility=known) if known else {})
 
@@ -164,9 +170,10 @@ def train_on(
     every:int,           # steps between snapshots
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
-    name, seed, vocab, checkpoint = recipe["recipe"], recipe["seed"], vocabulary(cells), out / "training.pt"
+    name, seed, checkpoint = recipe["recipe"], recipe["seed"], out / "training.pt"
+    vocab = clearest_doses(vocabulary(cells), cells)
     config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], laptop=name == "laptop")
-    config |= dict(data=data_record(cells), controls=controls_of(cells))
+    config |= dict(data=data_record(cells), controls=controls_of(cells), **phenotypes_record(cells))
     torch.manual_seed(seed)
     settings = recipe_settings[name]
     run = start(build(config), checkpoint, recipe["optimiser"], recipe["learning_rate"], settings["ema_std"])
@@ -196,9 +203,11 @@ def read_resized(
     data:Path,                # folder
     image_size:int,           # pixels along a side
     channels:list|None=None,  # of the model that is to read them; None allows any
+    control:list|None=None,   # names, as in `data.find_controls`
+    kind:str="",              # of the perturbations whose table says none
 )->Cells:
     "The cells of a data folder at some size, or `InputError`; prints what was taken and what was left out."
-    cells = read_cells(data)
+    cells = with_kind(read_cells(data, control), kind)
     for note in cells.notes: print(note)
     if channels and len(channels) != len(cells.channels):
         wanted = f"{len(channels)} ({', '.join(c['name'] for c in channels)})"
@@ -229,6 +238,8 @@ several_help = "Given several times, the page offers these models."
 guidance_help = "Guidance scale: 1 is the model as trained, above 1 exaggerates the perturbation."
 solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if the model has it, else multistep2."
 grid_help = f"Times between the steps: {', '.join(grids)}; auto takes the tuned ones, or cosine."
+control_help = "Name of the control; again for further ones. The usual names (DMSO, EMPTY, ...) if not given."
+kind_help = f"What the perturbations are where the table does not say: {', '.join(kinds)}."
 list_help = "A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input."
 repo_help = "Repository on the Hub, created if it does not exist; user/name@branch is a branch of it."
 dry_run_help = "Write it to this folder and upload nothing; `python app.py` in it serves the page."
@@ -252,13 +263,15 @@ def train_command(
     coupling:option(str, "Of noise and images: independent, or ot (minibatch optimal transport).")="independent",
     every:option(int, "Steps between snapshots: the model folder and a preview.")=500,
     seed:option(int, "Of weights and batches.")=0,
+    control:option(list[str]|None, control_help)=None,
+    kind:option(str, kind_help)="",
 ):
     "Train a model, or resume a run; the folder `model` in OUT is then ready to serve."
     check_options((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
                   (image_size, "--image-size", 16, 512))
     recipe = recipe_with(paper, lr, timesteps or times, coupling, batch=batch, seed=seed)
     check_writable(out)
-    train_on(read_resized(data, image_size), out, backbone, recipe, steps, cooldown, every)
+    train_on(read_resized(data, image_size, control=control, kind=kind), out, backbone, recipe, steps, cooldown, every)
     print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
 # %% ../nbs/40_cli.ipynb #bd3be062
@@ -277,6 +290,7 @@ def finetune_command(
     counts:option(bool, "Count fingerprints instead of bits.")=False,
     embeddings:option(Path|None, "A table of embeddings (.csv, .npz), keyed by SMILES, in place of fingerprints.")=None,
     folds:option(int, "Groups of compounds held out in turn, to measure the predictions; 0 skips this.")=6,
+    control:option(list[str]|None, control_help)=None,
 ):
     "Train a model on molecules, and write into its card how it predicts held-out compounds."
     warm_start = warm_start if imitate is None else imitate
@@ -286,7 +300,7 @@ def finetune_command(
     for folder in filter(None, (model, run)): check_writable(folder)
     encode = read_embeddings(embeddings) if embeddings else Morgan(counts=counts)
     loaded, checkpoint = load_model(model, pick_device()), run and run / "molecules.pt"
-    cells = read_resized(data, loaded.net.shape[-1], loaded.channels)
+    cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
     if left_out := check_trainable(cells, encode): print(left_out_text.format(names=", ".join(left_out)))
     net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds)
     save_model(model, net, loaded.config, loaded.dtype, encode if embeddings else None)
@@ -298,13 +312,16 @@ def evaluate_command(
     model:option(Path, "Model folder; its card gets the result."),
     data:option(Path, "Folder of real cells with an iid split."),
     n:option(int, "Cells to sample for each condition.")=256,
+    control:option(list[str]|None, control_help)=None,
 ):
     "Evaluate a model on real cells it has not seen, and write the result into its card."
     check_int(n, "--n", 20, 10_000)
     check_writable(model)
     loaded = load_model(model)
-    cells = read_resized(data, loaded.net.shape[-1], loaded.channels)
-    loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells))
+    cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
+    loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells),
+                         vocabulary=clearest_doses(loaded.vocab, cells).to_dict())
+    loaded.config |= {} if "phenotypes" in loaded.config else phenotypes_record(cells)
     loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
     print(loaded.config["quality"]["table"])
@@ -397,7 +414,7 @@ def stopped_text(progress:Progress|None)->str:      # None: before the list was 
 def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings)->bool:
     "Screen a list into a folder while a bar shows the progress; False if Ctrl-C stopped it."
     folder, progress = ScreenFolder(out), None
-    with tqdm(unit=" molecules", dynamic_ncols=True, delay=0.1) as bar:
+    with tqdm(unit=" rows", dynamic_ncols=True, delay=0.1) as bar:
         try:
             for event in screen_into(out, engine, source, settings):
                 if event is None: continue
@@ -425,21 +442,21 @@ def read_standard_input()->str:
 def screen_command(
     molecules:Annotated[str, typer.Argument(metavar="LIST", help=list_help)],
     out:option(Path, "Folder of the results; the same command goes on where it was stopped."),
-    dose:option(float, "Micromolar, where the list has none.")=10.,
-    cells:option(int, "Cells a molecule.")=4,
+    dose:option(float, "Micromolar, of a molecule for which the list has none.")=10.,
+    cells:option(int, "Cells of each row.")=4,
     experiment:option(str|None, "The one with most treated cells if not given.")=None,
     seed:option(int, "Of the first cell.")=0,
     steps:option(int, "Of the solver.")=screening.steps,
-    model:option(str|None, f"{model_help} It must read molecules.")=None,
+    model:option(str|None, f"{model_help} One that reads no molecules takes names.")=None,
 ):
-    "Predict and rank the effects of a list of molecules."
+    "Predict and rank the effects of a list of molecules, or of genes and other names the model knows."
     source = read_standard_input() if molecules == "-" else Path(molecules)
     check_writable(out)
     settings = ScreenSettings(dose, cells, experiment, seed, replace(screening, steps=steps))
     if not screen_with_bar(out, load(model), source, settings): raise typer.Exit(130)
     print_refused(ScreenFolder(out))
     print_notes(ScreenFolder(out))
-    print(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
+    print(f"The ranking is in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
 # %% ../nbs/40_cli.ipynb #02be5c41
 @app.command("serve")

@@ -67,7 +67,9 @@ def check_treatments(treatments, cells:int):
 def resolve_counterfactual(request:CounterfactualRequest, cells:int, engine:Engine)->list:
     "A `ResolvedRequest` a treatment, all in the experiment and cell type of the control, or `InputError`."
     check_treatments(request.treatments, cells)
-    where = engine.resolve(Request(engine.vocab.control, None, request.experiment, request.cell_type))
+    first = request.treatments[0].perturbation
+    control = engine.vocab.control if first is None else engine.vocab.control_of(first)
+    where = engine.resolve(Request(control, None, request.experiment, request.cell_type))
     sampling = engine.model.resolve_sampling(request.sampling, inverting=True)
     shared = dict(experiment=where.experiment, cell_type=where.cell_type, sampling=sampling)
     requests = [Request(t.perturbation, t.dose_um, molecule=t.molecule, **shared) for t in request.treatments]
@@ -101,7 +103,7 @@ def counterfactual_provenance(engine:Engine, cells:np.ndarray, requests:list, so
     first = requests[0]
     treatments = [dict(perturbation=r.perturbation, dose_um=r.dose_um, molecule=r.molecule) for r in requests]
     record = dict(cells=len(cells), cells_sha256=digest(cells), source=source, treatments=treatments,
-                  control=engine.vocab.control, experiment=first.experiment, cell_type=first.cell_type,
+                  control=first.control.perturbation, experiment=first.experiment, cell_type=first.cell_type,
                   seconds=round(seconds, 2))
     return engine.provenance(first.sampling, record, inverting=True, molecule=any(r.molecule for r in requests))
 

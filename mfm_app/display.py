@@ -61,8 +61,8 @@ def atlas(
 
 
 def treatment_label(request:ResolvedRequest)->str:
-    "Compound and dose as the page shows them: 'taxol, 0.3 µM'; a long SMILES is cut short."
-    name = request.perturbation
+    "Treatment and dose as the page shows them: 'taxol, 0.3 µM', 'KIF11 siRNA'; a long SMILES is cut short."
+    name = request.names.treatment
     if request.molecule:
         smiles = request.molecule
         name = request.report.name or (smiles if len(smiles) < 31 else smiles[:28] + "…")
@@ -96,7 +96,7 @@ def run_for(
     names=None,       # of the cells; None takes the seeds of a `ResolvedRequest`
 )->dict:
     "The description of a run, from what is to be computed."
-    control = engine.vocab.control
+    control = (requests[0] if isinstance(requests, list) else requests).control.perturbation
     if isinstance(requests, list):
         labels = ["Original", f"Reconstruction (still {control})", *map(treatment_label, requests)]
         legend = "Every cell: original above, counterfactual below."
@@ -113,7 +113,8 @@ def cell_count(n:int)->str: return "1 cell" if n == 1 else f"{n} cells"
 
 def sketch_note(engine:Engine, answer)->str:
     "A warning where the untreated cells shown are of an experiment with few training controls, else an empty text."
-    control, experiment = engine.vocab.control, answer.provenance["experiment"]
+    request = answer.requests[0] if isinstance(answer, Counterfactual) else answer.request
+    control, experiment = request.control.perturbation, answer.provenance["experiment"]
     seen = engine.vocab.perturbation(control).experiments.get(experiment)
     untreated = isinstance(answer, Counterfactual) or answer.control is not None
     if not (seen and seen < 100 and untreated): return ""

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from . import __version__
-from .card import model_card
+from .card import model_card, no_molecules
 from .conditioning import for_inference
 from .core import Condition, InputError, check_int, fast_dtype, join, noise, pick_device, to_uint8
 from .effects import Comparison
@@ -71,15 +71,19 @@ class MoleculeKnowledge:
     "The compounds a model was trained on by structure, and what follows for other molecules."
     def __init__(self, model:Model):
         self.encode, self.record = model.encode, model.config.get("molecules", {})
-        self.compounds = [p for p in model.vocab.perturbations if p.smiles and p.doses]
+        self.compounds = [p for p in model.vocab.treated if p.smiles and p.doses]
         smiles = [read_molecule(p.smiles).smiles for p in self.compounds]
         self.by_smiles, self.library = dict(zip(smiles, self.compounds)), Morgan()(smiles)
         self.held_out = {read_molecule(h["smiles"]).smiles: h for h in self.record.get("held_out", [])}
 
+    @property
+    def reads(self)->bool:
+        "Whether the model reads molecules."
+        return self.encode is not None and len(self.compounds) > 0
+
     def check(self):
-        "`InputError` where the model has no molecule adaptor."
-        if self.encode is None or not self.compounds:
-            raise InputError("This model knows compounds by name alone; `mfm finetune` trains it on molecules.")
+        "`InputError` where the model reads no molecules."
+        if not self.reads: raise InputError(no_molecules)
 
     def report(self, molecule:Molecule)->MoleculeReport:
         "Neighbours, verdict and usual dose of a molecule in standard form, or `InputError`."
@@ -152,10 +156,10 @@ def resolve_request(request:Request, loaded:"LoadedModel")->ResolvedRequest:
         report = molecules.report(request.molecule if known else read_molecule(request.molecule))
         name, dose = vocab.unlisted, report.dose_um if dose is None else dose
     names = resolve(vocab, name, dose, request.experiment, request.cell_type)
-    control = resolve(vocab, vocab.control, None, names.experiment, names.cell_type)
+    control = resolve(vocab, vocab.control_of(name), None, names.experiment, names.cell_type)
     return ResolvedRequest(
         None if report else names.perturbation, names.dose_um, names.experiment, names.cell_type,
-        check_seeds(request.seeds), sampling, request.compare and names.perturbation != vocab.control,
+        check_seeds(request.seeds), sampling, request.compare and not vocab.is_control(names.perturbation),
         report and report.molecule.smiles, names, control, report)
 
 # %% ../nbs/23_engine.ipynb #b8d46c18

@@ -46,8 +46,8 @@ def unique_labels(labels, reserved=())->list:
 
 
 def request_label(request)->str:
-    "Compound or SMILES of a `ResolvedRequest`, and its dose: 'taxol 0.3 µM'."
-    name = request.perturbation or request.molecule
+    "What a `ResolvedRequest` is called, and its dose: 'taxol 0.3 µM', 'KIF11 siRNA'."
+    name = request.molecule or request.names.treatment
     return name if request.dose_um is None else f"{name} {request.dose_um:g} µM"
 
 # %% ../nbs/26_export.ipynb #ded9ca60

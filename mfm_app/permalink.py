@@ -212,7 +212,7 @@ gallery = "display.Gallery(answer)      # {} are the pixels\n"
 def code_for_cells(engine:Engine, request:ResolvedRequest)->str:
     "Code that generates what a request of the Explore tab generated."
     r = request
-    compare = None if r.compare or r.perturbation == engine.vocab.control else False
+    compare = None if r.compare or engine.vocab.is_control(r.perturbation) else False
     what = [r.perturbation] if r.molecule is None else []
     line = call("session.generate", *what, molecule=r.molecule, dose_um=r.dose_um, experiment=r.experiment,
                 cell_type=r.cell_type, seeds=r.seeds, **r.sampling.record(), compare=compare)

@@ -82,7 +82,7 @@ def generation_outputs(engine:Engine, session:Session, request:ResolvedRequest):
 def answer_effects(engine:Engine, answer)->str:
     "The value of the effect panel for an answer; empty without a control."
     if answer.control is None: return ""
-    than = f"{engine.vocab.control} from the same noise"
+    than = f"{answer.request.control.perturbation} from the same noise"
     title = f"Effect of {treatment_label(answer.request)}: treated minus {than}"
     return effects_of(answer.comparison, answer.channels, title, than, answer.provenance)
 

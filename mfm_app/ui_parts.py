@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['stale', 'coverage_text', 'sampling_event', 'component', 'packaged', 'static_folder', 'static_url', 'molecule_editor',
            'viewer', 'effect_panel', 'choices', 'about_perturbation', 'default_perturbation', 'experiments',
-           'perturbation_dose', 'molecule_dose', 'dose_value', 'examples', 'perturbation_fields', 'molecule_fields',
-           'cell_fields', 'sampling_fields', 'treatment_tabs', 'experiment_field', 'upload_field', 'seed_range',
-           'treatment_from', 'check_treatment', 'field_validity', 'connect_perturbation', 'connect_experiment',
-           'connect_molecule', 'connect_editor', 'download_message', 'export_buttons', 'share_message',
-           'view_of_address', 'treatment_values', 'field_output', 'treatment_outputs', 'open_address', 'on_open',
-           'answer_or_error']
+           'perturbation_dose', 'molecule_dose', 'dose_value', 'examples', 'search_info', 'perturbation_fields',
+           'molecule_fields', 'cell_fields', 'sampling_fields', 'treatment_tabs', 'experiment_field', 'upload_field',
+           'seed_range', 'treatment_from', 'check_treatment', 'field_validity', 'connect_perturbation',
+           'connect_experiment', 'connect_molecule', 'connect_editor', 'download_message', 'export_buttons',
+           'share_message', 'view_of_address', 'treatment_values', 'field_output', 'treatment_outputs', 'open_address',
+           'on_open', 'answer_or_error']
 
 # %% ../nbs/32_ui_parts.ipynb #bed2a26c
 import atexit
@@ -38,7 +38,7 @@ from .sampling import Sampling, generation
 from .solvers import grids, solvers
 from .ui_session import (Output, Session, address_revision, answer_message, change_js, error_line, follow,
                                 hidden_field, latest_only, number_changes, on_leave, private, take_newest, validity)
-from .vocabulary import coverage, usual_dose
+from .vocabulary import coverage, kinds, usual_dose
 
 # %% ../nbs/32_ui_parts.ipynb #803495f8
 def component(
@@ -102,29 +102,34 @@ coverage_text = dict(
 
 
 def choices(engine:Engine)->list:
-    "Label and name of each perturbation; the label has mechanism and synonyms, so that one can search by them."
-    also = lambda p: f" · {', '.join(p.synonyms)}" if p.synonyms and p.doses else ""
-    return [(f"{p.name} · {p.moa or 'untreated control'}{also(p)}", p.name) for p in engine.vocab.perturbations]
+    "Label and name of each perturbation; the label has class, gene and synonyms, so that one can search by them."
+    vocab = engine.vocab
+    def label(p): return [p.name, vocab.class_of(p), "" if vocab.is_control(p) else ", ".join(p.synonyms)]
+    return [(" · ".join(filter(None, label(p))), p.name) for p in vocab.perturbations]
 
 
 def about_perturbation(engine:Engine, name:str)->str:
-    "Mechanism, training cells and how far to believe it, in Markdown."
+    "What it is, training cells and how far to believe it, in Markdown."
     p = engine.vocab.perturbation(name)
-    return f"**{p.moa or 'Untreated control'}.** Trained on {p.cells:,} cells. {coverage_text[coverage(p.cells)]}"
+    words = [kinds[p.kind].after and f"{kinds[p.kind].after}{f' of {p.gene}' if p.gene else ''}", p.moa]
+    said = engine.vocab.class_of(p) if engine.vocab.is_control(p) else ", ".join(filter(None, words))
+    said = (said or engine.vocab.class_of(p)) and f"**{said[0].upper() + said[1:]}.** "
+    return f"{said}Trained on {p.cells:,} cells. {coverage_text[coverage(p.cells)]}"
 
 
 def default_perturbation(engine:Engine)->str:
     "What stands in the field when the page opens: the treated perturbation with most cells."
-    return max((p for p in engine.vocab.perturbations if p.doses), key=lambda p: p.cells).name
+    return max(engine.vocab.treated or engine.vocab.perturbations, key=lambda p: p.cells).name
 
 # %% ../nbs/32_ui_parts.ipynb #b06d9c30
 def experiments(engine:Engine, name:str)->list:
     "Label and name of each experiment, most cells of this perturbation first; labels count them and the controls."
     vocab = engine.vocab
-    treated, control = (vocab.perturbation(p).experiments for p in (name, vocab.control))
+    beside_it = vocab.control_of(name)
+    treated, control = (vocab.perturbation(p).experiments for p in (name, beside_it))
     def label(e):
         cells = f"{treated[e]:,} cells" if e in treated else "not seen there"
-        beside = "" if name == vocab.control else f", {vocab.control} {control.get(e, 0):,}"
+        beside = "" if name == beside_it else f", {beside_it} {control.get(e, 0):,}"
         return f"{e} · {cells}{beside}"
     ordered = sorted(vocab.experiments, key=lambda e: -treated.get(e, 0))
     return [*((label(e), e) for e in ordered), ("any · left open", "any")]
@@ -139,7 +144,7 @@ def perturbation_dose(engine:Engine, name:str, revision:int=0)->str:      # revi
 # %% ../nbs/32_ui_parts.ipynb #a95225fb
 def molecule_dose(engine:Engine, smiles:str, current:str|None=None)->str:
     "The value of the dose component for a molecule; the dose in the `current` value stays."
-    low, high = engine.vocab.dose_range(engine.vocab.unlisted)
+    low, high = engine.vocab.dose_range(engine.vocab.unlisted) or (None, None)
     try: nearest = engine.assess(smiles).neighbours[0][0]
     except InputError: nearest = None
     dose = dict(dose=nearest and usual_dose(nearest), revision=0)
@@ -162,10 +167,17 @@ def examples(engine:Engine)->list:
     return [(f"{known.name} (known)", known.smiles), *held_out, ("caffeine", "Cn1cnc2c1c(=O)n(C)c(=O)n2C")]
 
 # %% ../nbs/32_ui_parts.ipynb #1606c169
+def search_info(engine:Engine)->str:
+    "What one can search perturbations by."
+    genes = ", a gene" if any(p.gene for p in engine.vocab.perturbations) else ""
+    classes = f" or a {engine.vocab.kind.classes}" if any(p.moa for p in engine.vocab.treated) else ""
+    return f"Type a name{genes}{classes}"
+
+
 def perturbation_fields(engine:Engine, prefix:str=""):
     "The fields of a compound by name: perturbation, what is known of it, dose."
     start = default_perturbation(engine)
-    name = gr.Dropdown(choices(engine), value=start, label="Perturbation", info="Type a name or a mechanism",
+    name = gr.Dropdown(choices(engine), value=start, label="Perturbation", info=search_info(engine),
                        filterable=True, elem_id=f"{prefix}perturbation")
     about = gr.Markdown(about_perturbation(engine, start), elem_id=f"{prefix}about-perturbation", container=True)
     dose = component("dose", perturbation_dose(engine, start), elem_id=f"{prefix}dose", container=True)
