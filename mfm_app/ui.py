@@ -223,8 +223,7 @@ def model_line(engine:Engine)->str:
     "What a model knows, in a few words."
     vocab, channels = engine.vocab, len(engine.model.channels)
     cells = ", ".join(vocab.cell_types) if len(vocab.cell_types) < 3 else f"{len(vocab.cell_types)} cell types"
-    count = lambda n, word: f"{n:,} {word}{'s' * (n != 1)}"
-    return f"{cells} · {count(channels, 'channel')} · {count(len(vocab.perturbations) - 1, 'perturbation')}"
+    return f"{cells} · {channels} channel{'s' * (channels > 1)} · {vocab.counted}"
 
 
 def model_links(
@@ -394,6 +393,7 @@ def launch(
     if len(engines) > 1: engines = {name: among(e, name, engines) for name, e in engines.items()}
     for each in engines.values(): each.warm()
     lines, (host, port) = {name: model_line(e) for name, e in engines.items()}, listen_address(host, port)
-    app = app_settings(engines, lines, f"http://{'localhost' if host == '0.0.0.0' else host}:{port}", kwargs.get("mcp_server"))
+    local_url = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
+    app = app_settings(engines, lines, local_url, kwargs.get("mcp_server"))
     kwargs["app_kwargs"] = app | kwargs.get("app_kwargs", {})
     return serve(page(next(iter(engines.values())), lines), host, port, **look() | limits | kwargs)

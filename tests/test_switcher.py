@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import many, typed
+from conftest import many
 from gradio_client import Client
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,7 +210,7 @@ def test_a_path_of_no_model_is_answered_with_those_there_are(address):
 
 def test_two_models_generate_at_once_and_both_answer(engines):
     answers, start = {}, time.monotonic()
-    def ask(name, i): answers[name, i] = engines[name].generate("sweller", seeds=range(8), steps=6)
+    def ask(name, i): answers[name, i] = engines[name].generate("sweller", seeds=range(4), steps=4)
     threads = [threading.Thread(target=ask, args=(name, i)) for i in range(3) for name in engines]
     for thread in threads: thread.start()
     for thread in threads: thread.join(120)
@@ -250,9 +250,10 @@ def test_a_model_given_twice_or_missing_is_refused_in_one_line(saved, mfm, monke
     monkeypatch.setattr(ui, "launch", lambda *_, **__: pytest.fail("was served"))
     monkeypatch.chdir(tmp_path)
     model = saved / "runs/a/model"
-    for args, sentence in [((model, model), "The model 'model' is given twice; give each model once."),
-                           ((bundled, bundled.parent / ".." / "weights" / "bbbc021"), "The model 'bbbc021' is given twi"),
-                           ((model, saved / "nothing"), "nothing"), ((model, saved), "is not a model folder")]:
+    refused = {(model, model): "The model 'model' is given twice; give each model once.",
+               (bundled, bundled.parent / "../weights/bbbc021"): "The model 'bbbc021' is given twice",
+               (model, saved / "nothing"): "nothing", (model, saved): "is not a model folder"}
+    for args, sentence in refused.items():
         for command in (["serve"], ["space", "--to", "lab/page", "--dry-run", "page"]):
             code, text = mfm(*command, *(word for name in args for word in ("--model", name)))
             last = text.strip().splitlines()[-1]
@@ -326,6 +327,11 @@ def shown(page):
     return page.get_attribute("#models [aria-current]", "data-model")
 
 
+def wait_for_model(page, name):
+    script = "name => document.querySelector('#models [aria-current]')?.dataset.model === name"
+    page.wait_for_function(script, arg=name)
+
+
 def pixels(page): return page.locator("#viewer canvas").evaluate_all("all => all.map(c => c.toDataURL())")
 
 
@@ -338,12 +344,12 @@ def test_the_bar_leads_to_the_other_model_on_the_same_tab_and_back(page, address
     page.wait_for_function("location.search.includes('tab=screen')")
     page.focus("#models a:not([aria-current])")
     page.keyboard.press("Enter")
-    page.wait_for_function("name => document.querySelector('#models [aria-current]')?.dataset.model === name", arg=second)
+    wait_for_model(page, second)
     page.wait_for_selector("#screen-list textarea:visible")
     assert page.evaluate("document.body.classList.contains('dark')") and urlsplit(page.url).path == "/"
     page.wait_for_selector("#models a")
     page.click("#models a >> nth=0")
-    page.wait_for_function("name => document.querySelector('#models [aria-current]')?.dataset.model === name", arg=first)
+    wait_for_model(page, first)
     page.wait_for_selector("#screen-list textarea:visible")
 
 
@@ -374,8 +380,8 @@ def test_an_address_names_its_model_and_opens_the_same_picture_from_any_page(pag
 def test_a_model_that_is_not_there_is_refused_on_the_page_with_those_there_are(page, address, tab, status):
     page.goto(f"{address}?tab={tab}&model=rxrx1&perturbation=sweller")
     sentence = f"In the address, model must be {first} or {second}, not 'rxrx1'."
-    page.wait_for_function("([at, text]) => document.querySelector(at)?.innerText.includes(text)", arg=[status, sentence],
-                           timeout=60 * seconds)
+    script = "([at, text]) => document.querySelector(at)?.innerText.includes(text)"
+    page.wait_for_function(script, arg=[status, sentence], timeout=60 * seconds)
     assert shown(page) == first and not page.locator("#viewer canvas:visible").count()
 
 
