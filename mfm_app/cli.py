@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'no_memory', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help',
-           'grid_help', 'control_help', 'kind_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text',
-           'no_trials_text', 'error_message', 'main', 'preview_conditions', 'training_record', 'data_record',
-           'some_treated', 'phenotypes_record', 'controls_of', 'snapshot_hook', 'train_on', 'recipe_with',
-           'read_resized', 'option', 'former', 'check_options', 'train_command', 'finetune_command', 'evaluate_command',
-           'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text',
-           'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
+           'grid_help', 'control_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
+           'left_out_text', 'no_trials_text', 'error_message', 'main', 'preview_conditions', 'training_record',
+           'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'snapshot_hook', 'train_on',
+           'recipe_with', 'read_resized', 'option', 'former', 'check_options', 'train_command', 'finetune_command',
+           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
+           'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
+           'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import os
@@ -36,6 +37,7 @@ from .plausibility import max_treated, plausibility_statistics
 from .preprocess import control_statistics
 from .sampling import generation, inversion, sample_images, screening
 from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustrate, screen_into
+from .simulator import data_sets
 from .solvers import grids, solvers
 from .space import upload_space, write_space
 from .training import Run, start, train
@@ -200,14 +202,15 @@ def recipe_with(
 
 
 def read_resized(
-    data:Path,                # folder
+    data:Path,                # folder, or one of `simulator.data_sets`
     image_size:int,           # pixels along a side
     channels:list|None=None,  # of the model that is to read them; None allows any
     control:list|None=None,   # names, as in `data.find_controls`
     kind:str="",              # of the perturbations whose table says none
 )->Cells:
-    "The cells of a data folder at some size, or `InputError`; prints what was taken and what was left out."
-    cells = with_kind(read_cells(data, control), kind)
+    "Simulated cells by their name, or those of a folder at some size; prints what was taken and what was left out."
+    simulated = None if data.exists() else data_sets.get(str(data))
+    cells = simulated(size=image_size) if simulated else with_kind(read_cells(data, control), kind)
     for note in cells.notes: print(note)
     if channels and len(channels) != len(cells.channels):
         wanted = f"{len(channels)} ({', '.join(c['name'] for c in channels)})"
@@ -233,13 +236,16 @@ def check_options(*limits):      # (value, name, low, high) an option
     for value, name, low, high in limits: check_int(value, name, low, high)
 
 # %% ../nbs/40_cli.ipynb #49b043c5
-model_help = "Model folder, or user/name or user/name@revision on the Hub; the bundled one if not given."
+model_help = ("Model folder, a bundled model by its name (such as simulated-genes), or user/name or user/name@revision on "
+              "the Hub; bbbc021 if not given.")
 several_help = "Given several times, the page offers these models."
 guidance_help = "Guidance scale: 1 is the model as trained, above 1 exaggerates the perturbation."
 solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if the model has it, else multistep2."
 grid_help = f"Times between the steps: {', '.join(grids)}; auto takes the tuned ones, or cosine."
 control_help = "Name of the control; again for further ones. The usual names (DMSO, EMPTY, ...) if not given."
 kind_help = f"What the perturbations are where the table does not say: {', '.join(kinds)}."
+data_help = ("Folder in the bbbc021-cells format, or folders of images named by perturbation, or cells that are drawn: "
+             f"{', '.join(data_sets)}.")
 list_help = "A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input."
 repo_help = "Repository on the Hub, created if it does not exist; user/name@branch is a branch of it."
 dry_run_help = "Write it to this folder and upload nothing; `python app.py` in it serves the page."
@@ -249,7 +255,7 @@ no_trials_text = "The model now reads molecules; nothing was held out, so it is 
 # %% ../nbs/40_cli.ipynb #c29cfb37
 @app.command("train")
 def train_command(
-    data:option(Path, "Folder in the bbbc021-cells format, or folders of images named by perturbation."),
+    data:option(Path, data_help),
     out:option(Path, "Folder of the run; resumed if it exists.")=Path("runs/default"),
     backbone:option(str, "Size/patch: nano, tiny, mini, S, B, L, XL / 2, 4, 8.")="tiny/8",
     paper:option(bool, "The paper's recipe instead of the laptop's; doses stay numbers.")=False,
@@ -310,7 +316,7 @@ def finetune_command(
 @app.command("evaluate")
 def evaluate_command(
     model:option(Path, "Model folder; its card gets the result."),
-    data:option(Path, "Folder of real cells with an iid split."),
+    data:option(Path, "Folder of real cells with an iid split, or simulated cells by their name."),
     n:option(int, "Cells to sample for each condition.")=256,
     control:option(list[str]|None, control_help)=None,
 ):

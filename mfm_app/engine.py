@@ -324,7 +324,7 @@ def check_device(device, dtype)->tuple:      # a `torch.device` and a `torch.dty
 
 # %% ../nbs/23_engine.ipynb #31e2ee55
 def load(
-    name=None,         # a model folder, or on the Hub `user/name` or `user/name@revision`; None loads the bundled model
+    name=None,         # as in `hub.from_pretrained`; None loads the bundled model
     device=None,       # None takes the best there is
     revision=None,     # of the repository: a branch, tag or commit
     dtype=None,        # "float32", "bfloat16", "float16" or torch's; None takes the fastest

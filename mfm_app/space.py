@@ -22,7 +22,8 @@ from pathlib import Path
 
 from .core import InputError, os_reason
 from .engine import Engine, address_names, check_different
-from .hub import Model, bundled, from_pretrained, max_file_bytes, name_in_errors, parse_repo_id, push_space
+from .hub import (Model, bundled, bundled_folder, from_pretrained, max_file_bytes, name_in_errors, parse_repo_id,
+                         push_space)
 
 # %% ../nbs/39_space.ipynb #480d8fa0
 def zerogpu_engine(*args, **kwargs)->Engine:     # as in `hub.from_pretrained`
@@ -74,7 +75,8 @@ class SpaceModel:
     @property
     def location(self)->str:
         "Where the app finds it: bundled, hub or folder."
-        return "bundled" if self.model.source == "bundled" else "hub" if self.model.revision else "folder"
+        if self.model.source == "bundled" or bundled_folder(self.model.source): return "bundled"
+        return "hub" if self.model.revision else "folder"
 
 
 def space_models(given, token:str|None=None)->list:      # given: a name or several, as `hub.from_pretrained` takes them
@@ -90,7 +92,8 @@ def space_models(given, token:str|None=None)->list:      # given: a name or seve
 def load_call(m:SpaceModel)->str:
     "How the app loads a model."
     path = 'Path(__file__).with_name("model")' if m.folder == "model" else f"Path(__file__).parent / {m.folder!r}"
-    return f"load({dict(bundled='', hub=json.dumps(str(m.given)), folder=path)[m.location]})"
+    own = "" if m.model.source == "bundled" else json.dumps(m.model.source)
+    return f"load({dict(bundled=own, hub=json.dumps(str(m.given)), folder=path)[m.location]})"
 
 
 def app_text(
@@ -207,10 +210,10 @@ def check_target(folder:Path):
 # %% ../nbs/39_space.ipynb #1dbc0c14
 def copy_package(
     folder,                # where to
-    weights:bool=True,     # with the bundled model
+    weights=(),     # names of the bundled models that go with it
 ):
     "Copy this package without caches, hidden files and weights that the Space does not use."
-    unused = {"__pycache__", "_modidx.py", "simulated"} | (set() if weights else {bundled.name})
+    unused = {"__pycache__", "_modidx.py", *(path.name for path in bundled.parent.iterdir())} - set(weights)
     is_unused = lambda name: name in unused or name.endswith((".pyi", ".part")) or name.startswith(".")
     shutil.copytree(bundled.parents[1], folder, copy_function=shutil.copyfile,
                     ignore=lambda _, names: set(filter(is_unused, names)))
@@ -230,7 +233,7 @@ def fill_space(folder:Path, models:list, kind:str, title:str):      # models: of
     texts = {"app.py": app_text(models, kind), "README.md": readme_text(title, kind, models),
              "requirements.txt": lines(requirements(kind)), "packages.txt": lines(system_packages)}
     for path, text in texts.items(): (folder / path).write_text(text, encoding="utf-8")
-    copy_package(folder / "mfm_app", weights=any(m.location == "bundled" for m in models))
+    copy_package(folder / "mfm_app", {m.model.name for m in models if m.location == "bundled"})
     for m in models:
         if m.location == "folder": copy_model(m, folder)
 
@@ -250,7 +253,7 @@ default_title = "Watch cells respond"
 def write_space(
     folder,                             # made, or replaced if it is an earlier Space
     repo:str,                           # "user/name"
-    model=None,                         # a model folder, a repository on the Hub or several; None is the bundled model
+    model=None,                         # as in `hub.from_pretrained`, or several
     kind:str="cpu",                     # "zero" is ZeroGPU
     title:str=default_title,            # one line of up to 80 characters
     token:str|None=None,                # that may read the model, as in `hub.from_pretrained`
