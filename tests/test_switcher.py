@@ -288,6 +288,14 @@ def test_a_space_names_its_models_and_copies_those_that_are_folders(saved, tmp_p
     assert not (folder / "mfm_app/weights/bbbc021").exists() and (folder / "models/b/model/README.md").is_file()
 
 
+def test_models_of_the_package_go_by_their_names(tmp_path):
+    folder = write_space(tmp_path / "page", "lab/page", [None, "simulated"])
+    assert {path.name for path in (folder / "mfm_app/weights").iterdir()} == {"bbbc021", "simulated"}
+    assert "'simulated': load(\"simulated\")," in (folder / "app.py").read_text(encoding="utf-8")
+    engines = load_all([None, "simulated"])
+    assert list(engines) == ["bbbc021", "simulated"] and "compounds" in ui.model_line(engines["simulated"])
+
+
 # What stands on the page
 
 class Links(HTMLParser):
