@@ -140,8 +140,10 @@ def test_cells_of_a_folder_are_brought_to_the_channels_of_a_model(ask, capsys):
 
 # Models of 1 to 16 channels
 
-@pytest.fixture(scope="module", params=[(1, 32, None), (1, 32, "w1"), (2, 32, "w2"), (6, 32, None), (8, 32, "w4"), (16, 32, "w1"),
-                                        (6, 256, "w1")], ids=str)
+shapes = [(1, 32, None), (1, 32, "w1"), (2, 32, "w2"), (6, 32, None), (8, 32, "w4"), (16, 32, "w1"), (2, 256, "w2")]
+
+
+@pytest.fixture(scope="module", params=shapes, ids=str)
 def model_and_cells(request):
     "A model that says how its controls look, its cells, and whether they have nuclei."
     channels, size, nucleus = request.param
