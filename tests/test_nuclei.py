@@ -109,8 +109,9 @@ def test_a_trained_model_says_which_channel_shows_nuclei(tmp_path, mfm):
 
 
 def test_a_nucleus_that_is_no_channel_is_refused_before_anything_is_written(tmp_path, mfm):
-    code, said = mfm("train", "--data", rgb_folder(tmp_path / "own"), "--out", tmp_path / "run", *tiny, "--nucleus", "x")
-    assert code == 2 and "mfm: Unknown channel 'x'; 3 are known" in said and not (tmp_path / "run/model").exists()
+    data, out = rgb_folder(tmp_path / "own"), tmp_path / "run"
+    code, said = mfm("train", "--data", data, "--out", out, *tiny, "--nucleus", "x")
+    assert code == 2 and "mfm: Unknown channel 'x'; 3 are known" in said and not (out / "model").exists()
 
 
 @pytest.mark.parametrize("nucleus", ["w2", None])
