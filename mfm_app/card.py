@@ -225,7 +225,8 @@ def limitations_text(vocab:Vocabulary)->str:
     doses = ["doses"] * any(p.doses for p in vocab.treated)
     line = "this cell line" if len(vocab.cell_types) == 1 else f"{len(vocab.cell_types)} cell lines"
     molecules = of_molecules if any(p.kind == "compound" for p in vocab.treated) else ""
-    return limitations.format(knows=f"{', '.join([*kinds_seen, *doses, 'experiments'])} and {line}", molecules=molecules)
+    knows = f"{', '.join([*kinds_seen, *doses, 'experiments'])} and {line}"
+    return limitations.format(knows=knows, molecules=molecules)
 
 # %% ../nbs/14_card.ipynb #3d404fbf
 def model_card(
@@ -243,5 +244,6 @@ def model_card(
         "How to use": usage_text(vocab, source), "Training data": field_list(data), "Training": training_text(training),
         "Evaluation": quality.get("table", "Not measured."), "Counterfactuals": counterfactuals_text(quality),
         "Molecules": molecules_text(config.get("molecules", {})), 
-        "Training perturbations": perturbation_table(vocab), "Limitations": limitations_text(vocab), "Citation": citation_text(data)}
+        "Training perturbations": perturbation_table(vocab), "Limitations": limitations_text(vocab),
+        "Citation": citation_text(data)}
     return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items())

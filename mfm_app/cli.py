@@ -6,10 +6,10 @@
 __all__ = ['app', 'no_memory', 'recipes', 'recipe_settings', 'model_help', 'guidance_help', 'solver_help', 'grid_help',
            'control_help', 'kind_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text',
            'error_message', 'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated',
-           'controls_of', 'snapshot_hook', 'train_on', 'recipe_with', 'read_resized', 'option', 'former',
-           'check_options', 'train_command', 'finetune_command', 'evaluate_command', 'tune_command', 'format_of',
-           'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input',
-           'screen_command', 'serve_command', 'push_command', 'space_command']
+           'phenotypes_record', 'controls_of', 'snapshot_hook', 'train_on', 'recipe_with', 'read_resized', 'option',
+           'former', 'check_options', 'train_command', 'finetune_command', 'evaluate_command', 'tune_command',
+           'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar',
+           'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import os
@@ -40,7 +40,7 @@ from .solvers import grids, solvers
 from .space import upload_space, write_space
 from .training import Run, start, train
 from .tuning import tune_model
-from .validation import clearest_doses, evaluate_counterfactuals, evaluate_model
+from .validation import clearest_doses, evaluate_counterfactuals, evaluate_model, phenotypes_of
 from .viz import loss_curve, show
 from .vocabulary import Vocabulary, condition, kinds
 
@@ -126,6 +126,12 @@ def some_treated(cells:Cells)->Cells:
     return cells[rows[names.groupby(names).cumcount().argsort(kind="stable")][:max_treated]]
 
 
+def phenotypes_record(cells:Cells)->dict:
+    "The phenotype space of the training cells as a part of a config; empty without one."
+    space = phenotypes_of(cells)
+    return dict(phenotypes=space.to_dict()) if space else {}
+
+
 def controls_of(cells:Cells)->dict:
     "How the untreated training cells look and what is unlike them, for `config['controls']`."
     train, names = cells.where(split="train"), [c["name"] for c in cells.channels]
@@ -167,7 +173,7 @@ def train_on(
     name, seed, checkpoint = recipe["recipe"], recipe["seed"], out / "training.pt"
     vocab = clearest_doses(vocabulary(cells), cells)
     config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], laptop=name == "laptop")
-    config |= dict(data=data_record(cells), controls=controls_of(cells))
+    config |= dict(data=data_record(cells), controls=controls_of(cells), **phenotypes_record(cells))
     torch.manual_seed(seed)
     settings = recipe_settings[name]
     run = start(build(config), checkpoint, recipe["optimiser"], recipe["learning_rate"], settings["ema_std"])
@@ -314,6 +320,7 @@ def evaluate_command(
     cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
     loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells),
                          vocabulary=clearest_doses(loaded.vocab, cells).to_dict())
+    loaded.config |= {} if "phenotypes" in loaded.config else phenotypes_record(cells)
     loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
     print(loaded.config["quality"]["table"])
@@ -406,7 +413,7 @@ def stopped_text(progress:Progress|None)->str:      # None: before the list was 
 def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings)->bool:
     "Screen a list into a folder while a bar shows the progress; False if Ctrl-C stopped it."
     folder, progress = ScreenFolder(out), None
-    with tqdm(unit=" molecules", dynamic_ncols=True, delay=0.1) as bar:
+    with tqdm(unit=" rows", dynamic_ncols=True, delay=0.1) as bar:
         try:
             for event in screen_into(out, engine, source, settings):
                 if event is None: continue
@@ -434,21 +441,21 @@ def read_standard_input()->str:
 def screen_command(
     molecules:Annotated[str, typer.Argument(metavar="LIST", help=list_help)],
     out:option(Path, "Folder of the results; the same command goes on where it was stopped."),
-    dose:option(float, "Micromolar, where the list has none.")=10.,
-    cells:option(int, "Cells a molecule.")=4,
+    dose:option(float, "Micromolar, of a molecule for which the list has none.")=10.,
+    cells:option(int, "Cells of each row.")=4,
     experiment:option(str|None, "The one with most treated cells if not given.")=None,
     seed:option(int, "Of the first cell.")=0,
     steps:option(int, "Of the solver.")=screening.steps,
-    model:option(str|None, f"{model_help} It must read molecules.")=None,
+    model:option(str|None, f"{model_help} One that reads no molecules takes names.")=None,
 ):
-    "Predict and rank the effects of a list of molecules."
+    "Predict and rank the effects of a list of molecules, or of genes and other names the model knows."
     source = read_standard_input() if molecules == "-" else Path(molecules)
     check_writable(out)
     settings = ScreenSettings(dose, cells, experiment, seed, replace(screening, steps=steps))
     if not screen_with_bar(out, load(model), source, settings): raise typer.Exit(130)
     print_refused(ScreenFolder(out))
     print_notes(ScreenFolder(out))
-    print(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
+    print(f"The ranking is in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
 # %% ../nbs/40_cli.ipynb #02be5c41
 @app.command("serve")

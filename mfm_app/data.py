@@ -225,12 +225,12 @@ def read_table(path:Path)->tuple:      # table of text, the line of each of its 
 usual_titles = dict(
     image="image, image path, image file, image name, file, file path, file name, path",
     perturbation="perturbation, compound, compound name, treatment, treatment name, drug, drug name, perturbagen, "
-                 "pert, pert name, pert iname",
+                 "pert, pert name, pert iname, sirna, sgrna, orf",
     experiment="experiment, experiment name, experiment id, batch",
     cell_type="cell type, cell line, cell line name",
-    moa="moa, mechanism, mechanism of action",
+    moa="moa, mechanism, mechanism of action, pathway",
     smiles="smiles, canonical smiles, isomeric smiles, structure",
-    kind="kind, perturbation kind, perturbation type, pert type, modality, reagent type, treatment type",
+    kind="kind, perturbation kind, perturbation type, pert type, modality, reagent type",
     gene="gene, gene symbol, symbol, gene name, target gene",
     synonyms="synonyms, synonym, aliases, also known as, other names",
     split="split, subset, partition")
@@ -386,6 +386,8 @@ def take_table(
     "Read the table of a data folder, whatever its columns are called; `InputError` names the line that is wrong."
     table, lines = read_table(path)
     table, taken = take_columns(table, path.name)
+    if "perturbation" not in table and "gene" in table:
+        table, taken = table.assign(perturbation=table["gene"]), [*taken, "'gene' as perturbation"]
     for column in ("perturbation", *needed):
         if column in table: continue
         usual = f" (or {', '.join(usual_titles[column].split(', ')[1:4])})" if column in usual_titles else ""

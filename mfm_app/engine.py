@@ -73,10 +73,14 @@ class MoleculeKnowledge:
         self.by_smiles, self.library = dict(zip(smiles, self.compounds)), Morgan()(smiles)
         self.held_out = {read_molecule(h["smiles"]).smiles: h for h in self.record.get("held_out", [])}
 
+    @property
+    def reads(self)->bool:
+        "Whether the model reads molecules."
+        return self.encode is not None and len(self.compounds) > 0
+
     def check(self):
-        "`InputError` where the model has no molecule adaptor."
-        if self.encode is None or not self.compounds:
-            raise InputError(no_molecules)
+        "`InputError` where the model reads no molecules."
+        if not self.reads: raise InputError(no_molecules)
 
     def report(self, molecule:Molecule)->MoleculeReport:
         "Neighbours, verdict and usual dose of a molecule in standard form, or `InputError`."

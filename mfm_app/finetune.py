@@ -29,6 +29,7 @@ from .preprocess import control_statistics
 from .sampling import sample_images
 from .simulator import synthetic_cells
 from .training import Run, distil, start, train
+from .validation import class_labels
 from .vocabulary import Vocabulary, usual_dose
 
 # %% ../nbs/28_finetune.ipynb #e4b92b36
@@ -129,8 +130,8 @@ class MeasuredCells:
     @cached_property
     def space(self)->PhenotypeSpace:
         "The phenotype space that the mechanisms of these cells span."
-        mechanisms = self.cells.table["moa"].mask(self.cells.is_control, self.cells.control)
-        return phenotype_space(self.features, mechanisms, self.cells.control)
+        classes = class_labels(self.cells)
+        return phenotype_space(self.features[classes != ""], classes[classes != ""], self.cells.control)
 
 # %% ../nbs/28_finetune.ipynb #78bc1569
 def measure(cells:Cells)->MeasuredCells:
@@ -153,7 +154,7 @@ def nearest_compound(
 def same_mechanism(vocab:Vocabulary, cells:Cells, compound:pd.Series)->list:      # a row of `Cells.table`
     "The other `Perturbation`s with the mechanism of a compound, of those that some cells received."
     names = set(cells.table["perturbation"]) - {compound["perturbation"]}
-    return [p for p in vocab.perturbations if p.moa == compound["moa"] and p.name in names]
+    return [p for p in vocab.treated if p.moa and p.moa == compound["moa"] and p.name in names]
 
 # %% ../nbs/28_finetune.ipynb #bbd008cc
 def trial_conditions(

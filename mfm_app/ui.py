@@ -102,7 +102,8 @@ def about(engine:Engine)->str:
     return about_text.format(
         size=config["backbone"]["image_size"], channels=", ".join(c["name"] for c in config["channels"]),
         cells=sum(p.cells for p in vocab.perturbations), counted=vocab.counted,
-        control=" and ".join(vocab.controls), cell_types=", ".join(vocab.cell_types), trained=trained_text(vocab), weak=weak_text(config), **data)
+        control=" and ".join(vocab.controls), cell_types=", ".join(vocab.cell_types),
+        trained=trained_text(vocab), weak=weak_text(config), **data)
 
 # %% ../nbs/38_ui.ipynb #0ea20ec6
 in_python = """```python

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['seam_text', 'steps_tried', 'round_trip_settings', 'min_real', 'trained_conditions', 'cells_of', 'condition_label',
-           'generate_condition', 'labelled_images', 'check_judgeable', 'excess_shift', 'clearest_doses',
-           'evaluate_model', 'round_trips', 'identity_share', 'rank_correlation', 'shift', 'evaluate_counterfactuals',
-           'unit_maps', 'twin_scores', 'twin_table']
+           'generate_condition', 'labelled_images', 'check_judgeable', 'class_labels', 'phenotypes_of', 'excess_shift',
+           'clearest_doses', 'evaluate_model', 'round_trips', 'identity_share', 'rank_correlation', 'shift',
+           'evaluate_counterfactuals', 'unit_maps', 'twin_scores', 'twin_table']
 
 # %% ../nbs/25_validation.ipynb #6cb6fe25
 from dataclasses import replace
@@ -18,7 +18,8 @@ from .core import InputError, join, pick_device
 from .counterfactual import Counterfactual, CounterfactualRequest, Treatment, stream
 from .data import Cells
 from .engine import Engine
-from .evaluation import cosine, min_condition_cells, morphology_test, z_score
+from .evaluation import (PhenotypeSpace, cosine, min_condition_cells, morphology_test, phenotype_space,
+                                z_score)
 from .features import morphology, profile, seam
 from .hub import Model
 from .sampling import Sampling, generation, inversion, sample_images
@@ -63,6 +64,31 @@ def check_judgeable(cells:Cells)->list:
         raise InputError("A model is judged on cells it has not seen; the data have none in the split iid.")
     return conditions
 
+# %% ../nbs/25_validation.ipynb #d657b246
+def class_labels(cells:Cells)->np.ndarray:      # (N,) names
+    """The mechanism or pathway of each cell, its perturbation where none of these is known at all; the control's name
+    for every control, and an empty text where the class is not known."""
+    table = cells.table
+    classes = table["moa"] if (table["moa"] != "").any() else table["perturbation"]
+    return classes.mask(cells.is_control, cells.control).to_numpy(str)
+
+
+def phenotypes_of(
+    cells:Cells,
+    most:int=6_000,            # cells measured
+    classes:int=60,            # those with most cells
+)->PhenotypeSpace|None:        # None where there is nothing to tell apart
+    "The phenotype space of the training cells."
+    train = cells.where(split="train")
+    labels = pd.Series(class_labels(train))
+    counts = labels[labels != ""].value_counts()
+    chosen = {cells.control, *counts[counts > 1].drop(cells.control, errors="ignore").index[:classes]}
+    measured = (labels.isin(chosen) & (labels.groupby(labels).cumcount() < most // len(chosen))).to_numpy()
+    if counts.get(cells.control, 0) < 2 or len(chosen) < 2: return None
+    features = morphology(train.images[measured], [c["name"] for c in cells.channels])
+    try: return phenotype_space(features, labels[measured].to_numpy(), cells.control)
+    except np.linalg.LinAlgError: return None      # images without any variation
+
 # %% ../nbs/25_validation.ipynb #f620e76d
 def excess_shift(
     treated:np.ndarray,      # (N, D) features
@@ -77,10 +103,11 @@ def excess_shift(
 def clearest_doses(
     vocab:Vocabulary,
     cells:Cells,           # those that the vocabulary was made of
-    most:int=100,          # cells measured of each dose, and of the controls of each experiment
+    most:int=50,           # cells measured of each dose, and of the controls, in each experiment
+    perturbations:int=200, # those with most cells; the others have the dose that most of their cells were given
 )->Vocabulary:
     "The vocabulary with the dose of the clearest effect of each perturbation that has several doses."
-    several = [p for p in vocab.treated if len(p.doses) > 1]
+    several = sorted((p for p in vocab.treated if len(p.doses) > 1), key=lambda p: -p.cells)[:perturbations]
     if not several: return vocab
     train = cells.where(split="train")
     train = train[train.is_control | train.table["perturbation"].isin([p.name for p in several]).to_numpy()]
@@ -94,7 +121,8 @@ def clearest_doses(
     def clearest(p):
         well = [dose for dose, n in p.doses.items() if n >= max(min_condition_cells, max(p.doses.values()) / 2)]
         return replace(p, clearest_um=max(well, key=lambda dose: effect(p, dose), default=None))
-    return replace(vocab, perturbations=[clearest(p) if p in several else p for p in vocab.perturbations])
+    found = {p.name: clearest(p) for p in several}
+    return replace(vocab, perturbations=[found.get(p.name, p) for p in vocab.perturbations])
 
 # %% ../nbs/25_validation.ipynb #1ad17e8d
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:

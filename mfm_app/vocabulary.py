@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['compound_names', 'name_groups', 'group_of', 'kinds', 'well_covered', 'some_covered', 'plain_name', 'Kind',
-           'Perturbation', 'coverage', 'merged', 'names_index', 'understood', 'Vocabulary', 'usual_dose', 'check_dose',
-           'ConditionNames', 'resolve', 'condition']
+           'Perturbation', 'coverage', 'merged', 'names_index', 'understood', 'SearchedVocabulary', 'SpokenVocabulary',
+           'Vocabulary', 'usual_dose', 'check_dose', 'ConditionNames', 'resolve', 'condition']
 
 # %% ../nbs/01_vocabulary.ipynb #410f8bbb
 import math
@@ -133,31 +133,41 @@ def understood(name, p:Perturbation)->str:
     same = not isinstance(name, str) or plain_name(name) == plain_name(p.name)
     return "" if same else f"{' '.join(name.split())[:60]} is {p.name} here."
 
-# %% ../nbs/01_vocabulary.ipynb #c75812f3
-@dataclass
-class Vocabulary:
-    "Every name a model knows, in the order of its label tables."
-    perturbations:list                                # `Perturbation`s
-    experiments:list                                  # names
-    cell_types:list                                   # names
-    control:str = "DMSO"                              # name of the control, whatever it lacks
-    dose_margin:float = 10.                           # allowed factor beyond the doses seen
-    other_controls:list = field(default_factory=list) # names, where there are several
-
+# %% ../nbs/01_vocabulary.ipynb #d32867fb
+class SearchedVocabulary:
+    "Perturbations by any of their names, and their doses."
     @property
     def names(self): return [p.name for p in self.perturbations]
-    @property
-    def controls(self): return [self.control, *self.other_controls]
-    @property
-    def treated(self): return [p for p in self.perturbations if not self.is_control(p)]
     @property
     def unlisted(self): return merged("a new molecule", [p for p in self.treated if p.doses])
     @cached_property
     def index(self): return names_index(self.perturbations)
 
-    def is_control(self, p)->bool:      # p: a `Perturbation` or its name
-        "Whether it is named a control."
-        return getattr(p, "name", p) in self.controls
+    def perturbation(self, name)->Perturbation:      # a `Perturbation` is returned as it is
+        "A perturbation by its name in any case, or by a synonym, or `InputError`."
+        if isinstance(name, Perturbation): return name
+        if isinstance(name, str):
+            for key in (name.lower(), plain_name(name)):
+                if key in self.index: return self.index[key]
+        names = [n for p in self.perturbations for n in (p.name, *p.synonyms)]
+        near = " or ".join(f"'{n}'" for n in nearest_names(name, names))
+        raise InputError(f"Unknown perturbation '{str(name)[:60]}'; {len(self.names)} are known, such as {near}.")
+
+    def dose_range(self, name)->tuple|None:
+        "Smallest and largest allowed dose in micromolar; None where there is no dose."
+        p = self.perturbation(name)
+        margin = self.dose_margin if p.name in self.names else 1
+        return (min(p.doses) / margin, max(p.doses) * margin) if p.doses else None
+
+# %% ../nbs/01_vocabulary.ipynb #9a1d1573
+class SpokenVocabulary(SearchedVocabulary):
+    "Controls, treated perturbations, and how they are called."
+    @property
+    def controls(self): return [self.control, *self.other_controls]
+    @property
+    def treated(self): return [p for p in self.perturbations if not self.is_control(p)]
+
+    def is_control(self, p)->bool: return getattr(p, "name", p) in self.controls      # p: a `Perturbation` or its name
 
     def control_of(self, name)->str:
         "The name of the control beside which a perturbation is seen: the first of its own kind, or the first of all."
@@ -185,21 +195,16 @@ class Vocabulary:
         counts = [(n, kinds[kind]) for kind, n in Counter(p.kind for p in self.treated).most_common()]
         return " and ".join(f"{n:,} {kind.many if n != 1 else kind.one}" for n, kind in counts) or "no treatment"
 
-    def perturbation(self, name)->Perturbation:      # a `Perturbation` is returned as it is
-        "A perturbation by its name in any case, or by a synonym, or `InputError`."
-        if isinstance(name, Perturbation): return name
-        if isinstance(name, str):
-            for key in (name.lower(), plain_name(name)):
-                if key in self.index: return self.index[key]
-        names = [n for p in self.perturbations for n in (p.name, *p.synonyms)]
-        near = " or ".join(f"'{n}'" for n in nearest_names(name, names))
-        raise InputError(f"Unknown perturbation '{str(name)[:60]}'; {len(self.names)} are known, such as {near}.")
-
-    def dose_range(self, name)->tuple|None:
-        "Smallest and largest allowed dose in micromolar; None where there is no dose."
-        p = self.perturbation(name)
-        margin = self.dose_margin if p.name in self.names else 1
-        return (min(p.doses) / margin, max(p.doses) * margin) if p.doses else None
+# %% ../nbs/01_vocabulary.ipynb #c75812f3
+@dataclass
+class Vocabulary(SpokenVocabulary):
+    "Every name a model knows, in the order of its label tables."
+    perturbations:list                                # `Perturbation`s
+    experiments:list                                  # names
+    cell_types:list                                   # names
+    control:str = "DMSO"                              # name of the control, whatever it lacks
+    dose_margin:float = 10.                           # allowed factor beyond the doses seen
+    other_controls:list = field(default_factory=list) # names, where there are several
 
     def to_dict(self)->dict: return asdict(self)
     @classmethod

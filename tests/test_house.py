@@ -44,9 +44,9 @@ may_import = dict(
     counterfactual="core images sampling effects engine",
     validation="core vocabulary data sampling hub features evaluation engine counterfactual",
     export="core viz images counterfactual",
-    screen="core viz molecules sampling features evaluation engine",
+    screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
-             "preprocess",
+             "preprocess validation",
     permalink="core sampling engine counterfactual screen",
     display="core viz molecules sampling effects engine counterfactual export",
     ui_session="core images scheduler",
