@@ -823,7 +823,7 @@ def check_kinds(table:pd.DataFrame):
     for name, found in kinds_of[kinds_of.map(len) > 1].items():
         raise InputError(f"'{one_line(name)}' is {' and '.join(found[:2])}; give the two different names.")
 
-
+# %% ../nbs/05_data.ipynb #db5b2e3b
 def vocabulary(cells:Cells)->Vocabulary:
     "The names, doses and counts of the training split; `InputError` if it has no control cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -831,9 +831,11 @@ def vocabulary(cells:Cells)->Vocabulary:
         raise InputError(f"No training cell is of the control '{cells.control}'.")
     check_kinds(train)
     perturbations = [perturbation_of(name, rows) for name, rows in train.groupby("perturbation")]
-    names = {p.name for p in perturbations}
-    controls = [name for name in (cells.control, *cells.other_controls) if name in names]
+    controls = [name for name in (cells.control, *cells.other_controls) if (train["perturbation"] == name).any()]
     place = {name: i for i, name in enumerate(controls)}
+    usual = Counter(p.kind for p in perturbations if p.name not in place).most_common(1)
+    for p in perturbations:      # a control of which nothing is said is that of the usual kind
+        if p.name in place and p.kind == "other" and usual: p.kind = usual[0][0]
     perturbations.sort(key=lambda p: (place.get(p.name, len(place)), p.moa.lower(), p.name.lower()))
     ordered = lambda column: sorted(train[column].unique(), key=lambda name: (len(name), name))
     return Vocabulary(perturbations, ordered("experiment"), ordered("cell_type"), *controls[:1],
