@@ -68,7 +68,7 @@ def search_ms(page, gene):
     page.click("#perturbation input")
     page.fill("#perturbation input", gene[:-1])
     page.wait_for_timeout(400)
-    page.evaluate(f"window.filtered = ({until_filtered})({json.dumps(gene.lower())})")
+    page.evaluate(f"void (window.filtered = ({until_filtered})({json.dumps(gene.lower())}))")
     page.keyboard.type(gene[-1])
     took = page.evaluate("window.filtered")
     page.keyboard.press("Escape")
