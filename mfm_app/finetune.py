@@ -215,6 +215,7 @@ def held_out_trials(
     encode, device, config:FinetuneConfig,
     folds:int=6,                         # 0 holds out no training compounds
     n:int=32,                            # cells to be sampled for each compound and method
+    checkpoint:Path|None=None,           # of that network; those of the folds lie beside it and are resumed from
 )->pd.DataFrame:                         # a row a compound and method; empty if nothing is held out
     "Predict every compound with a structure by a network that was not fine-tuned on it."
     trials, train = [], measured.where(split="train")
@@ -225,9 +226,10 @@ def held_out_trials(
             trials.append(held_out_trial(model, net, reference, compound, encode, device, n).assign(split=label))
     unseen = sorted(set(with_structure(measured.cells.where(split="ood"))[0].table["perturbation"]))
     predict(net, train, measured.where(split="ood", perturbation=unseen), "ood")
-    for fold in split_by_mechanism(structured, folds):
+    for i, fold in enumerate(split_by_mechanism(structured, folds), 1):
         others = sorted(set(train.cells.table["perturbation"]) - set(fold))
-        run = finetune(model, structured.where(perturbation=others), encode, config)
+        own = checkpoint and checkpoint.with_name(f"{checkpoint.stem}-fold-{i}-of-{folds}.pt")
+        run = finetune(model, structured.where(perturbation=others), encode, config, own)
         net = run.ema.module.eval().to(device)
         predict(net, train.where(perturbation=others), train.where(perturbation=fold), "left out")
     return pd.concat(trials, ignore_index=True) if trials else pd.DataFrame()
@@ -291,14 +293,14 @@ def finetune_and_test(
     model:Model,                # trained on labels; its config then has the record and the phenotype space
     cells:Cells,                # of all splits
     encode, device, config:FinetuneConfig=FinetuneConfig(),
-    checkpoint:Path|None=None,  # resumed from, if it exists
+    checkpoint:Path|None=None,  # resumed from, if it exists; those of the folds lie beside it
     folds:int=6,                # as in `held_out_trials`
 )->Conditioned:                 # on the CPU, in eval mode
     "Fine-tune a model on every compound with a structure, and test the method on held-out ones."
     structured, left_out = with_structure(cells.where(split="train"))
     net = finetune(model, structured, encode, config, checkpoint).ema.module.eval()
     measured = measure(cells)
-    trials = held_out_trials(model, net.to(device), measured, encode, device, config, folds)
+    trials = held_out_trials(model, net.to(device), measured, encode, device, config, folds, checkpoint=checkpoint)
     model.config["molecules"] |= finetune_record(trials, cells, left_out, config)
     model.config["phenotypes"] = measured.where(split="train").space.to_dict()
     return net.cpu()
