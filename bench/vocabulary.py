@@ -27,7 +27,9 @@ colours = ["blue", "green", "red", "yellow", "magenta", "cyan"]
 def symbols(n):
     "So many different names that look like those of genes."
     rng, names = random.Random(0), {}
-    while len(names) < n: names["".join(rng.choices(ascii_uppercase, k=rng.randint(2, 4))) + str(rng.randint(1, 30))] = 1
+    while len(names) < n:
+        letters = "".join(rng.choices(ascii_uppercase, k=rng.randint(2, 4)))
+        names[f"{letters}{rng.randint(1, 30)}"] = True
     return list(names)
 
 

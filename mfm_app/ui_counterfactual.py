@@ -11,7 +11,7 @@ __all__ = ['file_types', 'label_types', 'max_held_bytes', 'holding', 'found_word
            'insist_field', 'reimport', 'apply_pending_choice', 'doses_of', 'has_series', 'counterfactual_request_from',
            'drawn_controls', 'cells_from', 'fidelity_line', 'share_of', 'treatment_effects', 'counterfactual_outputs',
            'treat', 'show_treatment', 'counterfactual_validity', 'field_values', 'request_of_view', 'reopen',
-           'label_fields', 'image_fields', 'source_fields', 'connect_image', 'place_fields', 'connect_fields',
+           'label_fields', 'image_fields', 'source_fields', 'connect_image', 'series_and_place', 'connect_fields',
            'connect_sides', 'result_column', 'counterfactual_tab', 'connect_treat']
 
 # %% ../nbs/34_ui_counterfactual.ipynb #0fc4a88d
@@ -281,7 +281,7 @@ def doses_of(engine:Engine, by:str, name:str, dose_um:float, series:bool)->list:
     low, high = allowed
     return [min(max(float(f"{d:.3g}"), low), high) for d in np.geomspace(low, high, 5)]
 
-
+# %% ../nbs/34_ui_counterfactual.ipynb #11c40bc6
 def has_series(engine:Engine, by:str, name:str)->bool:
     "Whether there are several doses, of a compound or of molecules."
     return len((engine.vocab.perturbation(name) if by == "perturbation" else engine.vocab.unlisted).doses) > 1
@@ -498,12 +498,16 @@ def connect_image(engine:Engine, session, field, file, message, channels, nucleu
     labelled.input(lambda *a: change_labelled(engine, *a), [session, labelled, *named], outputs, **private)
 
 # %% ../nbs/34_ui_counterfactual.ipynb #9904067e
-def place_fields(engine:Engine)->tuple:
-    "Experiment and cell line of the cells."
+def series_and_place(engine:Engine)->tuple:
+    "Whether to show a series of doses; experiment and cell line of the cells."
+    several = has_series(engine, "perturbation", default_perturbation(engine))
+    series = gr.Checkbox(False, label="Every dose seen in training", elem_id="cf-series", visible=several,
+                         info="The same cells under a series of doses")
     control = engine.vocab.control_of(default_perturbation(engine))
     experiment = experiment_field(engine, control, elem_id="cf-experiment",
                                   info="Whose staining and intensities the cells have")
-    return experiment, cell_type_field(engine, experiment.value, elem_id="cf-cell-type", info="What the cells are")
+    cell_type = cell_type_field(engine, experiment.value, elem_id="cf-cell-type", info="What the cells are")
+    return series, experiment, cell_type
 
 
 def connect_fields(engine:Engine, by, sides:list, name, series, experiment, cell_type):
@@ -540,10 +544,7 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
         with gr.Column(scale=2, min_width=320):
             sources, by_seed, by_image, cells, first, image = source_fields(engine)
             sides, by_name, by_structure, named, molecule = treatment_tabs(engine, "cf-", "cf-what")
-            several = has_series(engine, "perturbation", named[0].value)
-            series = gr.Checkbox(False, label="Every dose seen in training", elem_id="cf-series", visible=several,
-                                 info="The same cells under a series of doses")
-            experiment, cell_type = place_fields(engine)
+            series, experiment, cell_type = series_and_place(engine)
             sampling = sampling_fields("cf-", inversion, "Each way; more is finer and slower")
             with gr.Row(elem_id="cf-actions"):
                 go = gr.Button("Treat cells", variant="primary", elem_id="cf-go")
@@ -552,8 +553,8 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
         with gr.Column(scale=5, min_width=480): field, player, *panels = result_column(session, status)
     connect_image(engine, session, field, *image)
     by_structure = [by_structure] if engine.molecules.reads else []      # it counts where molecules are read
-    connect_sides([(by_seed, source, "drawn"), (by_image, source, "image"), (by_name, by, "perturbation"),
-                   *((side, by, "molecule") for side in by_structure)], field)
+    opened = (by_seed, source, "drawn"), (by_image, source, "image"), (by_name, by, "perturbation")
+    connect_sides([*opened, *((side, by, "molecule") for side in by_structure)], field)
     connect_perturbation(engine, *named)
     if by_structure: connect_molecule(engine, *molecule)
     connect_fields(engine, by, [by_name, *by_structure], named[0], series, experiment, cell_type)

@@ -116,7 +116,7 @@ def generation_outputs(
     one, table = (event.answers[run["picked"]], across_table(engine, event)) if across else (event, unchanged)
     yield unchanged, "", table, answer_effects(engine, one, across), unchanged
 
-
+# %% ../nbs/33_ui_explore.ipynb #42537954
 def answer_effects(
     engine:Engine, answer,
     across:bool=False,      # the title says in which cell line

@@ -345,7 +345,7 @@ def connect_experiment(engine:Engine, events:list, by, name, experiment, cell_ty
         return [gr.update(choices=experiments(engine, p, cell_type))]
     follow(events, depends_on, answer, [by, name, cell_type], [Output(experiment, depends_on)])
 
-
+# %% ../nbs/32_ui_parts.ipynb #bfe441f9
 def connect_place(
     engine:Engine, changed, by, name, experiment, cell_type,
     of=lambda p: p,      # whose experiments they are, from the name or `vocab.unlisted`

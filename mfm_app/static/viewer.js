@@ -1,8 +1,8 @@
 // Frames arrive one by one, a grey atlas for each channel that is looked at: cells row by row, group after group.
 // A group is one row of images. Where a run has a series, the groups from `run.series` on are alternatives:
 // one of them is shown large; where it has a `stack`, groups stand in columns of so many, such as treated above
-// control, and the effect of one column is shown. Colour, contrast, the chosen cell and the step shown are all decided here,
-// so nothing waits for the server but a channel that is looked at for the first time.
+// control, and the effect of one column is shown. Colour, contrast, the chosen cell and the step shown are all
+// decided here, so nothing waits for the server but a channel that is looked at for the first time.
 const find = selector => element.querySelector(selector);
 const remote = typeof server === 'undefined' ? null : server;      // there is none in a notebook
 const GAMMA = 0.65, past = new Set();      // runs that gave way to a newer one
