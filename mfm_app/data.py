@@ -83,8 +83,12 @@ def check_images(images, channels:list):
     if len(channels) != images.shape[1]:
         raise InputError(f"Images with {images.shape[1]} channels need a name for each, not {len(channels)} names.")
     for i, channel in enumerate(channels):
-        if not all(isinstance(channel.get(key), str) for key in ("name", "colour")):
-            raise InputError(f"Channel {i + 1} needs a name and a colour, both text, not {channel}.")
+        texts = [channel.get(key) for key in ("name", "colour")] if isinstance(channel, dict) else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f"Channel {i + 1} needs a name and a colour, both text, not {str(channel)[:80]}.")
+    names = [channel["name"] for channel in channels]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"Two channels are called '{twice[0][:60]}'; each needs a name of its own.")
 
 # %% ../nbs/05_data.ipynb #729fd65c
 def is_text(value)->bool: return isinstance(value, str)
@@ -836,8 +840,7 @@ def name_channels(
     of_each = colour_channels(called, default_shown(channels), colours)
     channels = [dict(name=c["name"], colour=colour) | c for c, colour in zip(channels, of_each)]
     source = "The files name their channels" if any(names) else "The files do not name their channels, which are called"
-    note = f"{source} {', '.join(called)}; nuclei are looked for in the first if none is a nuclear stain."
-    return channels, [note, *shown]
+    return channels, [f"{source} {', '.join(called)}.", *shown]
 
 
 def read_folder(

@@ -169,12 +169,13 @@ class Answer:
     channels:list              # {"name", "colour"} a channel
     request:ResolvedRequest
     provenance:dict            # weights, nfe, seconds and the request
+    nucleus:str|None = ""      # the channel that shows nuclei, see `features.nuclear_channel`
 
     @cached_property
     def comparison(self)->Comparison:
         "Treated against the control from the same noise, or `InputError` where there is none."
         if self.control is None: raise InputError("An effect needs the control, which was not generated.")
-        return Comparison(self.images, self.control, [c["name"] for c in self.channels])
+        return Comparison(self.images, self.control, [c["name"] for c in self.channels], self.nucleus)
 
 # %% ../nbs/23_engine.ipynb #5f322caa
 class LoadedModel:
@@ -253,11 +254,12 @@ def stream(
         for step in steps:
             cells = split(step.x1_pred)
             yield replace(step, xt=split(step.xt), x1_pred=cells)
-    seconds, group = round(time.time() - start, 2), iter(cells)
+    seconds, group, model = round(time.time() - start, 2), iter(cells), engine.model
     for r in requests:
         record = dict(seconds=seconds, **r.record())
         provenance = engine.provenance(sampling, record, molecule=r.molecule is not None)
-        yield Answer(next(group), next(group) if r.compare else None, engine.model.channels, r, provenance)
+        treated, control = next(group), next(group) if r.compare else None
+        yield Answer(treated, control, model.channels, r, provenance, model.nucleus)
 
 # %% ../nbs/23_engine.ipynb #f86d7dc2
 @dataclass
@@ -393,7 +395,7 @@ def check_device(device, dtype)->tuple:      # a `torch.device` and a `torch.dty
 
 # %% ../nbs/23_engine.ipynb #31e2ee55
 def load(
-    name=None,         # a model folder, or on the Hub `user/name` or `user/name@revision`; None loads the bundled model
+    name=None,         # as in `hub.from_pretrained`; None loads the bundled model
     device=None,       # None takes the best there is
     revision=None,     # of the repository: a branch, tag or commit
     dtype=None,        # "float32", "bfloat16", "float16" or torch's; None takes the fastest

@@ -6,8 +6,9 @@
 __all__ = ['compound_names', 'name_groups', 'group_of', 'kinds', 'well_covered', 'some_covered', 'stains', 'channel_colours',
            'shown_at_first', 'plain_name', 'Kind', 'Perturbation', 'coverage', 'merged', 'names_index', 'understood',
            'SearchedVocabulary', 'SpokenVocabulary', 'Vocabulary', 'usual_dose', 'check_dose', 'ConditionNames',
-           'seen_together', 'usual_experiment', 'usual_cell_type', 'resolve', 'condition', 'contains_word',
-           'channel_words', 'guess_channels', 'colour_rgb', 'default_shown']
+           'seen_together', 'usual_experiment', 'usual_cell_type', 'resolve', 'condition', 'check_names',
+           'check_perturbation', 'check_vocabulary', 'contains_word', 'channel_words', 'guess_channels', 'colour_rgb',
+           'default_shown']
 
 # %% ../nbs/01_vocabulary.ipynb #410f8bbb
 import math
@@ -19,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .core import Condition, InputError, index_of_name, is_number, nearest_names
+from .core import Condition, InputError, check_number, index_of_name, is_number, nearest_names
 
 # %% ../nbs/01_vocabulary.ipynb #a5fd2699
 compound_names = """
@@ -310,6 +311,57 @@ def condition(
 )->Condition:
     "Names into a `Condition` of `n` equal rows, or `InputError`."
     return resolve(vocab, *args, **kwargs).rows(n, fp)
+
+# %% ../nbs/01_vocabulary.ipynb #d563c223
+def check_names(
+    names,
+    what:str,        # is called so: "perturbation"
+    least:int=1,     # how many there must be
+):
+    "`InputError` unless names are a list of texts, none blank and none twice."
+    if not isinstance(names, list) or len(names) < least:
+        raise InputError(f"The vocabulary must list {'at least one' if least else 'every'} {what} by its name.")
+    for i, name in enumerate(names, 1):
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"Every {what} in the vocabulary needs a name; number {i:,} has {str(name)[:40]!r}.")
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise InputError(f"The vocabulary has the {what} '{twice[:60]}' twice; each name stands for one.")
+
+# %% ../nbs/01_vocabulary.ipynb #53111b2e
+def check_perturbation(p:Perturbation, experiments:set):
+    "`InputError` where a perturbation has a part of another kind than `Perturbation` says."
+    counts = lambda d: isinstance(d, dict) and all(is_number(n) and n >= 0 for n in d.values())
+    is_dose = lambda dose: is_number(dose) and dose > 0
+    texts = [p.moa, p.smiles, p.gene, *(p.also if isinstance(p.also, list) else [None])]
+    rules = {
+        "a moa, a smiles, a gene and further names that are text": all(isinstance(text, str) for text in texts),
+        f"a kind that is {', '.join(kinds)}": isinstance(p.kind, str) and p.kind in kinds,
+        "doses above 0 with a number of cells each": counts(p.doses) and all(map(is_dose, p.doses)),
+        "experiments that are listed, with a number of cells each":
+            counts(p.experiments) and experiments.issuperset(p.experiments),
+        "a clearest dose that is a number or null": p.clearest_um is None or is_dose(p.clearest_um)}
+    wrong = next((rule for rule, kept in rules.items() if not kept), None)
+    if wrong: raise InputError(f"The perturbation '{p.name[:60]}' in the vocabulary needs {wrong}.")
+
+# %% ../nbs/01_vocabulary.ipynb #7f2f5f97
+def check_vocabulary(d)->Vocabulary:      # d: as `Vocabulary.to_dict` makes it
+    "The vocabulary of a config, or `InputError`."
+    try: vocab = Vocabulary.from_dict(d)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError("The vocabulary must hold perturbations, experiments and cell_types, each perturbation with "
+                         "a name and its doses in µM, as `Vocabulary.to_dict` writes it.") from None
+    for names, what in ((vocab.names, "perturbation"), (vocab.experiments, "experiment"),
+                        (vocab.cell_types, "cell type")): check_names(names, what)
+    check_names(vocab.other_controls, "further control", 0)
+    for control in vocab.controls:
+        if control not in vocab.names:
+            raise InputError(f"The control '{str(control)[:60]}' is not one of the {len(vocab.names):,} perturbations "
+                             f"of the vocabulary, such as '{vocab.names[0][:60]}'.")
+    experiments = set(vocab.experiments)
+    for p in vocab.perturbations: check_perturbation(p, experiments)
+    check_number(vocab.dose_margin, "dose_margin in the vocabulary", 1, 1e6)
+    return vocab
 
 # %% ../nbs/01_vocabulary.ipynb #f3063608
 stains = [line.split(", ") for line in (
