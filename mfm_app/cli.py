@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'no_memory', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help',
-           'grid_help', 'control_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
-           'left_out_text', 'no_trials_text', 'error_message', 'main', 'preview_conditions', 'training_record',
-           'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'snapshot_hook', 'train_on',
-           'recipe_with', 'read_resized', 'option', 'former', 'check_options', 'train_command', 'finetune_command',
-           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
-           'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
-           'space_command']
+           'grid_help', 'control_help', 'nucleus_help', 'kind_help', 'data_help', 'list_help', 'repo_help',
+           'dry_run_help', 'left_out_text', 'no_trials_text', 'error_message', 'main', 'preview_conditions',
+           'training_record', 'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus',
+           'nucleus_of', 'snapshot_hook', 'train_on', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former',
+           'check_options', 'train_command', 'finetune_command', 'evaluate_command', 'tune_command', 'format_of',
+           'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input',
+           'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import os
@@ -24,6 +24,7 @@ import torch
 import typer
 from tqdm import tqdm
 
+from .channels import find_nucleus, in_short
 from .core import Condition, InputError, check_int, index_of_name, join, os_reason, pick_device
 from .data import Batches, Cells, read_cells, resize, vocabulary, with_kind
 from .engine import Engine, load, load_all
@@ -134,12 +135,33 @@ def phenotypes_record(cells:Cells)->dict:
     return dict(phenotypes=space.to_dict()) if space else {}
 
 
-def controls_of(cells:Cells)->dict:
+def controls_of(
+    cells:Cells,
+    nucleus:str|None="",      # the channel that shows nuclei, see `features.nuclear_channel`
+)->dict:
     "How the untreated training cells look and what is unlike them, for `config['controls']`."
     train, names = cells.where(split="train"), [c["name"] for c in cells.channels]
     controls = train[train.is_control].images
-    known = plausibility_statistics(controls, some_treated(train).images, names)
-    return control_statistics(controls, names) | (dict(plausibility=known) if known else {})
+    known = plausibility_statistics(controls, some_treated(train).images, names, nucleus)
+    return control_statistics(controls, names, nucleus) | (dict(plausibility=known) if known else {})
+
+# %% ../nbs/40_cli.ipynb #0b36d24b
+def named_nucleus(said:str, names:list)->str|None:
+    "What `--nucleus` says: the name of a channel, in any case, or None for none; `InputError` for another name."
+    if said.casefold() == "none" and "none" not in map(str.casefold, names): return None
+    return said if said in names else names[index_of_name(said, names, "channel")]
+
+
+def nucleus_of(
+    cells:Cells,
+    said:str="",      # the channel that shows nuclei, or "none"; empty looks for it
+)->str|None:          # as `config["nucleus"]` has it
+    "Which channel of some cells shows nuclei; prints why."
+    names, controls = [c["name"] for c in cells.channels], cells.images[cells.is_control]
+    if said: return named_nucleus(said, names)
+    nucleus, why = find_nucleus(names, controls if len(controls) else cells.images)
+    print(why)
+    return nucleus
 
 # %% ../nbs/40_cli.ipynb #f001dc39
 def snapshot_hook(
@@ -170,12 +192,14 @@ def train_on(
     steps:int,           # where the run ends
     cooldown:float,      # share of the run
     every:int,           # steps between snapshots
+    nucleus:str="",      # as in `nucleus_of`
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
     name, seed, checkpoint = recipe["recipe"], recipe["seed"], out / "training.pt"
     vocab = clearest_doses(vocabulary(cells), cells)
-    config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], laptop=name == "laptop")
-    config |= dict(data=data_record(cells), controls=controls_of(cells), **phenotypes_record(cells))
+    nucleus, laptop = nucleus_of(cells, nucleus), name == "laptop"
+    config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], laptop, nucleus)
+    config |= dict(data=data_record(cells), controls=controls_of(cells, nucleus), **phenotypes_record(cells))
     torch.manual_seed(seed)
     settings = recipe_settings[name]
     run = start(build(config), checkpoint, recipe["optimiser"], recipe["learning_rate"], settings["ema_std"])
@@ -200,6 +224,18 @@ def recipe_with(
     index_of_name(coupling, couplings, "coupling")
     return recipe
 
+# %% ../nbs/40_cli.ipynb #ade2b443
+def in_channels(cells:Cells, channels:list)->Cells:      # channels: of a model
+    "Cells in a model's channels: by name where both have the same, else in their order; `InputError` for others."
+    own, wanted = ([c["name"] for c in some] for some in (cells.channels, channels))
+    if len(own) != len(wanted):
+        raise InputError(f"The cells have {len(own)} channels, where the model has {len(wanted)} ({in_short(wanted)}).")
+    if own == wanted: return cells
+    same = sorted(own) == sorted(wanted)
+    if not same: print(f"The channels of the cells, {in_short(own)}, were taken for {in_short(wanted)}, in this order.")
+    order = list(map(own.index, wanted)) if same else list(range(len(own)))
+    return replace(cells, images=cells.images[:, order], channels=channels)
+
 
 def read_resized(
     data:Path,                # folder, or one of `simulator.data_sets`
@@ -212,9 +248,7 @@ def read_resized(
     simulated = None if data.exists() else data_sets.get(str(data))
     cells = simulated(size=image_size) if simulated else with_kind(read_cells(data, control), kind)
     for note in cells.notes: print(note)
-    if channels and len(channels) != len(cells.channels):
-        wanted = f"{len(channels)} ({', '.join(c['name'] for c in channels)})"
-        raise InputError(f"The cells have {len(cells.channels)} channels, where the model has {wanted}.")
+    if channels: cells = in_channels(cells, channels)
     return cells if cells.images.shape[-1] == image_size else resize(cells, image_size)
 
 # %% ../nbs/40_cli.ipynb #eee27928
@@ -243,6 +277,7 @@ guidance_help = "Guidance scale: 1 is the model as trained, above 1 exaggerates 
 solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if the model has it, else multistep2."
 grid_help = f"Times between the steps: {', '.join(grids)}; auto takes the tuned ones, or cosine."
 control_help = "Name of the control; again for further ones. The usual names (DMSO, EMPTY, ...) if not given."
+nucleus_help = "Name of the channel that shows nuclei, or none; by name or picture if not given."
 kind_help = f"What the perturbations are where the table does not say: {', '.join(kinds)}."
 data_help = ("Folder in the bbbc021-cells format, or folders of images named by perturbation, or cells that are drawn: "
              f"{', '.join(data_sets)}.")
@@ -271,13 +306,15 @@ def train_command(
     seed:option(int, "Of weights and batches.")=0,
     control:option(list[str]|None, control_help)=None,
     kind:option(str, kind_help)="",
+    nucleus:option(str, nucleus_help)="",
 ):
     "Train a model, or resume a run; the folder `model` in OUT is then ready to serve."
     check_options((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
                   (image_size, "--image-size", 16, 512))
     recipe = recipe_with(paper, lr, timesteps or times, coupling, batch=batch, seed=seed)
     check_writable(out)
-    train_on(read_resized(data, image_size, control=control, kind=kind), out, backbone, recipe, steps, cooldown, every)
+    cells = read_resized(data, image_size, control=control, kind=kind)
+    train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus)
     print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
 # %% ../nbs/40_cli.ipynb #bd3be062
@@ -319,13 +356,15 @@ def evaluate_command(
     data:option(Path, "Folder of real cells with an iid split, or simulated cells by their name."),
     n:option(int, "Cells to sample for each condition.")=256,
     control:option(list[str]|None, control_help)=None,
+    nucleus:option(str, "Name of the channel that shows nuclei, or none; as the model says if not given.")="",
 ):
     "Evaluate a model on real cells it has not seen, and write the result into its card."
     check_int(n, "--n", 20, 10_000)
     check_writable(model)
     loaded = load_model(model)
+    if nucleus: loaded.config["nucleus"] = named_nucleus(nucleus, [c["name"] for c in loaded.channels])
     cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
-    loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells),
+    loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells, loaded.nucleus),
                          vocabulary=clearest_doses(loaded.vocab, cells).to_dict())
     loaded.config |= {} if "phenotypes" in loaded.config else phenotypes_record(cells)
     loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)

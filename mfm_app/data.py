@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['table_columns', 'splits', 'not_square', 'row_rules', 'usual_titles', 'kind_words', 'usual_controls', 'no_kind',
            'system_names', 'suffixes', 'ignored_marks', 'stain_words', 'lone', 'channel_marks', 'max_wells',
-           'channel_titles', 'one_cell_a_file', 'dose_value', 'check_images', 'is_text', 'check_rows', 'check_table',
-           'Cells', 'complete_table', 'some_of', 'left_out', 'delimiter_of', 'csv_rows', 'read_table', 'plain_title',
-           'take_columns', 'dose_column', 'take_doses', 'same_name', 'one_spelling', 'is_missing', 'clean_names',
-           'find_controls', 'perturbation_notes', 'take_table', 'is_hidden', 'leads_back', 'list_files', 'data_file',
-           'read_shard', 'read_description', 'about_of', 'images_of_rows', 'unused_notes', 'read_shards', 'read_image',
-           'check_alike', 'to_bytes', 'depth_notes', 'image_notes', 'read_images', 'mark_order', 'cells_by_mark',
-           'ChannelFiles', 'channel_files', 'check_same_cell', 'join_channels', 'plain_path', 'find_names', 'is_image',
-           'table_of_csv', 'table_of_folders', 'name_channels', 'read_folder', 'read_cells', 'with_kind',
-           'perturbation_of', 'check_kinds', 'vocabulary', 'conditions', 'with_structure', 'fingerprints', 'dequantise',
-           'augment', 'Batches', 'resize']
+           'channel_titles', 'one_cell_a_file', 'stain_colours', 'dose_value', 'check_images', 'is_text', 'check_rows',
+           'check_table', 'Cells', 'complete_table', 'some_of', 'left_out', 'delimiter_of', 'csv_rows', 'read_table',
+           'plain_title', 'take_columns', 'dose_column', 'take_doses', 'same_name', 'one_spelling', 'is_missing',
+           'clean_names', 'find_controls', 'perturbation_notes', 'take_table', 'is_hidden', 'leads_back', 'list_files',
+           'data_file', 'read_shard', 'read_description', 'about_of', 'images_of_rows', 'unused_notes', 'read_shards',
+           'read_image', 'check_alike', 'to_bytes', 'depth_notes', 'image_notes', 'read_images', 'mark_order',
+           'cells_by_mark', 'ChannelFiles', 'channel_files', 'check_same_cell', 'join_channels', 'plain_path',
+           'find_names', 'is_image', 'table_of_csv', 'table_of_folders', 'most_different', 'mark_shown',
+           'nearest_colour', 'said_colour', 'colour_channels', 'name_channels', 'read_folder', 'read_cells',
+           'with_kind', 'perturbation_of', 'check_kinds', 'vocabulary', 'conditions', 'with_structure', 'fingerprints',
+           'dequantise', 'augment', 'Batches', 'resize']
 
 # %% ../nbs/05_data.ipynb #3480831f
+import colorsys
 import csv
 import io
 import json
@@ -27,6 +29,7 @@ import unicodedata
 from collections import Counter
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,8 @@ from torch import Tensor
 from .core import Condition, InputError, index_of_name, to_float
 from .images import Micrograph, read_micrograph
 from .molecules import dose_columns, one_line, read_molecule, read_unit
-from .vocabulary import Perturbation, Vocabulary, kinds, plain_name
+from .vocabulary import (Perturbation, Vocabulary, channel_colours, channel_words, default_shown, guess_channels,
+                                kinds, plain_name, shown_at_first, stains)
 
 # %% ../nbs/05_data.ipynb #104db593
 # every column of the table with its value where the source has none
@@ -79,8 +83,12 @@ def check_images(images, channels:list):
     if len(channels) != images.shape[1]:
         raise InputError(f"Images with {images.shape[1]} channels need a name for each, not {len(channels)} names.")
     for i, channel in enumerate(channels):
-        if not all(isinstance(channel.get(key), str) for key in ("name", "colour")):
-            raise InputError(f"Channel {i + 1} needs a name and a colour, both text, not {channel}.")
+        texts = [channel.get(key) for key in ("name", "colour")] if isinstance(channel, dict) else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f"Channel {i + 1} needs a name and a colour, both text, not {str(channel)[:80]}.")
+    names = [channel["name"] for channel in channels]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"Two channels are called '{twice[0][:60]}'; each needs a name of its own.")
 
 # %% ../nbs/05_data.ipynb #729fd65c
 def is_text(value)->bool: return isinstance(value, str)
@@ -530,7 +538,8 @@ def read_shards(
     table.loc[table["perturbation"].isin(controls), "moa"] = ""
     images = images_of_rows(table, shards)
     notes += unused_notes(folder, table, shards)
-    return Cells(images, table, channels, controls[0], about_of(info), notes, controls[1:])
+    channels, shown = mark_shown(channels, images[table["perturbation"].isin(controls).to_numpy()])
+    return Cells(images, table, channels, controls[0], about_of(info), [*notes, *shown], controls[1:])
 
 # %% ../nbs/05_data.ipynb #e7448e4a
 suffixes = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".bmp", ".stk"}
@@ -594,7 +603,7 @@ def read_images(
     folder:Path,
     names:list,           # of the files, as `data_file` takes them
     links:bool=True,      # whether links may lead out of the folder
-)->tuple:                 # (N, C, H, W) uint8, names of the channels (empty where the files have none), notes
+)->tuple:                 # (N, C, H, W) uint8, names of the channels ("" where the files have none), colours, notes
     "The images of these names in a folder; `InputError` names the first that cannot be read or is unlike the others."
     micrographs = [read_image(data_file(folder, name, "image", links)) for name in names]
     check_alike(micrographs, names)
@@ -602,9 +611,10 @@ def read_images(
     images = np.empty((len(names), *first.pixels.shape[1:]), np.uint8)
     for image, m in zip(images, micrographs): image[:] = to_bytes(m.pixels[0], bits)
     alike = all(m.names == first.names for m in micrographs) and len(set(first.names) - {""}) == len(first.names)
-    colours = ["Red, green and blue are Channel 1, 2 and 3."] if first.names == ["red", "green", "blue"] else []
-    channels = first.names if alike and not colours else [""] * len(first.names)
-    return images, channels, colours + depth_notes(micrographs, bits) + image_notes(micrographs, names)
+    said = ["Red, green and blue are Channel 1, 2 and 3."] if first.names == ["red", "green", "blue"] else []
+    channels = first.names if alike and not said else [""] * len(first.names)
+    colours = [d.colour for d in first.dyes] if all(m.dyes == first.dyes for m in micrographs) else []
+    return images, channels, colours, said + depth_notes(micrographs, bits) + image_notes(micrographs, names)
 
 # %% ../nbs/05_data.ipynb #9eb1c8ec
 ignored_marks = re.compile(r"_?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|sk\d+fk\d+fl\d+", re.I)   # MetaXpress, Harmony
@@ -753,14 +763,84 @@ def table_of_folders(files:list, control=None)->tuple:      # table, controls, n
     notes += clean_names(table, [control] if isinstance(control, str) else control or usual_controls)
     return complete_table(table, "The folder"), find_controls(table["perturbation"].unique(), control), notes
 
+# %% ../nbs/05_data.ipynb #228ae5e6
+def most_different(
+    images:np.ndarray,      # (N, C, H, W) uint8
+    fixed=(),               # indices that are among them in any case
+    n:int=shown_at_first,
+)->list:                    # indices, in order
+    "The `n` channels whose pixels correlate least; one that is the same everywhere comes last."
+    some = images[np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int)]
+    some = some[..., ::max(1, images.shape[2] // 64), ::max(1, images.shape[3] // 64)]
+    pixels = some.transpose(1, 0, 2, 3).reshape(images.shape[1], -1).astype(np.float32)
+    flat = pixels.std(1) == 0
+    pixels[flat] = pixels.sum(0)
+    alike = np.abs(np.nan_to_num(np.corrcoef(pixels), nan=1.)) + 2 * (flat[:, None] | flat)
+    rest = [i for i in range(len(pixels)) if i not in fixed]
+    sets = [sorted([*fixed, *others]) for others in combinations(rest, max(0, n - len(fixed)))]
+    return min(sets, key=lambda chosen: alike[np.ix_(chosen, chosen)].sum().round(6))
+
+
+def mark_shown(
+    channels:list,          # {"name", "colour"} a channel
+    images:np.ndarray,      # (N, C, H, W) uint8 of untreated cells
+)->tuple:                   # the channels, of more than three with `shown`; notes
+    "Which channels are looked at first."
+    names = [c["name"] for c in channels]
+    if len(names) <= shown_at_first or any("shown" in c for c in channels): return channels, []
+    fixed = [i for i in guess_channels(names, ["DNA", "Actin", "Tubulin"]) if i is not None]
+    shown = most_different(images, fixed)
+    by_name = " and ".join(names[i] for i in fixed)
+    why = "by their names" if len(fixed) == len(shown) else "which differ most among the untreated cells"
+    if 0 < len(fixed) < len(shown): why = f"{by_name} by name and the rest by how much it differs"
+    note = f"Of {len(names)} channels, three are shown first: {', '.join(names[i] for i in shown)}, {why}."
+    return [c | dict(shown=i in shown) for i, c in enumerate(channels)], [note]
+
+# %% ../nbs/05_data.ipynb #761b17a7
+stain_colours = "blue", "green", "red", "yellow", "orange", "magenta", "cyan"      # of `vocabulary.stains`
+
+
+def nearest_colour(rgb:tuple)->str:      # 0 to 255
+    "The name of a colour of this hue and strength, as in `channel_colours`; its code where there is none."
+    hue, strength, _ = colorsys.rgb_to_hsv(*rgb)
+    def distance(name): return abs((colorsys.rgb_to_hsv(*channel_colours[name])[0] - hue + .5) % 1 - .5)
+    name = min([name for name in channel_colours if name not in ("white", "peach", "lavender", "tan")], key=distance)
+    return name if distance(name) < .05 and strength > .6 else "#" + "".join(f"{v:02x}" for v in rgb)
+
+
+def said_colour(name:str, rgb:tuple|None)->str|None:      # rgb: 0 to 255, of the file
+    "The colour that a file gives a channel, or that its name is."
+    if rgb is not None: return nearest_colour(rgb)
+    return next((word for word in re.findall("[a-z]+", name.lower()) if word in channel_colours), None)
+
+
+def colour_channels(names:list, shown:list, given:list)->list:      # shown: names; given: rgb or None of each
+    "A colour for each channel, as often as possible another."
+    given = given if len(given) == len(names) else [None] * len(names)
+    colours = dict(enumerate(map(said_colour, names, given)))
+    stain = [next((i for i, words in enumerate(stains) if words == channel_words(name)[1:]), None) for name in names]
+    def take(i, wanted):
+        if colours[i] is None: colours[i] = next((c for c in wanted if c not in colours.values()), None)
+    if len(names) == 1: take(0, ["white"])
+    for i in range(len(names)):
+        if stain[i] is not None and (stain[i] < 3 or names[i] not in shown): take(i, [stain_colours[stain[i]]])
+    for i in sorted(range(len(names)), key=lambda i: names[i] not in shown): take(i, channel_colours)
+    return [colours[i] or list(channel_colours)[i % len(channel_colours)] for i in range(len(names))]
+
 # %% ../nbs/05_data.ipynb #39e0166c
-def name_channels(names:list)->tuple:      # {"name", "colour"} a channel, notes
+def name_channels(
+    names:list,             # "" where the files have none
+    colours:list=(),        # red, green and blue of each, 0 to 255, or None; () where nothing is known
+    untreated=None,         # (N, C, H, W) uint8; None marks none as shown first
+)->tuple:                   # {"name", "colour"} a channel, notes
     "Channels by their names, or by number where they have none."
-    colours = ["blue", "green", "red", "yellow", "magenta", "cyan", "white"]
     called = [name or f"Channel {i + 1}" for i, name in enumerate(names)]
-    channels = [dict(name=name, colour=colours[i % len(colours)]) for i, name in enumerate(called)]
+    channels, shown = [dict(name=name) for name in called], []
+    if untreated is not None: channels, shown = mark_shown(channels, untreated)
+    of_each = colour_channels(called, default_shown(channels), colours)
+    channels = [dict(name=c["name"], colour=colour) | c for c, colour in zip(channels, of_each)]
     source = "The files name their channels" if any(names) else "The files do not name their channels, which are called"
-    return channels, [f"{source} {', '.join(called)}; nuclei are looked for in the first if none is a nuclear stain."]
+    return channels, [f"{source} {', '.join(called)}.", *shown]
 
 
 def read_folder(
@@ -772,9 +852,10 @@ def read_folder(
     files, notes = list_files(folder)
     name = next((n for n in files if n.casefold() in ("cells.csv", "cells.tsv")), None)
     table, controls, more = table_of_csv(folder, name, files, control) if name else table_of_folders(files, control)
-    images, channels, of_images = read_images(folder, list(table["image"]), links)
+    images, channels, colours, of_images = read_images(folder, list(table["image"]), links)
     images, table, joined, of_files = join_channels(images, table)
-    channels, of_channels = name_channels(joined or channels)
+    untreated = images[table["perturbation"].isin(controls).to_numpy()]
+    channels, of_channels = name_channels(joined or channels, [] if joined else colours, untreated)
     notes = [*of_files, *of_channels, *of_images, *more,
              *perturbation_notes(table, controls, control), *notes]
     return Cells(images, table, channels, controls[0], notes=notes, other_controls=controls[1:])

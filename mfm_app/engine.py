@@ -171,12 +171,13 @@ class Answer:
     channels:list              # {"name", "colour"} a channel
     request:ResolvedRequest
     provenance:dict            # weights, nfe, seconds and the request
+    nucleus:str|None = ""      # the channel that shows nuclei, see `features.nuclear_channel`
 
     @cached_property
     def comparison(self)->Comparison:
         "Treated against the control from the same noise, or `InputError` where there is none."
         if self.control is None: raise InputError("An effect needs the control, which was not generated.")
-        return Comparison(self.images, self.control, [c["name"] for c in self.channels])
+        return Comparison(self.images, self.control, [c["name"] for c in self.channels], self.nucleus)
 
 # %% ../nbs/23_engine.ipynb #5f322caa
 class LoadedModel:
@@ -256,7 +257,8 @@ def stream(engine:Engine, request:ResolvedRequest):
             yield replace(step, xt=split(step.xt), x1_pred=cells)
     record = dict(seconds=round(time.time() - start, 2), **request.record())
     provenance = engine.provenance(request.sampling, record, molecule=request.molecule is not None)
-    yield Answer(cells[0], cells[1] if request.compare else None, engine.model.channels, request, provenance)
+    control, model = cells[1] if request.compare else None, engine.model
+    yield Answer(cells[0], control, model.channels, request, provenance, model.nucleus)
 
 # %% ../nbs/23_engine.ipynb #f86d7dc2
 @dataclass

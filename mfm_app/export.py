@@ -33,7 +33,7 @@ class Export:
     channels:list                 # {"name", "colour"} a channel
     provenance:dict
     um_per_px:float|None = None   # micrometres per pixel; None if unknown
-    view:dict = field(default_factory=dict)      # arguments of `viz.composite`: how a picture shows the channels
+    view:dict = field(default_factory=dict)      # arguments of `viz.show`: how a picture shows the channels
 
 # %% ../nbs/26_export.ipynb #d6e38e04
 def unique_labels(labels, reserved=())->list:

@@ -306,16 +306,19 @@ def finetune_and_test(
     return net.cpu()
 
 # %% ../nbs/28_finetune.ipynb #71e9221e
-def random_model(cells:Cells|None=None)->Model:      # None simulates a few
+def random_model(
+    cells:Cells|None=None,      # None simulates a few
+    nucleus:str|None="",        # their channel that shows nuclei, see `features.nuclear_channel`
+)->Model:
     "A model with random weights that reads the names of some cells, and molecules."
     cells, encode = cells or synthetic_cells(8), Morgan()
-    config = new_config(vocabulary(cells), cells.channels, "nano/8", cells.images.shape[-1])
+    config = new_config(vocabulary(cells), cells.channels, "nano/8", cells.images.shape[-1], nucleus=nucleus)
     model = Model(build(config), config, "0" * 64, "drawn", encode)
     torch.manual_seed(0)
     model.net = with_molecules(model, encode).eval()
     for weight in model.net.parameters(): torch.nn.init.normal_(weight, std=0.05)
     controls = cells.where(perturbation=cells.control).images
-    config["controls"] = control_statistics(controls, [c["name"] for c in cells.channels])
+    config["controls"] = control_statistics(controls, [c["name"] for c in cells.channels], nucleus)
     config["molecules"] |= dict(calibration=dict(threshold=0.4, near=[3, 4], far=[2, 10]))
     config["phenotypes"] = measure(cells).space.to_dict()
     return model

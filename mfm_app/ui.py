@@ -30,7 +30,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.routing import Route
 
-from .card import perturbation_table
+from .card import channels_text, nuclei_text, perturbation_table
 from .core import InputError
 from .display import static
 from .engine import Engine, among, load, model_name
@@ -79,7 +79,7 @@ def weak_text(config:dict)->str:
 
 # %% ../nbs/38_ui.ipynb #0359c3e2
 about_text = """## What this model is
-It generates crops of {size} x {size} px in the channels {channels}, by flow matching. It was trained on {cells:,} cells
+It generates crops of {size} x {size} px in the {channels}, by flow matching.{nuclei} It was trained on {cells:,} cells
 of {counted} and {control}, of {cell_types}, and nothing else.
 
 ### What it was trained on
@@ -107,7 +107,7 @@ def about(engine:Engine)->str:
     config, vocab = engine.model.config, engine.vocab
     data = unknown_data | {k: v for k, v in config["data"].items() if k in unknown_data}
     return about_text.format(
-        size=config["backbone"]["image_size"], channels=", ".join(c["name"] for c in config["channels"]),
+        size=config["backbone"]["image_size"], channels=channels_text(config), nuclei=nuclei_text(config),
         cells=sum(p.cells for p in vocab.perturbations), counted=vocab.counted,
         control=" and ".join(vocab.controls), cell_types=", ".join(vocab.cell_types),
         trained=trained_text(vocab), weak=weak_text(config), **data)

@@ -30,7 +30,7 @@ from .core import InputError, check_int, os_reason
 from .display import drawing
 from .engine import Engine
 from .molecules import max_rows
-from .permalink import View, code_for_screen, max_value
+from .permalink import View, channel_view, code_for_screen, max_value
 from .screen import (Progress, ScreenFolder, ScreenSettings, check_screenable, check_settings, illustrate,
                             max_cells_each, read_list, read_settings, screen_into, screen_provenance, write_zip)
 from .ui_parts import (component, experiment_field, field_output, field_validity, on_open, share_message,
@@ -138,14 +138,16 @@ lost_errors = LookupError, TypeError, ValueError, FileNotFoundError, NotADirecto
 
 def molecule_cells(
     engine:Engine,
-    query,             # {run, number}, from the browser
+    query,             # {run, number, show}, from the browser; show: as in `permalink.channel_view`
 )->str:
     "Cells, control and structure of one molecule of a screen, or an error, as JSON for the component."
     try:
         folder = ScreenFolder(sessions[query["run"]].path)
         number = check_int(query["number"], "The number", 1, 10**6)
         result = next(islice(folder.results, number - 1, None))
-        treated, control = (show(folder.cells(n), engine.model.channels, columns=4) for n in (number, 0))
+        channels = engine.model.channels
+        view = channel_view(query.get("show"), [c["name"] for c in channels])
+        treated, control = (show(folder.cells(n), channels, columns=4, **view) for n in (number, 0))
     except (InputError, *lost_errors): return json.dumps(dict(error=lost_screen))
     except OSError as e: return json.dumps(dict(error=f"The cells cannot be read on the server: {os_reason(e)}."))
     return json.dumps(dict(

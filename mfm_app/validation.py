@@ -127,7 +127,7 @@ def clearest_doses(
 # %% ../nbs/25_validation.ipynb #1ad17e8d
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of `n` generated cells a condition, as `config['quality']` has them."
-    device, names, conditions = pick_device(), [c["name"] for c in cells.channels], check_judgeable(cells)
+    device, names, conditions = pick_device(), [c["name"] for c in model.channels], check_judgeable(cells)
     train, iid = (cells.where(split=split) for split in ("train", "iid"))
     model.net.to(device)
     def like_real(c): return unseen if len(unseen := cells_of(iid, *c)) else cells_of(train, *c)
@@ -207,16 +207,17 @@ min_real = 40      # real cells of a treatment in one experiment
 
 def evaluate_counterfactuals(model:Model, cells:Cells, n:int=64)->dict:
     "Reconstruction quality, and mean shifts beside real ones, as `config['quality']['counterfactual']` has them."
-    engine, names, control = Engine(model), [c["name"] for c in cells.channels], cells.control
+    engine, control = Engine(model), cells.control
+    measured = lambda images: profile(images, [c["name"] for c in model.channels], model.nucleus)
     unseen = cells.where(perturbation=control, split="iid")
     if not len(unseen):
         raise InputError("Counterfactuals are judged on unseen controls; the data have none in the split iid.")
     place = dict(zip(("experiment", "cell_type"), unseen.table.groupby(["experiment", "cell_type"]).size().idxmax()))
     here, unseen = cells.where(**place), unseen.where(**place)
     some = unseen[np.random.default_rng(0).permutation(len(unseen))[:n]].images
-    untreated = profile(here.where(perturbation=control, split="train").images[:1000], names)
+    untreated = measured(here.where(perturbation=control, split="train").images[:1000])
     treated = {c: cells_of(here, *c).images for c in trained_conditions(cells, min_real) if c[0] != control}
-    shifts = [shift(engine, some, Treatment(*c), profile(images, names), untreated, **place)
+    shifts = [shift(engine, some, Treatment(*c), measured(images), untreated, **place)
               for c, images in treated.items() if len(images) >= min_real]
     return dict(round_trips=round_trips(engine, some[:max(1, n // 4)], **place), shifts=shifts)
 
