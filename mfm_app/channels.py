@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['dye_nm', 'hues', 'filler', 'longest_dna_nm', 'min_lead', 'looked_at', 'suggestion', 'in_python', 'no_stain', 'say_it',
            'wavelength', 'is_foreign', 'hue', 'model_hue', 'Evidence', 'evidence_of', 'nuclearity', 'nuclei_by_picture',
-           'Match', 'by_name', 'remaining', 'nuclear_name', 'by_wavelength', 'same_hue', 'by_colour', 'by_order',
-           'match_channels', 'as_tuple', 'in_short', 'find_nucleus', 'given_channels', 'map_channels',
+           'Match', 'by_name', 'by_same_name', 'remaining', 'nuclear_name', 'by_wavelength', 'same_hue', 'by_colour',
+           'by_order', 'match_channels', 'as_tuple', 'in_short', 'find_nucleus', 'given_channels', 'map_channels',
            'missing_channels', 'in_words', 'channel_notes']
 
 # %% ../nbs/20_channels.ipynb #c4a11e03
@@ -124,6 +124,13 @@ def by_name(evidence:list, wanted:list, free:list, attribute:str="name")->dict: 
             for w, k in zip(wanted, guess_channels(texts, wanted)) if k is not None}
 
 
+def by_same_name(names:list, wanted:list)->dict:      # names: of the file's channels
+    "By names that are the model's own, whatever they mean, such as w1 and w2: name -> `Match`."
+    plain = [name.strip().casefold() for name in names]
+    own = {w: plain.index(w.strip().casefold()) for w in wanted if plain.count(w.strip().casefold()) == 1}
+    return {w: Match(j, "by its name") for w, j in own.items() if list(own.values()).count(j) == 1}
+
+
 def remaining(found:dict, wanted:list, free:list)->tuple:      # found: name -> `Match`
     "The names and the channels that are left."
     taken = [match.index for match in found.values()]
@@ -183,8 +190,9 @@ def match_channels(
     nucleus:str|None="",    # of them the one that shows nuclei; "" goes by the names, None if none does
 )->dict:                    # name -> `Match`; without those that only somebody can say
     "Which channel of a file is which of the model's, and why; no channel is taken twice."
-    evidence, shown, found = evidence_of(micrograph), dict(zip(wanted, colours)), {}
-    dna = nuclear_name(wanted) if nucleus == "" else nucleus
+    evidence, shown, found = evidence_of(micrograph), dict(zip(wanted, colours)), by_same_name(micrograph.names, wanted)
+    numbered = all(re.fullmatch(r"Channel \d+", w) for w in wanted)      # then their places are what is known of them
+    dna = nuclear_name(wanted) if nucleus == "" or numbered else nucleus
     steps = [by_name, lambda *left: by_name(*left, "fluorophore"),
              lambda *left: by_wavelength(*left, {w: model_hue(c) for w, c in shown.items()}),
              lambda *left: by_colour(*left, shown), lambda *left: by_order(*left, micrograph.pixels, dna)]
