@@ -7,8 +7,8 @@ __all__ = ['compound_names', 'name_groups', 'group_of', 'kinds', 'well_covered',
            'shown_at_first', 'plain_name', 'Kind', 'Perturbation', 'coverage', 'merged', 'names_index', 'understood',
            'SearchedVocabulary', 'SpokenVocabulary', 'Vocabulary', 'usual_dose', 'check_dose', 'ConditionNames',
            'seen_together', 'usual_experiment', 'usual_cell_type', 'resolve', 'condition', 'check_names',
-           'check_perturbation', 'check_vocabulary', 'contains_word', 'channel_words', 'guess_channels', 'colour_rgb',
-           'default_shown']
+           'check_perturbation', 'check_lines', 'check_vocabulary', 'contains_word', 'channel_words', 'guess_channels',
+           'colour_rgb', 'default_shown']
 
 # %% ../nbs/01_vocabulary.ipynb #410f8bbb
 import math
@@ -345,6 +345,15 @@ def check_perturbation(p:Perturbation, experiments:set):
     if wrong: raise InputError(f"The perturbation '{p.name[:60]}' in the vocabulary needs {wrong}.")
 
 # %% ../nbs/01_vocabulary.ipynb #7f2f5f97
+def check_lines(vocab:Vocabulary):
+    "`InputError` unless experiments name the cell types that were seen in them."
+    lines = vocab.lines
+    named = isinstance(lines, dict) and set(vocab.experiments).issuperset(lines) and all(
+        isinstance(seen, list) and seen and all(c in vocab.cell_types for c in seen) for seen in lines.values())
+    if not named: raise InputError("The lines in the vocabulary must give, for experiments that are listed, "
+                                   "the cell types seen there.")
+
+
 def check_vocabulary(d)->Vocabulary:      # d: as `Vocabulary.to_dict` makes it
     "The vocabulary of a config, or `InputError`."
     try: vocab = Vocabulary.from_dict(d)
@@ -360,6 +369,7 @@ def check_vocabulary(d)->Vocabulary:      # d: as `Vocabulary.to_dict` makes it
                              f"of the vocabulary, such as '{vocab.names[0][:60]}'.")
     experiments = set(vocab.experiments)
     for p in vocab.perturbations: check_perturbation(p, experiments)
+    check_lines(vocab)
     check_number(vocab.dose_margin, "dose_margin in the vocabulary", 1, 1e6)
     return vocab
 

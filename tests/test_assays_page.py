@@ -30,7 +30,7 @@ from mfm_app.ui_api import api_text
 from mfm_app.ui_counterfactual import doses_of, drawn_controls, has_series
 from mfm_app.ui_parts import experiments, known_dose, view_of_address
 from mfm_app.validation import phenotypes_of
-from mfm_app.vocabulary import resolve
+from mfm_app.vocabulary import check_vocabulary, resolve
 
 seconds = 1000     # Playwright counts in milliseconds
 
@@ -76,7 +76,8 @@ def gene_model():
     torch.manual_seed(0)
     net = build(config).eval()
     for weight in net.parameters(): torch.nn.init.normal_(weight, std=0.05)
-    config["controls"] = control_statistics(cells.where(perturbation="EMPTY").images, [c["name"] for c in cells.channels])
+    controls = cells.where(perturbation="EMPTY").images
+    config["controls"] = control_statistics(controls, [c["name"] for c in cells.channels])
     return Model(net, config, "0" * 64, "genes")
 
 
@@ -211,7 +212,8 @@ def test_a_gene_is_treated_beside_the_control_of_its_kind(page, pages):
 
 def test_an_experiment_follows_the_cell_line_that_is_chosen(page, pages):
     opened(page, pages["mixed"])
-    assert page.input_value("#cell-type input") == "HUVEC" and page.input_value("#experiment input").startswith("Plate 1")
+    assert page.input_value("#cell-type input") == "HUVEC"
+    assert page.input_value("#experiment input").startswith("Plate 1")
     choose(page, "cell-type", "RPE", "RPE-1")
     page.wait_for_function("document.querySelector('#experiment input').value.startsWith('Plate 2')")
     page.fill("#cells input", "2"), page.press("#cells input", "Tab")
@@ -292,7 +294,8 @@ def test_across_gives_the_cells_that_each_line_has_alone(mixed):
         assert alone.request.experiment == answer.request.experiment
         assert np.abs(alone.images.astype(int) - answer.images).max() <= 1
         assert np.abs(alone.control.astype(int) - answer.control).max() <= 1
-    assert list(export_of(both).images) == ["HUVEC: KIF11 siRNA", "HUVEC: control", "RPE-1: KIF11 siRNA", "RPE-1: control"]
+    labels = ["HUVEC: KIF11 siRNA", "HUVEC: control", "RPE-1: KIF11 siRNA", "RPE-1: control"]
+    assert list(export_of(both).images) == labels
     assert Gallery(both).label.startswith("3 cells: HUVEC: KIF11 siRNA")
     assert "HUVEC: KIF11 siRNA" in Heatmaps(both).title and Player(mixed, across_steps(
         mixed, mixed.resolve(Request("KIF11", seeds=(0, 1), sampling=Sampling(steps=2))))).run["stack"] == 2
@@ -326,3 +329,10 @@ def test_a_page_speaks_of_its_own_assay(mixed, genes):
     assert "or draw a molecule, and a dose" in ui.welcome_text(mixed)
     assert "molecule=" not in ui.python_text(genes) and 'session.generate("KIF11"' in ui.python_text(genes)
     assert "taxol" not in api_text(genes) and '"KIF11"' in api_text(genes) and "molecule=" in api_text(mixed)
+
+
+@pytest.mark.parametrize("lines", [
+    [], {"Plate 9": ["HUVEC"]}, {"Plate 1": ["HeLa"]}, {"Plate 1": "HUVEC"}, {"Plate 1": []}])
+def test_a_config_whose_lines_are_not_there_is_refused(mixed, lines, ask):
+    wrong = mixed.vocab.to_dict() | dict(lines=lines)
+    assert "The lines in the vocabulary must give" in str(ask(check_vocabulary, wrong))
