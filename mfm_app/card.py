@@ -6,17 +6,17 @@
 __all__ = ['not_documented', 'field_labels', 'ema_note', 'no_molecules', 'no_holdout', 'finetune_template', 'left_out_template',
            'calibration_template', 'frozen_base', 'trained_base', 'no_counterfactuals', 'reconstruction_template',
            'no_shifts', 'shifts_template', 'shift_columns', 'hub_licences', 'front_template', 'repo_placeholder',
-           'usage_template', 'revisions_text', 'method_citation', 'limitations', 'card_head', 'loss_table',
-           'compound_table', 'field_list', 'training_text', 'encoder_text', 'finetune_text', 'molecules_text',
-           'shift_table', 'default_trip', 'counterfactuals_text', 'front_matter', 'usage_text', 'citation_text',
-           'model_card']
+           'usage_template', 'revisions_text', 'method_citation', 'limitations', 'of_molecules', 'card_head',
+           'loss_table', 'perturbation_table', 'field_list', 'training_text', 'encoder_text', 'finetune_text',
+           'molecules_text', 'shift_table', 'default_trip', 'counterfactuals_text', 'front_matter', 'usage_text',
+           'citation_text', 'channels_text', 'nuclei_text', 'limitations_text', 'model_card']
 
 # %% ../nbs/14_card.ipynb #bec8d370
 import json
 import re
 
 from .core import markdown_table
-from .vocabulary import Vocabulary
+from .vocabulary import Vocabulary, kinds
 
 # %% ../nbs/14_card.ipynb #c7a40863
 def loss_table(
@@ -30,12 +30,18 @@ def loss_table(
     return "\n" + markdown_table(["step", "loss"], rows, "rr")
 
 # %% ../nbs/14_card.ipynb #c945b222
-def compound_table(vocab:Vocabulary)->str:
-    "The doses and the number of training cells of each compound as a Markdown table."
-    doses = lambda p: ", ".join(f"{d:g}" for d in sorted(p.doses)) or "-"
-    rows = [[p.moa or "untreated control", p.name, doses(p), p.cells] for p in vocab.perturbations]
-    table = markdown_table(["mechanism", "perturbation", "doses, µM", "cells"], rows, "lllr")
-    return f"Training cells of each compound; predictions for compounds with few cells are less reliable.\n\n{table}"
+def perturbation_table(
+    vocab:Vocabulary,
+    most:int=500,          # rows at most
+)->str:
+    "What each perturbation is, its doses and the number of its training cells as a Markdown table."
+    columns = {vocab.kind.classes: vocab.class_of, "perturbation": lambda p: p.name, "gene": lambda p: p.gene,
+               "doses, µM": lambda p: ", ".join(f"{d:g}" for d in sorted(p.doses)), "cells": lambda p: p.cells}
+    rows = {title: list(map(value, vocab.perturbations)) for title, value in columns.items()}
+    rows = {title: [v or "-" for v in values] for title, values in rows.items() if any(values)}
+    table = markdown_table(list(rows), list(zip(*rows.values()))[:most], "l" * (len(rows) - 1) + "r")
+    more = f"\n\n{len(vocab.perturbations) - most:,} more are in the config." if len(vocab.perturbations) > most else ""
+    return f"Training cells of each perturbation; predictions for those with few are less reliable.\n\n{table}{more}"
 
 # %% ../nbs/14_card.ipynb #bfed885a
 not_documented = "Not documented."
@@ -60,7 +66,7 @@ def training_text(
     return f"{field_list(training)}\n\n{ema_note}\n{loss_table(training.get('history', []))}"
 
 # %% ../nbs/14_card.ipynb #6c08b6cc
-no_molecules = "This model knows compounds by name alone; `mfm finetune` trains it to read molecules."
+no_molecules = "This model knows perturbations by name alone; `mfm finetune` trains it to read molecules."
 no_holdout = "No compound was held out, so the accuracy on unseen molecules is unknown."
 finetune_template = (
     "Molecules are read as {features}. After a warm start, in which the molecule embedding was distilled from the "
@@ -178,7 +184,7 @@ def usage_text(
     source:str=repo_placeholder,      # as in `hub.Model.source`
 )->str:
     "How to sample cells from a model, in Python and in a shell."
-    perturbation = max(vocab.perturbations, key=lambda p: (p.name != vocab.control, p.cells)).name
+    perturbation = max(vocab.perturbations, key=lambda p: (not vocab.is_control(p), p.cells)).name
     quoted = lambda text: json.dumps(text, ensure_ascii=False)
     bundled = source == "bundled"
     return usage_template.format(
@@ -200,16 +206,40 @@ def citation_text(
 
 # %% ../nbs/14_card.ipynb #cff533c8
 limitations = (
-    "A generated cell is a hypothesis, not a measurement. The model knows these compounds, doses, experiments and "
-    "this cell line alone; its prediction for a molecule it was not trained on is a guess, and the tables above say "
-    "how good such guesses are. Nothing it generates says anything about safety, efficacy or people.")
+    "A generated cell is a hypothesis, not a measurement. The model knows these {knows} alone{molecules}. "
+    "Nothing it generates says anything about safety, efficacy or people.")
+of_molecules = ("; its prediction for a molecule it was not trained on is a guess, and the tables above say how good "
+                "such guesses are")
 card_head = """---
 {front}
 ---
 # MiT {name}: cells under {treated} and {control}
 A flow-matching model (Jones et al. 2026, arXiv 2603.26790) that generates {size} x {size} px cells in the \
-channels {channels}.
+{channels}.{nuclei}
 """
+
+
+def channels_text(config:dict)->str:
+    "The channels of a model."
+    names = [c["name"] for c in config["channels"]]
+    return f"channel{'s'[:len(names) > 1]} {', '.join(names)}"
+
+
+def nuclei_text(config:dict)->str:
+    "Which channel shows nuclei, in a sentence; empty where a config leaves it to the names."
+    nucleus = config.get("nucleus", "")
+    if nucleus is None: return " No channel shows nuclei, so nothing is measured of them."
+    return f" Nuclei are measured in {nucleus}." if nucleus else ""
+
+# %% ../nbs/14_card.ipynb #3960d4fe
+def limitations_text(vocab:Vocabulary)->str:
+    "What a model cannot know."
+    kinds_seen = [kinds[kind].many for kind in dict.fromkeys(p.kind for p in vocab.treated)]
+    doses = ["doses"] * any(p.doses for p in vocab.treated)
+    line = "this cell line" if len(vocab.cell_types) == 1 else f"{len(vocab.cell_types)} cell lines"
+    molecules = of_molecules if any(p.kind == "compound" for p in vocab.treated) else ""
+    knows = f"{', '.join([*kinds_seen, *doses, 'experiments'])} and {line}"
+    return limitations.format(knows=knows, molecules=molecules)
 
 # %% ../nbs/14_card.ipynb #3d404fbf
 def model_card(
@@ -219,14 +249,13 @@ def model_card(
     "A model card in Markdown, with the front matter that the Hub reads."
     vocab = Vocabulary.from_dict(config["vocabulary"])
     backbone, data, training, quality = (config[key] for key in ("backbone", "data", "training", "quality"))
-    compounds = sum(p.name != vocab.control for p in vocab.perturbations)
     head = card_head.format(
         front=front_matter(config), name=backbone["name"], size=backbone["image_size"], control=vocab.control,
-        treated="1 compound" if compounds == 1 else f"{compounds} compounds",
-        channels=", ".join(c["name"] for c in config["channels"]))
+        treated=vocab.counted, channels=channels_text(config), nuclei=nuclei_text(config))
     sections = {
         "How to use": usage_text(vocab, source), "Training data": field_list(data), "Training": training_text(training),
         "Evaluation": quality.get("table", "Not measured."), "Counterfactuals": counterfactuals_text(quality),
-        "Molecules": molecules_text(config.get("molecules", {})), "Training compounds": compound_table(vocab),
-        "Limitations": limitations, "Citation": citation_text(data)}
+        "Molecules": molecules_text(config.get("molecules", {})), 
+        "Training perturbations": perturbation_table(vocab), "Limitations": limitations_text(vocab),
+        "Citation": citation_text(data)}
     return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items())

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'no_memory', 'recipes', 'recipe_settings', 'model_help', 'guidance_help', 'solver_help', 'grid_help',
-           'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'error_message', 'main',
-           'preview_conditions', 'training_record', 'data_record', 'some_treated', 'controls_of', 'snapshot_hook',
-           'train_on', 'recipe_with', 'read_resized', 'option', 'former', 'check_options', 'train_command',
-           'finetune_command', 'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused',
-           'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command',
-           'push_command', 'space_command']
+           'control_help', 'nucleus_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
+           'left_out_text', 'no_trials_text', 'error_message', 'main', 'preview_conditions', 'training_record',
+           'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of',
+           'snapshot_hook', 'train_on', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former',
+           'check_options', 'train_command', 'finetune_command', 'evaluate_command', 'tune_command', 'format_of',
+           'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input',
+           'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import os
@@ -23,8 +24,9 @@ import torch
 import typer
 from tqdm import tqdm
 
+from .channels import find_nucleus, in_short
 from .core import Condition, InputError, check_int, index_of_name, join, os_reason, pick_device
-from .data import Batches, Cells, read_cells, resize, vocabulary
+from .data import Batches, Cells, read_cells, resize, vocabulary, with_kind
 from .engine import Engine, load
 from .export import export_of, formats, write_export
 from .finetune import FinetuneConfig, check_trainable, finetune_and_test
@@ -36,13 +38,14 @@ from .plausibility import max_treated, plausibility_statistics
 from .preprocess import control_statistics
 from .sampling import generation, inversion, sample_images, screening
 from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustrate, screen_into
+from .simulator import data_sets
 from .solvers import grids, solvers
 from .space import upload_space, write_space
 from .training import Run, start, train
 from .tuning import tune_model
-from .validation import evaluate_counterfactuals, evaluate_model
+from .validation import clearest_doses, evaluate_counterfactuals, evaluate_model, phenotypes_of
 from .viz import loss_curve, show
-from .vocabulary import Vocabulary, condition
+from .vocabulary import Vocabulary, condition, kinds
 
 # %% ../nbs/40_cli.ipynb #ad3c2a2c
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, evaluate it, sample cells, serve the page.",
@@ -92,7 +95,7 @@ def preview_conditions(
     cells:int=8,             # of each
 )->Condition:                # perturbations * cells rows
     "The control and the treated perturbations with most cells."
-    treated = sorted((p for p in vocab.perturbations if p.doses), key=lambda p: -p.cells)[:perturbations - 1]
+    treated = sorted(vocab.treated, key=lambda p: -p.cells)[:perturbations - 1]
     rows = [condition(vocab, name, n=cells) for name in [vocab.control, *(p.name for p in treated)]]
     return join(rows, [cells] * len(rows))
 
@@ -120,18 +123,45 @@ def data_record(cells:Cells)->dict:
 
 def some_treated(cells:Cells)->Cells:
     "Treated cells in random order, a first of each perturbation, then a second of each, and so on."
-    rows = np.flatnonzero(cells.table["perturbation"] != cells.control)
+    rows = np.flatnonzero(~cells.is_control)
     rows = np.random.default_rng(0).permutation(rows)
     names = cells.table["perturbation"].iloc[rows]
     return cells[rows[names.groupby(names).cumcount().argsort(kind="stable")][:max_treated]]
 
 
-def controls_of(cells:Cells)->dict:
+def phenotypes_record(cells:Cells)->dict:
+    "The phenotype space of the training cells as a part of a config; empty without one."
+    space = phenotypes_of(cells)
+    return dict(phenotypes=space.to_dict()) if space else {}
+
+
+def controls_of(
+    cells:Cells,
+    nucleus:str|None="",      # the channel that shows nuclei, see `features.nuclear_channel`
+)->dict:
     "How the untreated training cells look and what is unlike them, for `config['controls']`."
     train, names = cells.where(split="train"), [c["name"] for c in cells.channels]
-    controls = train.where(perturbation=cells.control).images
-    known = plausibility_statistics(controls, some_treated(train).images, names)
-    return control_statistics(controls, names) | (dict(plausibility=known) if known else {})
+    controls = train[train.is_control].images
+    known = plausibility_statistics(controls, some_treated(train).images, names, nucleus)
+    return control_statistics(controls, names, nucleus) | (dict(plausibility=known) if known else {})
+
+# %% ../nbs/40_cli.ipynb #0b36d24b
+def named_nucleus(said:str, names:list)->str|None:
+    "What `--nucleus` says: the name of a channel, in any case, or None for none; `InputError` for another name."
+    if said.casefold() == "none" and "none" not in map(str.casefold, names): return None
+    return said if said in names else names[index_of_name(said, names, "channel")]
+
+
+def nucleus_of(
+    cells:Cells,
+    said:str="",      # the channel that shows nuclei, or "none"; empty looks for it
+)->str|None:          # as `config["nucleus"]` has it
+    "Which channel of some cells shows nuclei; prints why."
+    names, controls = [c["name"] for c in cells.channels], cells.images[cells.is_control]
+    if said: return named_nucleus(said, names)
+    nucleus, why = find_nucleus(names, controls if len(controls) else cells.images)
+    print(why)
+    return nucleus
 
 # %% ../nbs/40_cli.ipynb #f001dc39
 def snapshot_hook(
@@ -162,11 +192,14 @@ def train_on(
     steps:int,           # where the run ends
     cooldown:float,      # share of the run
     every:int,           # steps between snapshots
+    nucleus:str="",      # as in `nucleus_of`
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
-    name, seed, vocab, checkpoint = recipe["recipe"], recipe["seed"], vocabulary(cells), out / "training.pt"
-    config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], laptop=name == "laptop")
-    config |= dict(data=data_record(cells), controls=controls_of(cells))
+    name, seed, checkpoint = recipe["recipe"], recipe["seed"], out / "training.pt"
+    vocab = clearest_doses(vocabulary(cells), cells)
+    nucleus, laptop = nucleus_of(cells, nucleus), name == "laptop"
+    config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], laptop, nucleus)
+    config |= dict(data=data_record(cells), controls=controls_of(cells, nucleus), **phenotypes_record(cells))
     torch.manual_seed(seed)
     settings = recipe_settings[name]
     run = start(build(config), checkpoint, recipe["optimiser"], recipe["learning_rate"], settings["ema_std"])
@@ -191,18 +224,31 @@ def recipe_with(
     index_of_name(coupling, couplings, "coupling")
     return recipe
 
+# %% ../nbs/40_cli.ipynb #ade2b443
+def in_channels(cells:Cells, channels:list)->Cells:      # channels: of a model
+    "Cells in a model's channels: by name where both have the same, else in their order; `InputError` for others."
+    own, wanted = ([c["name"] for c in some] for some in (cells.channels, channels))
+    if len(own) != len(wanted):
+        raise InputError(f"The cells have {len(own)} channels, where the model has {len(wanted)} ({in_short(wanted)}).")
+    if own == wanted: return cells
+    same = sorted(own) == sorted(wanted)
+    if not same: print(f"The channels of the cells, {in_short(own)}, were taken for {in_short(wanted)}, in this order.")
+    order = list(map(own.index, wanted)) if same else list(range(len(own)))
+    return replace(cells, images=cells.images[:, order], channels=channels)
+
 
 def read_resized(
-    data:Path,                # folder
+    data:Path,                # folder, or one of `simulator.data_sets`
     image_size:int,           # pixels along a side
     channels:list|None=None,  # of the model that is to read them; None allows any
+    control:list|None=None,   # names, as in `data.find_controls`
+    kind:str="",              # of the perturbations whose table says none
 )->Cells:
-    "The cells of a data folder at some size, or `InputError`; prints what was taken and what was left out."
-    cells = read_cells(data)
+    "Simulated cells by their name, or those of a folder at some size; prints what was taken and what was left out."
+    simulated = None if data.exists() else data_sets.get(str(data))
+    cells = simulated(size=image_size) if simulated else with_kind(read_cells(data, control), kind)
     for note in cells.notes: print(note)
-    if channels and len(channels) != len(cells.channels):
-        wanted = f"{len(channels)} ({', '.join(c['name'] for c in channels)})"
-        raise InputError(f"The cells have {len(cells.channels)} channels, where the model has {wanted}.")
+    if channels: cells = in_channels(cells, channels)
     return cells if cells.images.shape[-1] == image_size else resize(cells, image_size)
 
 # %% ../nbs/40_cli.ipynb #eee27928
@@ -224,10 +270,16 @@ def check_options(*limits):      # (value, name, low, high) an option
     for value, name, low, high in limits: check_int(value, name, low, high)
 
 # %% ../nbs/40_cli.ipynb #49b043c5
-model_help = "Model folder, or user/name or user/name@revision on the Hub; the bundled one if not given."
+model_help = ("Model folder, a bundled model by its name (such as simulated-genes), or user/name or user/name@revision on "
+              "the Hub; bbbc021 if not given.")
 guidance_help = "Guidance scale: 1 is the model as trained, above 1 exaggerates the perturbation."
 solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if the model has it, else multistep2."
 grid_help = f"Times between the steps: {', '.join(grids)}; auto takes the tuned ones, or cosine."
+control_help = "Name of the control; again for further ones. The usual names (DMSO, EMPTY, ...) if not given."
+nucleus_help = "Name of the channel that shows nuclei, or none; by name or picture if not given."
+kind_help = f"What the perturbations are where the table does not say: {', '.join(kinds)}."
+data_help = ("Folder in the bbbc021-cells format, or folders of images named by perturbation, or cells that are drawn: "
+             f"{', '.join(data_sets)}.")
 list_help = "A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input."
 repo_help = "Repository on the Hub, created if it does not exist; user/name@branch is a branch of it."
 dry_run_help = "Write it to this folder and upload nothing; `python app.py` in it serves the page."
@@ -237,7 +289,7 @@ no_trials_text = "The model now reads molecules; nothing was held out, so it is 
 # %% ../nbs/40_cli.ipynb #c29cfb37
 @app.command("train")
 def train_command(
-    data:option(Path, "Folder in the bbbc021-cells format, or folders of images named by perturbation."),
+    data:option(Path, data_help),
     out:option(Path, "Folder of the run; resumed if it exists.")=Path("runs/default"),
     backbone:option(str, "Size/patch: nano, tiny, mini, S, B, L, XL / 2, 4, 8.")="tiny/8",
     paper:option(bool, "The paper's recipe instead of the laptop's; doses stay numbers.")=False,
@@ -251,13 +303,17 @@ def train_command(
     coupling:option(str, "Of noise and images: independent, or ot (minibatch optimal transport).")="independent",
     every:option(int, "Steps between snapshots: the model folder and a preview.")=500,
     seed:option(int, "Of weights and batches.")=0,
+    control:option(list[str]|None, control_help)=None,
+    kind:option(str, kind_help)="",
+    nucleus:option(str, nucleus_help)="",
 ):
     "Train a model, or resume a run; the folder `model` in OUT is then ready to serve."
     check_options((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
                   (image_size, "--image-size", 16, 512))
     recipe = recipe_with(paper, lr, timesteps or times, coupling, batch=batch, seed=seed)
     check_writable(out)
-    train_on(read_resized(data, image_size), out, backbone, recipe, steps, cooldown, every)
+    cells = read_resized(data, image_size, control=control, kind=kind)
+    train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus)
     print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
 # %% ../nbs/40_cli.ipynb #bd3be062
@@ -276,6 +332,7 @@ def finetune_command(
     counts:option(bool, "Count fingerprints instead of bits.")=False,
     embeddings:option(Path|None, "A table of embeddings (.csv, .npz), keyed by SMILES, in place of fingerprints.")=None,
     folds:option(int, "Groups of compounds held out in turn, to measure the predictions; 0 skips this.")=6,
+    control:option(list[str]|None, control_help)=None,
 ):
     "Train a model on molecules, and write into its card how it predicts held-out compounds."
     warm_start = warm_start if imitate is None else imitate
@@ -285,7 +342,7 @@ def finetune_command(
     for folder in filter(None, (model, run)): check_writable(folder)
     encode = read_embeddings(embeddings) if embeddings else Morgan(counts=counts)
     loaded, checkpoint = load_model(model, pick_device()), run and run / "molecules.pt"
-    cells = read_resized(data, loaded.net.shape[-1], loaded.channels)
+    cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
     if left_out := check_trainable(cells, encode): print(left_out_text.format(names=", ".join(left_out)))
     net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds)
     save_model(model, net, loaded.config, loaded.dtype, encode if embeddings else None)
@@ -295,15 +352,20 @@ def finetune_command(
 @app.command("evaluate")
 def evaluate_command(
     model:option(Path, "Model folder; its card gets the result."),
-    data:option(Path, "Folder of real cells with an iid split."),
+    data:option(Path, "Folder of real cells with an iid split, or simulated cells by their name."),
     n:option(int, "Cells to sample for each condition.")=256,
+    control:option(list[str]|None, control_help)=None,
+    nucleus:option(str, "Name of the channel that shows nuclei, or none; as the model says if not given.")="",
 ):
     "Evaluate a model on real cells it has not seen, and write the result into its card."
     check_int(n, "--n", 20, 10_000)
     check_writable(model)
     loaded = load_model(model)
-    cells = read_resized(data, loaded.net.shape[-1], loaded.channels)
-    loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells))
+    if nucleus: loaded.config["nucleus"] = named_nucleus(nucleus, [c["name"] for c in loaded.channels])
+    cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
+    loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells, loaded.nucleus),
+                         vocabulary=clearest_doses(loaded.vocab, cells).to_dict())
+    loaded.config |= {} if "phenotypes" in loaded.config else phenotypes_record(cells)
     loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
     print(loaded.config["quality"]["table"])
@@ -396,7 +458,7 @@ def stopped_text(progress:Progress|None)->str:      # None: before the list was 
 def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings)->bool:
     "Screen a list into a folder while a bar shows the progress; False if Ctrl-C stopped it."
     folder, progress = ScreenFolder(out), None
-    with tqdm(unit=" molecules", dynamic_ncols=True, delay=0.1) as bar:
+    with tqdm(unit=" rows", dynamic_ncols=True, delay=0.1) as bar:
         try:
             for event in screen_into(out, engine, source, settings):
                 if event is None: continue
@@ -424,21 +486,21 @@ def read_standard_input()->str:
 def screen_command(
     molecules:Annotated[str, typer.Argument(metavar="LIST", help=list_help)],
     out:option(Path, "Folder of the results; the same command goes on where it was stopped."),
-    dose:option(float, "Micromolar, where the list has none.")=10.,
-    cells:option(int, "Cells a molecule.")=4,
+    dose:option(float, "Micromolar, of a molecule for which the list has none.")=10.,
+    cells:option(int, "Cells of each row.")=4,
     experiment:option(str|None, "The one with most treated cells if not given.")=None,
     seed:option(int, "Of the first cell.")=0,
     steps:option(int, "Of the solver.")=screening.steps,
-    model:option(str|None, f"{model_help} It must read molecules.")=None,
+    model:option(str|None, f"{model_help} One that reads no molecules takes names.")=None,
 ):
-    "Predict and rank the effects of a list of molecules."
+    "Predict and rank the effects of a list of molecules, or of genes and other names the model knows."
     source = read_standard_input() if molecules == "-" else Path(molecules)
     check_writable(out)
     settings = ScreenSettings(dose, cells, experiment, seed, replace(screening, steps=steps))
     if not screen_with_bar(out, load(model), source, settings): raise typer.Exit(130)
     print_refused(ScreenFolder(out))
     print_notes(ScreenFolder(out))
-    print(f"The ranked molecules are in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
+    print(f"The ranking is in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
 # %% ../nbs/40_cli.ipynb #02be5c41
 @app.command("serve")

@@ -128,7 +128,7 @@ def perturbation_embedding(
     y = torch.full((rows,), -1, device=device) if condition.y is None else condition.y         # (B,)
     if condition.fp is None: return label_embedding(adaptor, y, condition.dose_um)
     if adaptor.molecule is None:
-        raise InputError("This model knows compounds by name alone; `mfm finetune` trains it to read molecules.")
+        raise InputError("This model knows perturbations by name alone; `mfm finetune` trains it to read molecules.")
     has_molecule = condition.fp.isfinite().all(1)                                              # (B,)
     dose_um = torch.ones(rows, device=device) if condition.dose_um is None else condition.dose_um.nan_to_num(1.)
     structure = adaptor.molecule(condition.fp.nan_to_num(), dose_um) * has_molecule[:, None]   # (B, D)

@@ -67,7 +67,9 @@ def check_treatments(treatments, cells:int):
 def resolve_counterfactual(request:CounterfactualRequest, cells:int, engine:Engine)->list:
     "A `ResolvedRequest` a treatment, all in the experiment and cell type of the control, or `InputError`."
     check_treatments(request.treatments, cells)
-    where = engine.resolve(Request(engine.vocab.control, None, request.experiment, request.cell_type))
+    first = request.treatments[0].perturbation
+    control = engine.vocab.control if first is None else engine.vocab.control_of(first)
+    where = engine.resolve(Request(control, None, request.experiment, request.cell_type))
     sampling = engine.model.resolve_sampling(request.sampling, inverting=True)
     shared = dict(experiment=where.experiment, cell_type=where.cell_type, sampling=sampling)
     requests = [Request(t.perturbation, t.dose_um, molecule=t.molecule, **shared) for t in request.treatments]
@@ -83,6 +85,7 @@ class Counterfactual:
     channels:list                 # {"name", "colour"} a channel
     requests:list                 # T `ResolvedRequest`s
     provenance:dict
+    nucleus:str|None = ""         # the channel that shows nuclei, see `features.nuclear_channel`
 
     @cached_property
     def fidelity(self)->Fidelity:
@@ -93,7 +96,7 @@ class Counterfactual:
     def comparisons(self)->list:
         "A `Comparison` a treatment: counterfactuals against reconstructions."
         names = [c["name"] for c in self.channels]
-        return [Comparison(treated, self.reconstruction, names) for treated in self.treated]
+        return [Comparison(treated, self.reconstruction, names, self.nucleus) for treated in self.treated]
 
 # %% ../nbs/24_counterfactual.ipynb #9ec1d758
 def counterfactual_provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds:float)->dict:
@@ -101,7 +104,7 @@ def counterfactual_provenance(engine:Engine, cells:np.ndarray, requests:list, so
     first = requests[0]
     treatments = [dict(perturbation=r.perturbation, dose_um=r.dose_um, molecule=r.molecule) for r in requests]
     record = dict(cells=len(cells), cells_sha256=digest(cells), source=source, treatments=treatments,
-                  control=engine.vocab.control, experiment=first.experiment, cell_type=first.cell_type,
+                  control=first.control.perturbation, experiment=first.experiment, cell_type=first.cell_type,
                   seconds=round(seconds, 2))
     return engine.provenance(first.sampling, record, inverting=True, molecule=any(r.molecule for r in requests))
 
@@ -130,7 +133,8 @@ def stream(
             yield replace(step, xt=grouped(step.xt, cells, groups), x1_pred=images,
                           step=i - (i > sampling.steps), steps=2 * sampling.steps)
     provenance = counterfactual_provenance(engine, cells, requests, source, time.time() - start)
-    yield Counterfactual(cells, images[1], images[2:], engine.model.channels, requests, provenance)
+    model = engine.model
+    yield Counterfactual(cells, images[1], images[2:], model.channels, requests, provenance, model.nucleus)
 
 # %% ../nbs/24_counterfactual.ipynb #ffbf3a4c
 def counterfactual(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from . import __version__
-from .card import model_card
+from .card import model_card, no_molecules
 from .conditioning import for_inference
 from .core import Condition, InputError, check_int, fast_dtype, join, noise, pick_device, to_uint8
 from .effects import Comparison
@@ -68,15 +68,19 @@ class MoleculeKnowledge:
     "The compounds a model was trained on by structure, and what follows for other molecules."
     def __init__(self, model:Model):
         self.encode, self.record = model.encode, model.config.get("molecules", {})
-        self.compounds = [p for p in model.vocab.perturbations if p.smiles and p.doses]
+        self.compounds = [p for p in model.vocab.treated if p.smiles and p.doses]
         smiles = [read_molecule(p.smiles).smiles for p in self.compounds]
         self.by_smiles, self.library = dict(zip(smiles, self.compounds)), Morgan()(smiles)
         self.held_out = {read_molecule(h["smiles"]).smiles: h for h in self.record.get("held_out", [])}
 
+    @property
+    def reads(self)->bool:
+        "Whether the model reads molecules."
+        return self.encode is not None and len(self.compounds) > 0
+
     def check(self):
-        "`InputError` where the model has no molecule adaptor."
-        if self.encode is None or not self.compounds:
-            raise InputError("This model knows compounds by name alone; `mfm finetune` trains it on molecules.")
+        "`InputError` where the model reads no molecules."
+        if not self.reads: raise InputError(no_molecules)
 
     def report(self, molecule:Molecule)->MoleculeReport:
         "Neighbours, verdict and usual dose of a molecule in standard form, or `InputError`."
@@ -149,10 +153,10 @@ def resolve_request(request:Request, loaded:"LoadedModel")->ResolvedRequest:
         report = molecules.report(request.molecule if known else read_molecule(request.molecule))
         name, dose = vocab.unlisted, report.dose_um if dose is None else dose
     names = resolve(vocab, name, dose, request.experiment, request.cell_type)
-    control = resolve(vocab, vocab.control, None, names.experiment, names.cell_type)
+    control = resolve(vocab, vocab.control_of(name), None, names.experiment, names.cell_type)
     return ResolvedRequest(
         None if report else names.perturbation, names.dose_um, names.experiment, names.cell_type,
-        check_seeds(request.seeds), sampling, request.compare and names.perturbation != vocab.control,
+        check_seeds(request.seeds), sampling, request.compare and not vocab.is_control(names.perturbation),
         report and report.molecule.smiles, names, control, report)
 
 # %% ../nbs/23_engine.ipynb #b8d46c18
@@ -164,12 +168,13 @@ class Answer:
     channels:list              # {"name", "colour"} a channel
     request:ResolvedRequest
     provenance:dict            # weights, nfe, seconds and the request
+    nucleus:str|None = ""      # the channel that shows nuclei, see `features.nuclear_channel`
 
     @cached_property
     def comparison(self)->Comparison:
         "Treated against the control from the same noise, or `InputError` where there is none."
         if self.control is None: raise InputError("An effect needs the control, which was not generated.")
-        return Comparison(self.images, self.control, [c["name"] for c in self.channels])
+        return Comparison(self.images, self.control, [c["name"] for c in self.channels], self.nucleus)
 
 # %% ../nbs/23_engine.ipynb #5f322caa
 class LoadedModel:
@@ -247,7 +252,8 @@ def stream(engine:Engine, request:ResolvedRequest):
             yield replace(step, xt=split(step.xt), x1_pred=cells)
     record = dict(seconds=round(time.time() - start, 2), **request.record())
     provenance = engine.provenance(request.sampling, record, molecule=request.molecule is not None)
-    yield Answer(cells[0], cells[1] if request.compare else None, engine.model.channels, request, provenance)
+    control, model = cells[1] if request.compare else None, engine.model
+    yield Answer(cells[0], control, model.channels, request, provenance, model.nucleus)
 
 # %% ../nbs/23_engine.ipynb #f86d7dc2
 @dataclass
@@ -315,7 +321,7 @@ def check_device(device, dtype)->tuple:      # a `torch.device` and a `torch.dty
 
 # %% ../nbs/23_engine.ipynb #31e2ee55
 def load(
-    name=None,         # a model folder, or on the Hub `user/name` or `user/name@revision`; None loads the bundled model
+    name=None,         # as in `hub.from_pretrained`; None loads the bundled model
     device=None,       # None takes the best there is
     revision=None,     # of the repository: a branch, tag or commit
     dtype=None,        # "float32", "bfloat16", "float16" or torch's; None takes the fastest

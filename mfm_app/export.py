@@ -33,7 +33,7 @@ class Export:
     channels:list                 # {"name", "colour"} a channel
     provenance:dict
     um_per_px:float|None = None   # micrometres per pixel; None if unknown
-    view:dict = field(default_factory=dict)      # arguments of `viz.composite`: how a picture shows the channels
+    view:dict = field(default_factory=dict)      # arguments of `viz.show`: how a picture shows the channels
 
 # %% ../nbs/26_export.ipynb #d6e38e04
 def unique_labels(labels, reserved=())->list:
@@ -46,8 +46,8 @@ def unique_labels(labels, reserved=())->list:
 
 
 def request_label(request)->str:
-    "Compound or SMILES of a `ResolvedRequest`, and its dose: 'taxol 0.3 µM'."
-    name = request.perturbation or request.molecule
+    "What a `ResolvedRequest` is called, and its dose: 'taxol 0.3 µM', 'KIF11 siRNA'."
+    name = request.molecule or request.names.treatment
     return name if request.dose_um is None else f"{name} {request.dose_um:g} µM"
 
 # %% ../nbs/26_export.ipynb #ded9ca60

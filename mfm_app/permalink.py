@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['treatment', 'tabs', 'aliases', 'max_value', 'gallery', 'View', 'parse_number', 'parse_value', 'read_query',
            'write_query', 'seeds_of', 'sampling_of', 'request_of', 'counterfactual_request_of', 'settings_of',
-           'channel_view', 'fields_of_request', 'resolve_view', 'Variable', 'is_range', 'call', 'preamble',
-           'code_for_cells', 'code_for_counterfactual', 'code_for_screen']
+           'levels_of', 'channel_named', 'composite_view', 'channel_view', 'fields_of_request', 'resolve_view',
+           'Variable', 'is_range', 'call', 'preamble', 'code_for_cells', 'code_for_counterfactual', 'code_for_screen']
 
 # %% ../nbs/29_permalink.ipynb #40c5bdd1
 import re
@@ -18,6 +18,8 @@ from .counterfactual import CounterfactualRequest, Treatment, resolve_counterfac
 from .engine import Engine, Request, ResolvedRequest, max_cells
 from .sampling import Sampling, generation, inversion, sampling_of_record
 from .screen import ScreenSettings, check_settings
+from .viz import colour_table, rxrx1_colours
+from .vocabulary import colour_rgb
 
 # %% ../nbs/29_permalink.ipynb #dd9d278b
 @dataclass(frozen=True)
@@ -104,25 +106,54 @@ def settings_of(fields:dict)->ScreenSettings:
     default, get = ScreenSettings(), fields.get
     return ScreenSettings(get("dose", default.dose_um), get("cells", default.cells), get("experiment"))
 
+# %% ../nbs/29_permalink.ipynb #1c764539
+def levels_of(text:str, name:str)->tuple|None:      # None where the address does not say
+    "Two grey levels of an address, or `InputError`."
+    if not text: return None
+    match = re.fullmatch(r"([0-9]{1,3})-([0-9]{1,3})", text)
+    if match and (low := int(match[1])) < (high := int(match[2])) <= 255: return low, high
+    raise InputError(f"In the address, {name[:40]} must be shown between two grey levels from 0 to 255, "
+                     f"as in 0-90, not '{text[:40]}'.")
+
+
+def channel_named(text:str, names:list)->str:
+    "A channel of an address, or `InputError`."
+    if (name := unquote(text)) in names: return name
+    raise InputError(f"In the address, show names a channel '{name[:40]}'; there are {', '.join(names)}.")
+
+
+def composite_view(text:str, names:list)->dict:      # arguments of `viz.composite`
+    "The channels, colours and grey levels of a composite, or `InputError`."
+    if not text: return {}
+    shown, contrast, colours = [], {}, {}
+    for part in [] if text == "-" else text.split(","):
+        (name, _, colour), levels = part.partition(":")[0].partition("@"), part.partition(":")[2]
+        shown.append(name := channel_named(name, names))
+        if levels := levels_of(levels, name): contrast[name] = levels
+        if colour: colours[name] = unquote(colour)
+        if colour: colour_rgb(colours[name])
+    return dict(shown=shown, contrast=contrast) | (dict(colours=colours) if colours else {})
+
 # %% ../nbs/29_permalink.ipynb #ea33a7d7
 def channel_view(
     show:str|None,      # of an address
     names:list,         # of the channels
-)->dict:                # arguments of `viz.composite`, empty where the address does not say
-    "Which channels an address shows and between which grey levels, or `InputError`."
-    if not show: return {}
-    parts = [] if show == "-" else [part.partition(":") for part in show.split(",")]
-    shown, contrast = [unquote(name) for name, *_ in parts], {}
-    if unknown := [name for name in shown if name not in names]:
-        raise InputError(f"In the address, show names a channel '{unknown[0][:40]}'; there are {', '.join(names)}.")
-    for name, (*_, levels) in zip(shown, parts):
-        if not levels: continue
-        match = re.fullmatch(r"([0-9]{1,3})-([0-9]{1,3})", levels)
-        if not match or not (low := int(match[1])) < (high := int(match[2])) <= 255:
-            raise InputError(f"In the address, {name[:40]} must be shown between two grey levels from 0 to 255, "
-                             f"as in 0-90, not '{levels[:40]}'.")
-        contrast[name] = (low, high)
-    return dict(shown=shown, contrast=contrast)
+)->dict:                # arguments of `viz.show`, empty where the address does not say
+    "How an address shows the channels, or `InputError`."
+    text, how, table, *more = [*(show or "").split(";"), "", ""]
+    composite, (how, _, rest), table = composite_view(text, names), how.partition(":"), table or "grey"
+    colour_table(table)
+    if how not in ("", "one", "grid", "rxrx1") or any(more):
+        raise InputError("In the address, show has channels, then one:, grid or rxrx1, then a table of colours, with "
+                         f"semicolons between them, not '{show[:60]}'.")
+    if how == "rxrx1" and len(names) != len(rxrx1_colours):
+        raise InputError(f"In the address, rxrx1 is for {len(rxrx1_colours)} channels; there are {', '.join(names)}.")
+    if how == "": return composite
+    if how == "rxrx1": return dict(rxrx1=True)
+    if how == "grid": return dict(grid=levels_of(rest, "the grid") or (0, 255), table=table)
+    name, _, levels = rest.partition(":")
+    levels = levels_of(levels, name := channel_named(name, names))
+    return dict(one=name, table=table) | (dict(contrast={name: levels}) if levels else {})
 
 # %% ../nbs/29_permalink.ipynb #cde70b22
 def fields_of_request(request:ResolvedRequest, **more)->dict:
@@ -192,7 +223,7 @@ gallery = "display.Gallery(answer)      # {} are the pixels\n"
 def code_for_cells(engine:Engine, request:ResolvedRequest)->str:
     "Code that generates what a request of the Explore tab generated."
     r = request
-    compare = None if r.compare or r.perturbation == engine.vocab.control else False
+    compare = None if r.compare or engine.vocab.is_control(r.perturbation) else False
     what = [r.perturbation] if r.molecule is None else []
     line = call("session.generate", *what, molecule=r.molecule, dose_um=r.dose_um, experiment=r.experiment,
                 cell_type=r.cell_type, seeds=r.seeds, **r.sampling.record(), compare=compare)

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from .core import InputError, os_reason
 from .engine import Engine
-from .hub import Model, bundled, from_pretrained, max_file_bytes, name_in_errors, parse_repo_id, push_space
+from .hub import (Model, bundled, bundled_folder, from_pretrained, max_file_bytes, name_in_errors, parse_repo_id,
+                         push_space)
 
 # %% ../nbs/39_space.ipynb #480d8fa0
 def zerogpu_engine(*args, **kwargs)->Engine:     # as in `hub.from_pretrained`
@@ -64,7 +65,8 @@ load_import = dict(
 # %% ../nbs/39_space.ipynb #83c70408
 def model_location(model:Model)->str:
     "Where the app finds its model: bundled, hub or folder."
-    return "bundled" if model.source == "bundled" else "hub" if model.revision else "folder"
+    if model.source == "bundled" or bundled_folder(model.source): return "bundled"
+    return "hub" if model.revision else "folder"
 
 
 def app_text(
@@ -74,7 +76,8 @@ def app_text(
 )->str:
     "The app.py of a Space."
     location = model_location(model)
-    arguments = dict(bundled="", hub=json.dumps(str(name)), folder='Path(__file__).with_name("model")')
+    own = "" if model.source == "bundled" else json.dumps(model.source)
+    arguments = dict(bundled=own, hub=json.dumps(str(name)), folder='Path(__file__).with_name("model")')
     imports = "from pathlib import Path\n\n" * (location == "folder") + load_import[kind]
     return app_template.format(marker=generated_marker, imports=imports, argument=arguments[location])
 
@@ -172,10 +175,10 @@ def check_target(folder:Path):
 # %% ../nbs/39_space.ipynb #1dbc0c14
 def copy_package(
     folder,                # where to
-    weights:bool=True,     # with the bundled model
+    weights:str="",        # name of the bundled model that goes with it
 ):
     "Copy this package without caches, hidden files and weights that the Space does not use."
-    unused = {"__pycache__", "_modidx.py", "simulated"} | (set() if weights else {bundled.name})
+    unused = {"__pycache__", "_modidx.py", *(path.name for path in bundled.parent.iterdir())} - {weights}
     is_unused = lambda name: name in unused or name.endswith((".pyi", ".part")) or name.startswith(".")
     shutil.copytree(bundled.parents[1], folder, copy_function=shutil.copyfile,
                     ignore=lambda _, names: set(filter(is_unused, names)))
@@ -188,7 +191,7 @@ def fill_space(folder:Path, model:Model, kind:str, title:str, name=None):      #
     texts = {"app.py": app_text(model, kind, name), "README.md": readme_text(title, kind, model),
              "requirements.txt": lines(requirements(kind)), "packages.txt": lines(system_packages)}
     for path, text in texts.items(): (folder / path).write_text(text, encoding="utf-8")
-    copy_package(folder / "mfm_app", weights=location == "bundled")
+    copy_package(folder / "mfm_app", model.name if location == "bundled" else "")
     if location != "folder": return
     (folder / "model").mkdir()
     for path in filter(Path.is_file, (Path(name) / path for path in max_file_bytes)):
@@ -211,7 +214,7 @@ default_title = "Watch cells respond"
 def write_space(
     folder,                             # made, or replaced if it is an earlier Space
     repo:str,                           # "user/name"
-    model=None,                         # a model folder or a repository on the Hub; None is the bundled model
+    model=None,                         # a folder, a bundled model or one on the Hub, as in `hub.from_pretrained`
     kind:str="cpu",                     # "zero" is ZeroGPU
     title:str=default_title,            # one line of up to 80 characters
     token:str|None=None,                # that may read the model, as in `hub.from_pretrained`

@@ -24,7 +24,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from .card import compound_table
+from .card import channels_text, nuclei_text, perturbation_table
 from .core import InputError
 from .display import static
 from .engine import Engine, load
@@ -46,16 +46,16 @@ def trained_text(vocab)->str:
     names = lambda ps: ", ".join(f"{p.name} {p.cells:,}" for p in ps[:8])
     well, some, few = groups.values()
     lines = [f"- **Well covered** ({well_covered:,} cells or more): {names(well)}. Their common look can be believed."]
-    if not well: lines = [f"- **Well covered**: nothing; no compound has {well_covered:,} cells."]
+    if not well: lines = [f"- **Well covered**: nothing; no perturbation has {well_covered:,} cells."]
     if some: lines.append(f"- **Some cells** ({some_covered} or more): {names(some)}. "
                           "Believe the kind of effect, not its strength.")
-    if few: lines.append(f"- **Few cells**: {len(few)} compounds with {few[-1].cells} to {few[0].cells} each. "
+    if few: lines.append(f"- **Few cells**: {len(few):,} perturbations with {few[-1].cells} to {few[0].cells} each. "
                          "Take them as sketches.")
     return "\n".join(lines)
 
 # %% ../nbs/38_ui.ipynb #f80adb27
 unmeasured = "How good its cells are was not measured; `mfm evaluate` does it."
-always_weak = ["Which experiment a plate belongs to differs between compounds and is part of what tells them apart.",
+always_weak = ["Which experiment a plate belongs to differs between treatments and is part of what tells them apart.",
                "Whether one single cell would change as a counterfactual shows is checked by nothing real."]
 
 
@@ -72,8 +72,8 @@ def weak_text(config:dict)->str:
 
 # %% ../nbs/38_ui.ipynb #0359c3e2
 about_text = """## What this model is
-It generates crops of {size} x {size} px in the channels {channels}, by flow matching. It was trained on {cells:,} cells
-of {compounds} compounds and {control}, of {cell_types}, and nothing else.
+It generates crops of {size} x {size} px in the {channels}, by flow matching.{nuclei} It was trained on {cells:,} cells
+of {counted} and {control}, of {cell_types}, and nothing else.
 
 ### What it was trained on
 {trained}
@@ -100,9 +100,10 @@ def about(engine:Engine)->str:
     config, vocab = engine.model.config, engine.vocab
     data = unknown_data | {k: v for k, v in config["data"].items() if k in unknown_data}
     return about_text.format(
-        size=config["backbone"]["image_size"], channels=", ".join(c["name"] for c in config["channels"]),
-        cells=sum(p.cells for p in vocab.perturbations), compounds=len(vocab.perturbations) - 1, control=vocab.control,
-        cell_types=", ".join(vocab.cell_types), trained=trained_text(vocab), weak=weak_text(config), **data)
+        size=config["backbone"]["image_size"], channels=channels_text(config), nuclei=nuclei_text(config),
+        cells=sum(p.cells for p in vocab.perturbations), counted=vocab.counted,
+        control=" and ".join(vocab.controls), cell_types=", ".join(vocab.cell_types),
+        trained=trained_text(vocab), weak=weak_text(config), **data)
 
 # %% ../nbs/38_ui.ipynb #0ea20ec6
 in_python = """```python
@@ -124,7 +125,7 @@ def about_tab(engine:Engine, blocks:gr.Blocks):
     gr.Markdown(about(engine), elem_id="about")
     source = engine.model.source
     code = in_python.format(perturbation=default_perturbation(engine), name="" if source == "bundled" else repr(source))
-    sections = {"Cells of each compound": compound_table(engine.vocab), "The whole model card": engine.card,
+    sections = {"Cells of each perturbation": perturbation_table(engine.vocab), "The whole model card": engine.card,
                 "Call it from Python": code}
     for title, text in sections.items():
         with gr.Accordion(title, open=False): gr.Markdown(text)

@@ -26,7 +26,7 @@ from .channels import match_channels, suggestion
 from .core import InputError, check_int
 from .counterfactual import (Counterfactual, CounterfactualRequest, Treatment, max_treatments,
                                     resolve_counterfactual, sample_controls, stream)
-from .display import done_line, effects_of, frame_of, run_for, treatment_label
+from .display import done_line, effects_of, run_for, treatment_label
 from .engine import Engine
 from .export import request_label
 from .images import read_labels
@@ -36,7 +36,7 @@ from .preprocess import ImportOptions, PreparedCells, max_prepared, percentiles,
 from .sampling import Sampling, SampleStep, inversion
 from .ui_parts import (answer_or_error, cell_fields, check_treatment, component, connect_molecule,
                               connect_perturbation, effect_panel, experiment_field, export_buttons, field_validity,
-                              field_output, molecule_dose, on_open, perturbation_dose, sampling_event,
+                              field_output, molecule_dose, on_open, perturbation_dose, reel_for, sampling_event,
                               sampling_fields, seed_range, share_message, stale, treatment_from, treatment_outputs,
                               treatment_tabs, treatment_values, upload_field, viewer)
 from .ui_session import (Output, Session, address_revision, error_line, hidden_field, number_changes,
@@ -346,11 +346,11 @@ def counterfactual_outputs(engine:Engine, session:ImageSession, request:Counterf
     requests = resolve_counterfactual(request, len(cells), engine)
     run, share = run_for(engine, requests, names), share_of(engine, requests, source, len(cells))
     session.answer, session.shown_treatment, session.treatments = None, 0, len(requests)      # not finished from now on
-    session.run = run["id"]
+    session.run, reel = run["id"], reel_for(session, run)
     for event in with_deadline(stream(engine, cells, request, source)):
         if isinstance(event, SampleStep):
             panels = (unchanged, unchanged, unchanged) if event.step else ("", stale, share)
-            yield json.dumps(dict(run=run, frame=frame_of(event))), "", *panels
+            yield json.dumps(dict(run=run, frame=reel.frame(event))), "", *panels
     session.answer, session.um_per_px = event, None if generated else session.prepared and session.prepared.um_per_px
     yield json.dumps(dict(run=run, done=done_line(engine, event))), "", fidelity_line(event), unchanged, unchanged
     yield unchanged, "", unchanged, treatment_effects(engine, event, session.shown_treatment), unchanged

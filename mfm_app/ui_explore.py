@@ -12,14 +12,14 @@ import json
 
 import gradio as gr
 
-from .display import done_line, effects_of, frame_of, run_for, treatment_label
+from .display import done_line, effects_of, run_for, treatment_label
 from .engine import Engine, Request, ResolvedRequest, Robustness, robustness_steps
 from .permalink import View, code_for_cells, fields_of_request, request_of
 from .sampling import Sampling, SampleStep, generation
 from .ui_parts import (answer_or_error, cell_fields, check_treatment, component, connect_experiment,
                               connect_molecule, connect_perturbation, default_perturbation, effect_panel,
                               experiment_field, experiments, export_buttons, field_output, field_validity,
-                              molecule_dose, molecule_editor, on_open, perturbation_dose, sampling_event,
+                              molecule_dose, molecule_editor, on_open, perturbation_dose, reel_for, sampling_event,
                               sampling_fields, seed_range, share_message, stale, treatment_from, treatment_outputs,
                               treatment_tabs, treatment_values, viewer)
 from .ui_session import (Output, Session, address_revision, error_line, hidden_field, number_changes,
@@ -68,12 +68,13 @@ def explore_validity(engine:Engine, *fields)->list:
 def generation_outputs(engine:Engine, session:Session, request:ResolvedRequest):
     "Yield the outputs of a request, a step at a time, then those of its answer."
     run, unchanged = run_for(engine, request), gr.skip()
+    reel = reel_for(session, run)
     share = share_message(View("explore", fields_of_request(request)), code_for_cells(engine, request))
     session.answer = None      # what is shown from now on is not finished
     for event in with_deadline(engine.stream(request)):
         if isinstance(event, SampleStep):
             panels = (unchanged, unchanged) if event.step else (stale, share)
-            yield json.dumps(dict(run=run, frame=frame_of(event))), "", "", *panels
+            yield json.dumps(dict(run=run, frame=reel.frame(event))), "", "", *panels
         else: yield json.dumps(dict(run=run, done=done_line(engine, event))), "", "", unchanged, unchanged
     session.answer = event
     yield unchanged, "", unchanged, answer_effects(engine, event), unchanged
@@ -82,7 +83,7 @@ def generation_outputs(engine:Engine, session:Session, request:ResolvedRequest):
 def answer_effects(engine:Engine, answer)->str:
     "The value of the effect panel for an answer; empty without a control."
     if answer.control is None: return ""
-    than = f"{engine.vocab.control} from the same noise"
+    than = f"{answer.request.control.perturbation} from the same noise"
     title = f"Effect of {treatment_label(answer.request)}: treated minus {than}"
     return effects_of(answer.comparison, answer.channels, title, than, answer.provenance)
 

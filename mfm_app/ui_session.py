@@ -63,10 +63,11 @@ def with_deadline(
 class Session:
     "What one visitor was answered last; a tab that keeps more has a session class of its own."
     answer, um_per_px, revision = None, None, 0      # revision: of the newest request, see `latest_only`
+    reel = None                                      # `display.Reel` of the run that is shown
 
     def clear(self):
         "Forget it."
-        self.answer, self.um_per_px, self.revision = None, None, 0
+        self.answer, self.um_per_px, self.revision, self.reel = None, None, 0, None
 
 
 def latest_only(

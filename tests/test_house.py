@@ -19,7 +19,7 @@ notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpo
 may_import = dict(
     core="",
     vocabulary="core",
-    viz="core",
+    viz="core vocabulary",
     molecules="core vocabulary",
     images="core",
     data="core vocabulary molecules images",
@@ -37,18 +37,18 @@ may_import = dict(
     features="core",
     evaluation="core features",
     effects="core features",
-    channels="core images features",
+    channels="core vocabulary images features",
     plausibility="core features hub",
     preprocess="core images hub features channels plausibility",
     engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects",
     counterfactual="core images sampling effects engine",
     validation="core vocabulary data sampling hub features evaluation engine counterfactual",
     export="core viz images counterfactual",
-    screen="core viz molecules sampling features evaluation engine",
+    screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
-             "preprocess",
-    permalink="core sampling engine counterfactual screen",
-    display="core viz molecules sampling effects engine counterfactual export",
+             "preprocess validation",
+    permalink="core vocabulary viz sampling engine counterfactual screen",
+    display="core vocabulary viz molecules sampling effects engine counterfactual export",
     ui_session="core images scheduler",
     ui_parts="core vocabulary molecules solvers sampling engine export permalink display ui_session",
     ui_explore="sampling engine permalink display ui_session ui_parts",
@@ -61,8 +61,8 @@ may_import = dict(
     ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",
     space="core hub engine",
-    cli="core vocabulary viz molecules data flow solvers sampling training hub tuning plausibility preprocess engine "
-        "validation export screen finetune machine ui space",
+    cli="core vocabulary viz molecules data simulator flow solvers sampling training hub tuning channels plausibility "
+        "preprocess engine validation export screen finetune machine ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`

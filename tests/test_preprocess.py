@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from conftest import many
 
-from mfm_app.channels import (channel_notes, contains_word, guess_channels, is_foreign, map_channels, match_channels,
-                              nuclei_by_picture, synonyms, wavelength)
+from mfm_app.channels import (channel_notes, is_foreign, map_channels, match_channels,
+                              nuclei_by_picture, wavelength)
 from mfm_app.cli import controls_of
 from mfm_app.core import InputError
 from mfm_app.features import find_nuclei, nuclear_profile, whole_objects
@@ -25,6 +25,7 @@ from mfm_app.images import Dye, Micrograph, digest, max_labels, read_labels, rea
 from mfm_app.preprocess import (ImportOptions, as_fraction, crop_around, labelled_objects, match_intensities,
                                 max_nuclei, percentiles, prepare_cells, rescale)
 from mfm_app.simulator import synthetic_cells
+from mfm_app.vocabulary import channel_words, contains_word, guess_channels
 
 names = ["DNA", "Actin", "Tubulin"]
 few = settings(max_examples=20)
@@ -79,7 +80,7 @@ def test_a_short_word_stands_alone_and_punctuation_does_not_matter():
 
 
 def test_a_channel_has_the_synonyms_of_its_stain_and_its_own_name_first():
-    assert synonyms("Hoechst")[:3] == ["Hoechst", "dna", "dapi"] and synonyms("GFP") == ["GFP"]
+    assert channel_words("Hoechst")[:3] == ["Hoechst", "dna", "dapi"] and channel_words("GFP") == ["GFP"]
 
 
 # Channels that a file does not name after a stain

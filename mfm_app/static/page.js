@@ -65,18 +65,32 @@
     window.mfmRevisions.changed(field, value);
   }, true);
 
-  // Which channels are shown and between which grey levels, as `show` in an address: DNA,Actin:0-90.
+  // How channels are shown, as `show` in an address: DNA,Actin@magenta:0-90, then perhaps ;one:DNA:0-90;viridis.
   const asked = new URLSearchParams(location.search), tabs = ['explore', 'counterfactual', 'screen', 'about'];
-  const one = part => part.match(/^([^:]+?)(?::(\d{1,3})-(\d{1,3}))?$/).slice(1);
-  const level = ([name, low = 0, high = 255]) => [decodeURIComponent(name), { on: true, low: +low, high: +high }];
+  const range = (text = '0-255') => Object.fromEntries(text.split('-').map((v, i) => [['low', 'high'][i], +v]));
+  const channel = part => {
+    const [, name, colour, levels] = part.match(/^([^:@]+)(?:@([^:@]+))?(?::(\d{1,3}-\d{1,3}))?$/);
+    const own = colour && { colour: decodeURIComponent(colour) };
+    return [decodeURIComponent(name), { on: true, ...range(levels), ...own }];
+  };
+  const picture = window.mfmPicture = { as: 'composite', one: '', table: 'grey', low: 0, high: 255 };
   try {
-    if (asked.get('show')) window.mfmAsked = new Map(asked.get('show').split(',').map(one).map(level));
+    const [composite, how = '', table] = (asked.get('show') ?? '').split(';'), [as, ...rest] = how.split(':');
+    if (composite) window.mfmAsked = new Map(composite === '-' ? [] : composite.split(',').map(channel));
+    if (as) Object.assign(picture, { as, table: table || 'grey' }, as === 'grid' ? range(rest[0]) : {});
+    if (as === 'one') window.mfmAskedOne = { name: picture.one = decodeURIComponent(rest[0]), ...range(rest[1]) };
   } catch { /* the server says what is wrong with it */ }
   window.mfmShow = () => {
-    const all = Object.entries(window.mfmChannels ?? {});
-    const levels = ({ low, high }) => low > 0 || high < 255 ? `:${low}-${high}` : '';
-    if (all.every(([, c]) => c.on && !levels(c))) return '';
-    return all.filter(([, c]) => c.on).map(([name, c]) => encodeURIComponent(name) + levels(c)).join(',') || '-';
+    const all = Object.entries(window.mfmChannels ?? {}), { as, one, table } = picture;
+    const levels = ({ low, high } = {}) => low > 0 || high < 255 ? `:${low}-${high}` : '';
+    const colour = c => c.colour === c.first.colour ? '' : `@${encodeURIComponent(c.colour)}`;
+    const said = ([name, c]) => encodeURIComponent(name) + colour(c) + levels(c), on = all.filter(([, c]) => c.on);
+    const changed = all.some(([, c]) => c.on !== c.first.on) || on.some(([, c]) => colour(c) + levels(c));
+    const how = as === 'one' ? `one:${encodeURIComponent(one)}${levels(window.mfmChannels?.[one])}`
+      : as === 'grid' ? `grid${levels(picture)}` : as === 'rxrx1' ? as : '';
+    const composite = changed ? on.map(said).join(',') || '-' : '';
+    const colours = ['one', 'grid'].includes(as) && table !== 'grey' ? table : '';
+    return [composite, how, colours].join(';').replace(/;+$/, '');
   };
 
   // The address bar shows the open tab: of each tab the last view, or just its name, and how it is displayed.

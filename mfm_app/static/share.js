@@ -35,13 +35,25 @@ function load(message) {
 function python() {
   const show = window.mfmShow?.();
   if (!show) return shared.python;
-  const channels = (show === '-' ? [] : show.split(',')).map(part => part.split(':'));
-  const name = channel => JSON.stringify(decodeURIComponent(channel));
-  const levels = ([channel, range]) => `${name(channel)}: (${range.replace('-', ', ')})`;
-  const shown = channels.map(([channel]) => name(channel)).join(', ');
-  const contrast = channels.filter(([, range]) => range).map(levels).join(', ');
-  const call = `display.Gallery(answer, shown=[${shown}], contrast={${contrast}})`;
+  const call = `display.Gallery(answer, ${view(show)})`;
   return shared.python.replace('display.Gallery(answer)', () => call);
+}
+
+// What `show` of an address is as arguments of `viz.show`.
+function view(show) {
+  const [composite, how = '', table = 'grey'] = show.split(';'), [as, ...rest] = how.split(':');
+  const name = text => JSON.stringify(decodeURIComponent(text)), range = text => `(${text.replace('-', ', ')})`;
+  if (as === 'rxrx1') return 'rxrx1=True';
+  if (as === 'grid') return `grid=${range(rest[0] ?? '0-255')}, table="${table}"`;
+  const named = (argument, entries) => entries.length ? `, ${argument}={${entries.join(', ')}}` : '';
+  const one = rest[1] ? [`${name(rest[0])}: ${range(rest[1])}`] : [];
+  if (as === 'one') return `one=${name(rest[0])}, table="${table}"${named('contrast', one)}`;
+  const parts = (composite === '-' ? [] : composite.split(',')).map(part => part.split(/[@:]/)[0]);
+  const found = sign => (composite === '-' ? [] : composite.split(',')).map((part, i) => [
+    parts[i], part.match(RegExp(`${sign}([^@:]+)`))?.[1]]).filter(([, value]) => value);
+  const contrast = found(':').map(([channel, levels]) => `${name(channel)}: ${range(levels)}`);
+  const colours = found('@').map(([channel, colour]) => `${name(channel)}: ${name(colour)}`);
+  return `shown=[${parts.map(name).join(', ')}]${named('contrast', contrast)}${named('colours', colours)}`;
 }
 
 function showCode() { if (shared) find('pre').textContent = python(); }

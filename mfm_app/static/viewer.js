@@ -1,20 +1,33 @@
-// Frames arrive one by one as grey atlases: rows are channel x group, columns are cells.
+// Frames arrive one by one, a grey atlas for each channel that is looked at: cells row by row, group after group.
 // A group is one row of images. Where a run has a series, the groups from `run.series` on are alternatives:
 // one of them is shown large. Colour, contrast, the chosen cell and the step shown are all decided here,
-// so nothing waits for the server.
+// so nothing waits for the server but a channel that is looked at for the first time.
 const find = selector => element.querySelector(selector);
+const remote = typeof server === 'undefined' ? null : server;      // there is none in a notebook
 const GAMMA = 0.65, past = new Set();      // runs that gave way to a newer one
 let run = null, frames = [], at = 0, mode = 'x1_pred', following = true, timer = null;
 let chosen = Number(new URLSearchParams(location.search).get('cell')) || 0;
 let channels = [], controls = [], cells = [], large = [], arriving = Promise.resolve();
-let alternative = 0, small = [], halves = [];
+let alternative = 0, small = [], halves = [], told = '', asking = false, drawnAs = '';
 
-// Which channels are shown, and how bright, is one setting for all viewers of the page: name -> {on, low, high}.
+// Which channels are shown, in which colour and how bright, is one setting for all viewers of the page:
+// name -> {on, low, high, colour, first}. So is the way they are shown: `as` composite, one, grid or rxrx1.
 window.mfmChannels ??= {};
-const plain = { on: true, low: 0, high: 255 };
-const inAddress = channel => window.mfmAsked ? window.mfmAsked.get(channel.name) ?? { ...plain, on: false } : plain;
-const setting = channel => (window.mfmChannels[channel.name] ??= { ...inAddress(channel) });
+const picture = window.mfmPicture ??= { as: 'composite', one: '', table: 'grey', low: 0, high: 255 };
+const plain = c => ({ on: run.shown.includes(c.name), low: 0, high: 255, colour: c.colour });
+const inAddress = ({ name }) => ({
+  ...window.mfmAsked && (window.mfmAsked.get(name) ?? { on: false }),
+  ...window.mfmAskedOne?.name === name && { low: window.mfmAskedOne.low, high: window.mfmAskedOne.high },
+});
+const setting = c => (window.mfmChannels[c.name] ??= { ...plain(c), ...inAddress(c), first: plain(c) });
 const notifyViewers = () => window.dispatchEvent(new CustomEvent('mfm-channels'));
+const change = (what, fields) => { Object.assign(what, fields); notifyViewers(); };
+const ways = { composite: 'Composite', one: 'One channel', grid: 'Side by side', rxrx1: 'RxRx1 colours' };
+const possible = () => Object.keys(ways).filter(as => as === 'grid' ? channels.length > 1
+  : as !== 'rxrx1' || channels.length === RXRX1.length);
+const way = () => possible().includes(picture.as) ? picture.as : 'composite';
+const oneShown = () => channels.find(c => c.name === picture.one)
+  ?? channels.find(c => setting(c).on) ?? channels[0];
 
 function canvas(parent) {
   const added = document.createElement('canvas');
@@ -23,45 +36,74 @@ function canvas(parent) {
   return added;
 }
 
-// One table a channel: grey level -> red, green, blue to add.
-function tables() {
-  return channels.map(c => {
-    const table = new Float32Array(768), { on, low, high } = setting(c);
-    if (on) for (let v = 0; v < 256; v++) {
-      const level = 255 * Math.min(1, Math.max(0, (v - low) / Math.max(1, high - low))) ** GAMMA;
-      for (let k = 0; k < 3; k++) table[3 * v + k] = level * c.rgb[k];
-    }
-    return table;
-  });
+// From grey levels to colours, as `viz` has it
+
+const rgbOf = c => PALETTE[c.colour] ?? (/^#[0-9a-f]{6}$/i.test(c.colour)
+  ? [1, 3, 5].map(i => parseInt(c.colour.slice(i, i + 2), 16) / 255) : [1, 1, 1]);
+const level = (v, { low, high }) => Math.min(1, Math.max(0, (v - low) / Math.max(1, high - low))) ** GAMMA;
+const greys = [...Array(256).keys()];
+const filled = f => Float64Array.from({ length: 768 }, (_, i) => f(Math.floor(i / 3), i % 3));
+
+function tablePoint(name, v, k) {
+  const points = TABLES[name] ?? TABLES.grey, i = Math.min(14, Math.floor(v / 17)), part = v - 17 * i;
+  const at = j => parseInt(points.slice(7 * j + 2 * k, 7 * j + 2 * k + 2), 16);
+  return Math.round((at(i) * (17 - part) + at(i + 1) * part) / 17);
 }
 
-function paint(target, plane, group, seed, luts) {
-  const [h, w] = run.size, context = target.getContext('2d');
-  const picture = context.createImageData(w, h), out = picture.data;
+const addsUp = colours => [0, 1, 2].every(k => colours.reduce((sum, rgb) => sum + rgb[k], 0) <= MOST);
+const lookUp = (c, range) => ({
+  parts: [{ c, table: filled((v, k) => tablePoint(picture.table, Math.round(255 * level(v, range)), k)) }],
+});
+
+// How a picture is made: for each channel grey level -> red, green, blue; `levels` where colours are averaged.
+function brush(as = way()) {
+  if (as === 'one') return lookUp(channels.indexOf(oneShown()), setting(oneShown()));
+  if (as === 'rxrx1') return { parts: RXRX1.map(([r, g, b, full], c) => ({
+    c, table: filled((v, k) => Math.trunc([r, g, b][k] * Math.min(1, v / 255 / (full / 255)))) })) };
+  const on = channels.map((channel, c) => ({ c, now: setting(channel) })).filter(({ now }) => now.on);
+  const averaged = !addsUp(on.map(({ now }) => rgbOf(now)));
+  return { averaged, parts: on.map(({ c, now }) => {
+    const levels = greys.map(v => level(v, now)), rgb = rgbOf(now);
+    return { c, levels, table: filled((v, k) => 255 * levels[v] ** (averaged ? 2 : 1) * rgb[k]) };
+  }) };
+}
+
+function paint(target, planes, group, cell, { parts, averaged }) {
+  const [h, w] = run.size, context = target.getContext('2d'), image = group * run.n + cell;
+  const drawn = context.createImageData(w, h), out = drawn.data, wide = run.columns * w;
+  const start = Math.floor(image / run.columns) * h * wide + image % run.columns * w;
+  const there = parts.filter(({ c }) => planes?.[c]);
   for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
-    let red = 0, green = 0, blue = 0;
-    for (let c = 0; c < luts.length; c++) {
-      const v = 3 * plane[((c * run.groups + group) * h + y) * run.n * w + seed * w + x];
-      red += luts[c][v]; green += luts[c][v + 1]; blue += luts[c][v + 2];
+    let red = 0, green = 0, blue = 0, weight = 0, brightest = 0;
+    for (const { c, table, levels } of there) {
+      const v = planes[c][start + y * wide + x];
+      red += table[3 * v]; green += table[3 * v + 1]; blue += table[3 * v + 2];
+      if (averaged) { weight += levels[v] ** 2; brightest = Math.max(brightest, levels[v]); }
     }
-    const i = 4 * (y * w + x);
-    out[i] = red; out[i + 1] = green; out[i + 2] = blue; out[i + 3] = 255;
+    const i = 4 * (y * w + x), share = averaged ? brightest / Math.max(weight, 1e-9) : 1;
+    out[i] = red * share; out[i + 1] = green * share; out[i + 2] = blue * share; out[i + 3] = 255;
   }
-  context.putImageData(picture, 0, 0);
+  context.putImageData(drawn, 0, 0);
 }
 
 function redraw() {
   const frame = frames[at];
   if (!frame) return;
-  const luts = tables(), plane = frame[mode];
+  const planes = frame[mode], look = brush(way() === 'grid' ? 'composite' : way());
   const groups = largeGroups(), inGallery = run.series ? [0, groups.at(-1)] : groups;
-  large.forEach((c, i) => paint(c, plane, groups[i], chosen, luts));
-  halves.forEach((c, i) => paint(c, plane, groups.at(i - 2), chosen, luts));
-  small.forEach((c, i) => paint(c, plane, run.series + i, chosen, luts));
-  cells.forEach((pair, cell) => pair.forEach((c, i) => paint(c, plane, inGallery[i], cell, luts)));
+  if (drawnAs !== way()) layLarge();
+  if (way() === 'grid') {
+    const each = channels.map((_, c) => lookUp(c, picture));
+    large.forEach((tiles, i) => tiles.forEach((tile, c) => paint(tile, planes, groups[i], chosen, each[c])));
+  } else large.forEach(([c], i) => paint(c, planes, groups[i], chosen, look));
+  halves.forEach((c, i) => paint(c, planes, groups.at(i - 2), chosen, look));
+  small.forEach((c, i) => paint(c, planes, run.series + i, chosen, look));
+  cells.forEach((pair, cell) => pair.forEach((c, i) => paint(c, planes, inGallery[i], cell, look)));
   find('.scrub').value = at;
   const direction = !run.series ? '' : frame.step < run.steps / 2 ? 'inverting, ' : 'sampling, ';
-  const where = `${direction}t = ${frame.t.toFixed(2)}, step ${frame.step} of ${run.steps}`;
+  const lacks = lookedAt().filter(c => !planes?.[c]).map(c => channels[c].name);
+  const absent = lacks.length && frame.lost ? `; ${lacks.join(', ')} of this step is not kept` : '';
+  const where = `${direction}t = ${frame.t.toFixed(2)}, step ${frame.step} of ${run.steps}${absent}`;
   find('.where').textContent = where;
   find('.scrub').setAttribute('aria-valuetext', where);
 }
@@ -106,60 +148,147 @@ function play() {
   }, 160);
 }
 
-function channelControl(c) {
+function labelled(kind, label, properties) {
+  const made = Object.assign(document.createElement(kind), properties);
+  made.setAttribute('aria-label', label);
+  return made;
+}
+
+// Two sliders for the grey levels shown as black and as full colour, of a channel or of all.
+function levelControl(name, what) {
+  const low = labelled('input', `${name}: grey level shown as black`, { type: 'range', min: 0, max: 254 });
+  const high = labelled('input', `${name}: grey level shown as full colour`, { type: 'range', min: 1, max: 255 });
+  const levels = Object.assign(document.createElement('span'), { className: 'levels' });
+  low.addEventListener('input', () => change(what(), { low: Math.min(+low.value, what().high - 1) }));
+  high.addEventListener('input', () => change(what(), { high: Math.max(+high.value, what().low + 1) }));
+  const show = () => {
+    low.value = what().low;
+    high.value = what().high;
+    levels.textContent = `${what().low} to ${what().high}`;
+  };
+  return { parts: [low, high, levels], show };
+}
+
+function selection(label, names, changed) {
+  const select = labelled('select', label);
+  select.append(...names.map(name => new Option(name, name)));
+  select.addEventListener('change', () => changed(select.value));
+  return select;
+}
+
+const css = rgb => `rgb(${rgb.map(v => Math.round(255 * v))})`;
+
+function channelControl(c, place) {
   const row = document.createElement('div');
   row.className = 'channel';
-  row.innerHTML = `<label>
-      <input type="checkbox"><i style="background:rgb(${c.rgb.map(v => 255 * v)})"></i><span></span></label>
-    <input type="range" min="0" max="254"><input type="range" min="1" max="255">
-    <span class="levels"></span>`;
+  row.innerHTML = '<label><input><i></i><span></span></label>';
   row.querySelector('label span').textContent = c.name;
-  const [on, low, high] = row.querySelectorAll('input'), levels = row.querySelector('.levels');
-  low.setAttribute('aria-label', `${c.name}: grey level shown as black`);
-  high.setAttribute('aria-label', `${c.name}: grey level shown as full colour`);
-  const change = fields => { Object.assign(setting(c), fields); notifyViewers(); };
-  on.addEventListener('input', () => change({ on: on.checked }));
-  low.addEventListener('input', () => change({ low: Math.min(+low.value, setting(c).high - 1) }));
-  high.addEventListener('input', () => change({ high: Math.max(+high.value, setting(c).low + 1) }));
+  const input = row.querySelector('input'), swatch = row.querySelector('i'), own = plain(c).colour;
+  const colours = selection(`${c.name}: colour`, [...new Set([...Object.keys(PALETTE), own])],
+    colour => change(setting(c), { colour }));
+  const levels = levelControl(c.name, () => setting(c));
+  row.append(colours, ...levels.parts);
+  input.addEventListener('input', () => {
+    if (way() === 'one') change(picture, { one: c.name });
+    else change(setting(c), { on: input.checked });
+  });
   const show = () => {
-    const now = setting(c);
-    on.checked = now.on;
-    low.value = now.low;
-    high.value = now.high;
-    levels.textContent = `${now.low} to ${now.high}`;
+    const now = setting(c), as = way(), alone = as === 'one', on = alone ? oneShown() === c : now.on;
+    input.type = alone ? 'radio' : 'checkbox';
+    input.name = alone ? `${run.id}-one` : '';
+    input.checked = on;
+    input.hidden = as === 'rxrx1';
+    row.hidden = as === 'grid';
+    swatch.hidden = alone;
+    swatch.style.background = as === 'rxrx1' ? css(RXRX1[place].slice(0, 3).map(v => v / 255)) : css(rgbOf(now));
+    colours.value = now.colour;
+    colours.hidden = as !== 'composite' || !on;
+    levels.parts.forEach(part => { part.hidden = as === 'rxrx1' || !on; });
+    row.classList.toggle('off', as !== 'rxrx1' && !on);
+    levels.show();
   };
-  show();
+  return { row, show };
+}
+
+// The way channels are shown, and what belongs to one way alone: a table of colours, one contrast for all.
+function wayControl() {
+  const row = document.createElement('div'), radios = document.createElement('div');
+  row.className = 'way';
+  radios.setAttribute('role', 'radiogroup');
+  radios.setAttribute('aria-label', 'How the channels are shown');
+  radios.append(...possible().map(as => {
+    const label = document.createElement('label'), input = document.createElement('input');
+    Object.assign(input, { type: 'radio', name: `${run.id}-way`, value: as });
+    input.addEventListener('change', () => change(picture, { as, one: oneShown().name }));
+    label.append(input, ways[as]);
+    if (as === 'rxrx1') label.title = 'The six channels, in their order, in the fixed colours of RxRx1';
+    return label;
+  }));
+  const table = selection('Table of colours', Object.keys(TABLES), name => change(picture, { table: name }));
+  const levels = levelControl('All channels', () => picture), note = document.createElement('small');
+  row.append(radios, table, ...levels.parts, note);
+  row.hidden = possible().length < 2;
+  const show = () => {
+    const as = way();
+    radios.querySelectorAll('input').forEach(input => { input.checked = input.value === as; });
+    table.value = picture.table;
+    table.hidden = !['one', 'grid'].includes(as);
+    levels.parts.forEach(part => { part.hidden = as !== 'grid'; });
+    note.textContent = as === 'rxrx1' ? 'Each channel has its own fixed contrast.'
+      : as === 'composite' && !addsUp(switchedOn().map(c => rgbOf(setting(channels[c]))))
+        ? 'So many colours would add up to white, so each pixel has the mean of those that are bright there.' : '';
+    levels.show();
+  };
   return { row, show };
 }
 
 function channelControls() {
-  controls = channels.map(channelControl);
+  controls = [wayControl(), ...channels.map(channelControl)];
   const reset = document.createElement('button');
   reset.type = 'button';
   reset.className = 'reset';
   reset.textContent = 'Reset contrast';
+  reset.title = 'Also colours, and which channels are shown, as at first';
   reset.addEventListener('click', () => {
-    channels.forEach(c => Object.assign(setting(c), plain));
-    notifyViewers();
+    channels.forEach(c => Object.assign(setting(c), setting(c).first));
+    change(picture, { low: 0, high: 255 });
   });
   find('.channels').replaceChildren(...controls.map(control => control.row), reset);
+  controls.forEach(control => control.show());
 }
 
 function channelsChanged() {
   if (!element.isConnected) return window.removeEventListener('mfm-channels', channelsChanged);
   controls.forEach(control => control.show());
   redraw();
+  fetchMissing();
 }
 
 function largePicture(group) {
   const figure = document.createElement('figure');
   figure.innerHTML = '<figcaption></figcaption>';
   figure.firstChild.textContent = run.labels[group];
-  const picture = canvas(figure);
-  picture.setAttribute('role', 'img');
-  picture.setAttribute('aria-label', `Cell: ${run.labels[group]}`);
-  large.push(picture);
   return figure;
+}
+
+// One canvas in each large picture, or one a channel.
+function layLarge() {
+  drawnAs = way();
+  large = [...find('.pair').children].map((figure, i) => {
+    const label = run.labels[largeGroups()[i]], shown = drawnAs === 'grid' ? channels : [null];
+    const pictures = document.createElement('div');
+    pictures.className = drawnAs === 'grid' ? 'tiles' : 'whole';
+    const canvases = shown.map(c => {
+      const part = document.createElement('div'), made = canvas(part);
+      made.setAttribute('role', 'img');
+      made.setAttribute('aria-label', c ? `${c.name}: ${label}` : `Cell: ${label}`);
+      if (c) part.append(c.name);
+      pictures.append(part);
+      return made;
+    });
+    figure.replaceChildren(figure.firstChild, pictures);
+    return canvases;
+  });
 }
 
 function galleryCells() {
@@ -211,7 +340,7 @@ function pick(i) {
   find('.series').dataset.picked = JSON.stringify({ run: run.id, alternative });
   element.querySelectorAll('.alternative').forEach((button, k) => button.setAttribute('aria-pressed', k === i));
   find('.pair').lastChild.firstChild.textContent = run.labels[run.series + i];
-  large.at(-1).setAttribute('aria-label', `Cell: ${run.labels[run.series + i]}`);
+  layLarge();
   redraw();
 }
 
@@ -232,11 +361,14 @@ function begin(start) {
   find('.where').textContent = 'starting';
   find('.scrub').max = 0;
   alternative = 0;
+  told = JSON.stringify([run.shown.map(name => channels.findIndex(c => c.name === name)).sort((a, b) => a - b), false]);
   find('.pair').replaceChildren(...largeGroups().map(largePicture));
+  layLarge();
   seriesControls();
   galleryCells();
   channelControls();
   choose(Math.min(chosen, run.n - 1));
+  fetchMissing();
 }
 
 async function grey(uri) {
@@ -252,13 +384,50 @@ async function grey(uri) {
   return plane;
 }
 
+async function decoded(pictures) {
+  const pairs = Object.entries(pictures ?? {}).map(async ([c, uri]) => [c, await grey(uri)]);
+  return Object.fromEntries(await Promise.all(pairs));
+}
+
 async function show(frame) {
   const { id } = run, { t, step } = frame;
-  const [x1_pred, xt] = await Promise.all([grey(frame.x1_pred), grey(frame.xt)]);
+  const [x1_pred, xt] = await Promise.all([decoded(frame.x1_pred), decoded(frame.xt)]);
   if (id !== run.id) return;
   frames = [...frames.filter(earlier => earlier.step < step), { t, step, x1_pred, xt }];
   find('.scrub').max = frames.length - 1;
   if (following) { at = frames.length - 1; redraw(); }
+  fetchMissing();
+}
+
+const switchedOn = () => [...channels.keys()].filter(c => setting(channels[c]).on);
+const lookedAt = () => ({
+  composite: switchedOn, one: () => [channels.indexOf(oneShown())], grid: () => [...channels.keys()],
+  rxrx1: () => [...channels.keys()],
+})[way()]();
+
+// What is looked at and has not come is asked for, and comes with the frames from then on.
+async function fetchMissing() {
+  if (!run || asking) return;
+  const wanted = lookedAt(), { id } = run, kind = mode, telling = JSON.stringify([wanted, kind === 'xt']);
+  const without = frames.filter(frame => !frame.lost && wanted.some(c => !frame[kind][c]));
+  if (!without.length && telling === told) return;
+  told = telling;
+  const missing = wanted.filter(c => without.some(frame => !frame[kind][c])), steps = without.map(frame => frame.step);
+  if (!remote) return without.forEach(frame => { frame.lost = true; });
+  asking = true;
+  find('.stage').setAttribute('aria-busy', true);
+  try {
+    const query = { run: id, channels: wanted, states: kind === 'xt', missing, steps };
+    const came = new Map((JSON.parse(await remote.get_pictures(query)) ?? []).map(frame => [frame.step, frame]));
+    for (const frame of without) {
+      if (came.has(frame.step)) Object.assign(frame[kind], await decoded(came.get(frame.step)[kind]));
+      else frame.lost = true;
+    }
+  } catch { without.forEach(frame => { frame.lost = true; }); }
+  asking = false;
+  find('.stage').removeAttribute('aria-busy');
+  redraw();
+  fetchMissing();      // more may have been asked for or come meanwhile
 }
 
 watch('value', () => {
@@ -281,10 +450,16 @@ find('.scrub').addEventListener('input', event => {
   at = +event.target.value;
   redraw();
 });
-element.querySelectorAll('.mode input').forEach(input => input.addEventListener('change', () => {
-  mode = input.value;
-  redraw();
-}));
+const states = `states-${Math.random()}`;      // radios of two viewers are no group
+element.querySelectorAll('.mode input').forEach(input => {
+  input.name = states;
+  input.checked = input.value === mode;
+  input.addEventListener('change', () => {
+    mode = input.value;
+    redraw();
+    fetchMissing();
+  });
+});
 find('.gallery').addEventListener('keydown', event => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (!step || !run) return;
