@@ -769,7 +769,8 @@ def most_different(
     pixels = some.transpose(1, 0, 2, 3).reshape(images.shape[1], -1).astype(np.float32)
     flat = pixels.std(1) == 0
     pixels[flat] = pixels.sum(0)
-    alike = np.abs(np.nan_to_num(np.corrcoef(pixels), nan=1.)) + 2 * (flat[:, None] | flat)
+    with np.errstate(invalid="ignore", divide="ignore"): alike = np.abs(np.nan_to_num(np.corrcoef(pixels), nan=1.))
+    alike += 2 * (flat[:, None] | flat)
     rest = [i for i in range(len(pixels)) if i not in fixed]
     sets = [sorted([*fixed, *others]) for others in combinations(rest, max(0, n - len(fixed)))]
     return min(sets, key=lambda chosen: alike[np.ix_(chosen, chosen)].sum().round(6))

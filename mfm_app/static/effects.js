@@ -3,19 +3,31 @@
 // pixels that may be chance invisible; hovering still reads their numbers.
 const find = selector => element.querySelector(selector);
 const significantOnly = find('.switch input'), maps = find('.maps .plot'), bars = find('.profile .plot');
-const maxSide = 320;      // pixels along the side of a map
+const minSide = 80, maxSide = 320, nameHeight = 26;      // pixels along the side of a map, and above it
 const loadFailed = 'The figures could not be loaded from the server; reload the page to try again.';
 let effect = null, width = 0, configs = null;
 
+// As many maps in a row as the figure has them, or as the page has room for.
+function arranged({ layout: { grid, margin, ...axes } }) {
+  const n = Object.keys(axes).filter(name => name.startsWith('xaxis')).length;
+  const room = Math.floor((maps.clientWidth - margin.l - margin.r) / minSide);
+  const rows = Math.ceil(n / Math.max(1, Math.min(grid.columns, room)));
+  return { ...grid, rows, columns: Math.ceil(n / rows) };
+}
+
 // So wide that no map is too large, and as high as the maps then are.
 function size() {
-  const { grid, margin, xaxis, yaxis } = effect.maps.layout;
+  const { margin, xaxis, yaxis } = effect.maps.layout, grid = arranged(effect.maps);
   const length = axis => Math.abs(axis.range[1] - axis.range[0]);
-  const across = (grid.columns - grid.xgap) / (1 - grid.xgap), down = (grid.rows - grid.ygap) / (1 - grid.ygap);
+  const across = (grid.columns - grid.xgap) / (1 - grid.xgap);
   const side = Math.min(maxSide, (maps.clientWidth - margin.l - margin.r) / across);
+  const high = side * length(yaxis) / length(xaxis);
+  grid.ygap = Math.max(grid.ygap, nameHeight / (high + nameHeight));
+  const down = (grid.rows - grid.ygap) / (1 - grid.ygap);
   return {
     width: Math.floor(side * across) + margin.l + margin.r,
-    height: Math.ceil(side * down * length(yaxis) / length(xaxis)) + margin.t + margin.b,
+    height: Math.ceil(high * down) + margin.t + margin.b,
+    grid,
   };
 }
 

@@ -224,8 +224,9 @@ async function choose(number) {
   const result = results.find(r => r.number === number), query = ++queries, queriedRun = run;
   if (!result) return;
   select(number);
+  const show = window.mfmShow?.() ?? '';
   let cells;
-  try { cells = JSON.parse(await server.get_cells({ run, number })); }
+  try { cells = JSON.parse(await server.get_cells({ run, number, show })); }
   catch { cells = { error: 'The server did not answer; try again.' }; }
   if (query === queries && queriedRun === run) showDetails(result, cells);
 }
@@ -357,3 +358,10 @@ new IntersectionObserver(entries => {
   if (dirty || (figure && !plot.data)) draw();
 }).observe(element);
 header();
+
+// Channels are shown as the viewers show them; only the pictures change.
+let repaint = null;
+window.addEventListener('mfm-channels', () => {
+  clearTimeout(repaint);
+  if (details.querySelector('img')) repaint = setTimeout(() => choose(chosen), 200);
+});
