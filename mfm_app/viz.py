@@ -515,7 +515,7 @@ def effect_picture(
     for ax in axes.flat: ax.set_axis_off()
     for ax, channel, z in zip(axes.flat, channels, mean):
         heatmap = ax.imshow(z, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-        ax.set_title(channel["name"], fontsize=10)
+        ax.set_title(channel["name"][:50], fontsize=10 if len(channel["name"]) < 24 else 6, parse_math=False)
     figure.colorbar(heatmap, ax=axes, label="change, grey levels", fraction=.05)
     return Image.fromarray(rendered(figure))
 
