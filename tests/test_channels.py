@@ -181,8 +181,8 @@ def test_an_address_says_how_channels_are_shown(text, view):
 
 # What travels
 
-def step(n, size=8, step=1, cells=4): return SampleStep(.5, *rng.integers(0, 256, (2, 2, cells, n, size, size), np.uint8),
-                                                        step, 3)
+def step(n, size=8, step=1):
+    return SampleStep(.5, *rng.integers(0, 256, (2, 2, 4, n, size, size), np.uint8), step, 3)
 
 
 def run_with(n, shown=3):

@@ -411,7 +411,7 @@ async function fetchMissing() {
   if (!run || asking) return;
   const wanted = lookedAt(), { id } = run, kind = mode, telling = JSON.stringify([wanted, kind === 'xt']);
   const without = frames.filter(frame => !frame.lost && wanted.some(c => !frame[kind][c]));
-  if (!without.length && telling === told) return;
+  if (!without.length && (telling === told || find('.provenance').textContent)) return;      // no frame is to come
   told = telling;
   const missing = wanted.filter(c => without.some(frame => !frame[kind][c])), steps = without.map(frame => frame.step);
   if (!remote) return without.forEach(frame => { frame.lost = true; });
