@@ -9,7 +9,7 @@ __all__ = ['not_documented', 'field_labels', 'ema_note', 'no_molecules', 'no_hol
            'usage_template', 'revisions_text', 'method_citation', 'limitations', 'of_molecules', 'card_head',
            'loss_table', 'perturbation_table', 'field_list', 'training_text', 'encoder_text', 'finetune_text',
            'molecules_text', 'shift_table', 'default_trip', 'counterfactuals_text', 'front_matter', 'usage_text',
-           'citation_text', 'limitations_text', 'model_card']
+           'citation_text', 'channels_text', 'nuclei_text', 'limitations_text', 'model_card']
 
 # %% ../nbs/14_card.ipynb #bec8d370
 import json
@@ -215,8 +215,21 @@ card_head = """---
 ---
 # MiT {name}: cells under {treated} and {control}
 A flow-matching model (Jones et al. 2026, arXiv 2603.26790) that generates {size} x {size} px cells in the \
-channels {channels}.
+{channels}.{nuclei}
 """
+
+
+def channels_text(config:dict)->str:
+    "The channels of a model."
+    names = [c["name"] for c in config["channels"]]
+    return f"channel{'s'[:len(names) > 1]} {', '.join(names)}"
+
+
+def nuclei_text(config:dict)->str:
+    "Which channel shows nuclei, in a sentence; empty where a config leaves it to the names."
+    nucleus = config.get("nucleus", "")
+    if nucleus is None: return " No channel shows nuclei, so nothing is measured of them."
+    return f" Nuclei are measured in {nucleus}." if nucleus else ""
 
 # %% ../nbs/14_card.ipynb #3960d4fe
 def limitations_text(vocab:Vocabulary)->str:
@@ -225,7 +238,8 @@ def limitations_text(vocab:Vocabulary)->str:
     doses = ["doses"] * any(p.doses for p in vocab.treated)
     line = "this cell line" if len(vocab.cell_types) == 1 else f"{len(vocab.cell_types)} cell lines"
     molecules = of_molecules if any(p.kind == "compound" for p in vocab.treated) else ""
-    return limitations.format(knows=f"{', '.join([*kinds_seen, *doses, 'experiments'])} and {line}", molecules=molecules)
+    knows = f"{', '.join([*kinds_seen, *doses, 'experiments'])} and {line}"
+    return limitations.format(knows=knows, molecules=molecules)
 
 # %% ../nbs/14_card.ipynb #3d404fbf
 def model_card(
@@ -237,11 +251,11 @@ def model_card(
     backbone, data, training, quality = (config[key] for key in ("backbone", "data", "training", "quality"))
     head = card_head.format(
         front=front_matter(config), name=backbone["name"], size=backbone["image_size"], control=vocab.control,
-        treated=vocab.counted,
-        channels=", ".join(c["name"] for c in config["channels"]))
+        treated=vocab.counted, channels=channels_text(config), nuclei=nuclei_text(config))
     sections = {
         "How to use": usage_text(vocab, source), "Training data": field_list(data), "Training": training_text(training),
         "Evaluation": quality.get("table", "Not measured."), "Counterfactuals": counterfactuals_text(quality),
         "Molecules": molecules_text(config.get("molecules", {})), 
-        "Training perturbations": perturbation_table(vocab), "Limitations": limitations_text(vocab), "Citation": citation_text(data)}
+        "Training perturbations": perturbation_table(vocab), "Limitations": limitations_text(vocab),
+        "Citation": citation_text(data)}
     return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items())

@@ -85,6 +85,7 @@ class Counterfactual:
     channels:list                 # {"name", "colour"} a channel
     requests:list                 # T `ResolvedRequest`s
     provenance:dict
+    nucleus:str|None = ""         # the channel that shows nuclei, see `features.nuclear_channel`
 
     @cached_property
     def fidelity(self)->Fidelity:
@@ -95,7 +96,7 @@ class Counterfactual:
     def comparisons(self)->list:
         "A `Comparison` a treatment: counterfactuals against reconstructions."
         names = [c["name"] for c in self.channels]
-        return [Comparison(treated, self.reconstruction, names) for treated in self.treated]
+        return [Comparison(treated, self.reconstruction, names, self.nucleus) for treated in self.treated]
 
 # %% ../nbs/24_counterfactual.ipynb #9ec1d758
 def counterfactual_provenance(engine:Engine, cells:np.ndarray, requests:list, source:dict, seconds:float)->dict:
@@ -132,7 +133,8 @@ def stream(
             yield replace(step, xt=grouped(step.xt, cells, groups), x1_pred=images,
                           step=i - (i > sampling.steps), steps=2 * sampling.steps)
     provenance = counterfactual_provenance(engine, cells, requests, source, time.time() - start)
-    yield Counterfactual(cells, images[1], images[2:], engine.model.channels, requests, provenance)
+    model = engine.model
+    yield Counterfactual(cells, images[1], images[2:], model.channels, requests, provenance, model.nucleus)
 
 # %% ../nbs/24_counterfactual.ipynb #ffbf3a4c
 def counterfactual(

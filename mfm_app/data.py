@@ -83,8 +83,12 @@ def check_images(images, channels:list):
     if len(channels) != images.shape[1]:
         raise InputError(f"Images with {images.shape[1]} channels need a name for each, not {len(channels)} names.")
     for i, channel in enumerate(channels):
-        if not all(isinstance(channel.get(key), str) for key in ("name", "colour")):
-            raise InputError(f"Channel {i + 1} needs a name and a colour, both text, not {channel}.")
+        texts = [channel.get(key) for key in ("name", "colour")] if isinstance(channel, dict) else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f"Channel {i + 1} needs a name and a colour, both text, not {str(channel)[:80]}.")
+    names = [channel["name"] for channel in channels]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"Two channels are called '{twice[0][:60]}'; each needs a name of its own.")
 
 # %% ../nbs/05_data.ipynb #729fd65c
 def is_text(value)->bool: return isinstance(value, str)
@@ -229,12 +233,12 @@ def read_table(path:Path)->tuple:      # table of text, the line of each of its 
 usual_titles = dict(
     image="image, image path, image file, image name, file, file path, file name, path",
     perturbation="perturbation, compound, compound name, treatment, treatment name, drug, drug name, perturbagen, "
-                 "pert, pert name, pert iname",
+                 "pert, pert name, pert iname, sirna, sgrna, orf",
     experiment="experiment, experiment name, experiment id, batch",
     cell_type="cell type, cell line, cell line name",
-    moa="moa, mechanism, mechanism of action",
+    moa="moa, mechanism, mechanism of action, pathway",
     smiles="smiles, canonical smiles, isomeric smiles, structure",
-    kind="kind, perturbation kind, perturbation type, pert type, modality, reagent type, treatment type",
+    kind="kind, perturbation kind, perturbation type, pert type, modality, reagent type",
     gene="gene, gene symbol, symbol, gene name, target gene",
     synonyms="synonyms, synonym, aliases, also known as, other names",
     split="split, subset, partition")
@@ -390,6 +394,8 @@ def take_table(
     "Read the table of a data folder, whatever its columns are called; `InputError` names the line that is wrong."
     table, lines = read_table(path)
     table, taken = take_columns(table, path.name)
+    if "perturbation" not in table and "gene" in table:
+        table, taken = table.assign(perturbation=table["gene"]), [*taken, "'gene' as perturbation"]
     for column in ("perturbation", *needed):
         if column in table: continue
         usual = f" (or {', '.join(usual_titles[column].split(', ')[1:4])})" if column in usual_titles else ""
@@ -835,8 +841,7 @@ def name_channels(
     of_each = colour_channels(called, default_shown(channels), colours)
     channels = [dict(name=c["name"], colour=colour) | c for c, colour in zip(channels, of_each)]
     source = "The files name their channels" if any(names) else "The files do not name their channels, which are called"
-    note = f"{source} {', '.join(called)}; nuclei are looked for in the first if none is a nuclear stain."
-    return channels, [note, *shown]
+    return channels, [f"{source} {', '.join(called)}.", *shown]
 
 
 def read_folder(
@@ -900,7 +905,7 @@ def check_kinds(table:pd.DataFrame):
     for name, found in kinds_of[kinds_of.map(len) > 1].items():
         raise InputError(f"'{one_line(name)}' is {' and '.join(found[:2])}; give the two different names.")
 
-
+# %% ../nbs/05_data.ipynb #db5b2e3b
 def vocabulary(cells:Cells)->Vocabulary:
     "The names, doses and counts of the training split; `InputError` if it has no control cells."
     train = cells.table[cells.table["split"] == "train"]
@@ -908,9 +913,11 @@ def vocabulary(cells:Cells)->Vocabulary:
         raise InputError(f"No training cell is of the control '{cells.control}'.")
     check_kinds(train)
     perturbations = [perturbation_of(name, rows) for name, rows in train.groupby("perturbation")]
-    names = {p.name for p in perturbations}
-    controls = [name for name in (cells.control, *cells.other_controls) if name in names]
+    controls = [name for name in (cells.control, *cells.other_controls) if (train["perturbation"] == name).any()]
     place = {name: i for i, name in enumerate(controls)}
+    usual = Counter(p.kind for p in perturbations if p.name not in place).most_common(1)
+    for p in perturbations:      # a control of which nothing is said is that of the usual kind
+        if p.name in place and p.kind == "other" and usual: p.kind = usual[0][0]
     perturbations.sort(key=lambda p: (place.get(p.name, len(place)), p.moa.lower(), p.name.lower()))
     ordered = lambda column: sorted(train[column].unique(), key=lambda name: (len(name), name))
     return Vocabulary(perturbations, ordered("experiment"), ordered("cell_type"), *controls[:1],

@@ -298,6 +298,7 @@ class Comparison:
     treated:np.ndarray        # (N, C, H, W) uint8
     untreated:np.ndarray      # (N, C, H, W) uint8
     channels:list             # C names
+    nucleus:str|None = ""     # of them the one that shows nuclei, see `features.nuclear_channel`
 
     @cached_property
     def map(self)->EffectMap:
@@ -307,7 +308,7 @@ class Comparison:
     @cached_property
     def profiles(self)->tuple:
         "Features of the treated and of the untreated cells, a row a cell."
-        return profile(self.treated, self.channels), profile(self.untreated, self.channels)
+        return tuple(profile(cells, self.channels, self.nucleus) for cells in (self.treated, self.untreated))
 
     @cached_property
     def table(self)->pd.DataFrame:

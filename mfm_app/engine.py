@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['max_cells', 'dtypes', 'MoleculeReport', 'verdict', 'MoleculeKnowledge', 'Request', 'check_seeds', 'ResolvedRequest',
            'resolve_request', 'Answer', 'LoadedModel', 'Engine', 'request_from', 'stream', 'Robustness', 'drop_bits',
-           'robustness_steps', 'robustness', 'check_device', 'load', 'load_once']
+           'robustness_steps', 'robustness', 'check_device', 'load', 'load_once', 'model_name', 'address_names',
+           'check_different', 'load_all', 'among']
 
 # %% ../nbs/23_engine.ipynb #588b3de9
 import os
 import platform
 import time
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -73,10 +76,14 @@ class MoleculeKnowledge:
         self.by_smiles, self.library = dict(zip(smiles, self.compounds)), Morgan()(smiles)
         self.held_out = {read_molecule(h["smiles"]).smiles: h for h in self.record.get("held_out", [])}
 
+    @property
+    def reads(self)->bool:
+        "Whether the model reads molecules."
+        return self.encode is not None and len(self.compounds) > 0
+
     def check(self):
-        "`InputError` where the model has no molecule adaptor."
-        if self.encode is None or not self.compounds:
-            raise InputError(no_molecules)
+        "`InputError` where the model reads no molecules."
+        if not self.reads: raise InputError(no_molecules)
 
     def report(self, molecule:Molecule)->MoleculeReport:
         "Neighbours, verdict and usual dose of a molecule in standard form, or `InputError`."
@@ -164,16 +171,19 @@ class Answer:
     channels:list              # {"name", "colour"} a channel
     request:ResolvedRequest
     provenance:dict            # weights, nfe, seconds and the request
+    nucleus:str|None = ""      # the channel that shows nuclei, see `features.nuclear_channel`
 
     @cached_property
     def comparison(self)->Comparison:
         "Treated against the control from the same noise, or `InputError` where there is none."
         if self.control is None: raise InputError("An effect needs the control, which was not generated.")
-        return Comparison(self.images, self.control, [c["name"] for c in self.channels])
+        return Comparison(self.images, self.control, [c["name"] for c in self.channels], self.nucleus)
 
 # %% ../nbs/23_engine.ipynb #5f322caa
 class LoadedModel:
     "A model on a device, and what it says before a cell is generated."
+    served = ()      # names of the models that are served together, see `among`
+
     def __init__(self, model:Model, device=None, dtype=None):      # None takes the best device, the fastest dtype
         self.model, self.vocab, self.molecules = model, model.vocab, MoleculeKnowledge(model)
         self.device = torch.device(device or pick_device())
@@ -247,7 +257,8 @@ def stream(engine:Engine, request:ResolvedRequest):
             yield replace(step, xt=split(step.xt), x1_pred=cells)
     record = dict(seconds=round(time.time() - start, 2), **request.record())
     provenance = engine.provenance(request.sampling, record, molecule=request.molecule is not None)
-    yield Answer(cells[0], cells[1] if request.compare else None, engine.model.channels, request, provenance)
+    control, model = cells[1] if request.compare else None, engine.model
+    yield Answer(cells[0], control, model.channels, request, provenance, model.nucleus)
 
 # %% ../nbs/23_engine.ipynb #f86d7dc2
 @dataclass
@@ -315,7 +326,7 @@ def check_device(device, dtype)->tuple:      # a `torch.device` and a `torch.dty
 
 # %% ../nbs/23_engine.ipynb #31e2ee55
 def load(
-    name=None,         # a model folder, or on the Hub `user/name` or `user/name@revision`; None loads the bundled model
+    name=None,         # as in `hub.from_pretrained`; None loads the bundled model
     device=None,       # None takes the best there is
     revision=None,     # of the repository: a branch, tag or commit
     dtype=None,        # "float32", "bfloat16", "float16" or torch's; None takes the fastest
@@ -330,3 +341,51 @@ def load(
 @lru_cache(maxsize=2)
 def load_once(name, device, dtype, revision, modified)->Engine:
     return Engine(from_pretrained(name, revision), device, dtype)
+
+# %% ../nbs/23_engine.ipynb #c1c38696
+def model_name(model:Model)->str:
+    "What an address calls a model: its folder's name, or its id on the Hub."
+    return model.source if model.revision else model.name
+
+
+def address_names(
+    given:list,      # what each model was loaded by
+    models:list,
+)->list:
+    "What an address calls each of several models, with the folders above it or the revision where names are equal."
+    def from_short_to_long(name, model):
+        if model.revision: return [model.source, str(name)]
+        *above, last = Path(os.path.abspath(bundled if name is None else name)).parts
+        return ["/".join([*above[len(above) - n:], last]) for n in range(len(above) + 1)]
+    forms, lengths = [from_short_to_long(*pair) for pair in zip(given, models)], [0] * len(models)
+    while True:
+        names = [form[min(n, len(form) - 1)] for form, n in zip(forms, lengths)]
+        if len(set(names)) == len(names) or max(lengths) > max(map(len, forms)): return names
+        lengths = [n + (names.count(name) > 1) for name, n in zip(names, lengths)]
+
+# %% ../nbs/23_engine.ipynb #4d2fb86b
+def check_different(models:list):
+    "`InputError` if two of these are the same model."
+    for i, model in enumerate(models):
+        for earlier in models[:i]:
+            if (model.sha256, model.config) != (earlier.sha256, earlier.config): continue
+            name, other = model_name(model), model_name(earlier)
+            also = f" (also as '{other}')" if name != other else ""
+            raise InputError(f"The model '{name}' is given twice{also}; give each model once.")
+
+
+def load_all(
+    names:list,      # of models, as `load` takes them
+)->dict:             # its name in an address -> `Engine`
+    "Engines of several models; `InputError` if one cannot be loaded, or is given twice."
+    engines = [load(name) for name in names]
+    models = [engine.model for engine in engines]
+    check_different(models)
+    return dict(zip(address_names(names, models), engines))
+
+
+def among(engine:Engine, name:str, names)->Engine:
+    "The same engine under a name of its own, which knows the names it is served among."
+    engine = copy(engine)
+    engine.model, engine.served = replace(engine.model, name=name), tuple(names)
+    return engine

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import ndimage
 from skimage import feature, filters, measure, segmentation      # their functions are imported when first called
 
-from .core import InputError, check_int, check_number
+from .core import InputError, check_int, check_number, index_of_name
 
 # %% ../nbs/17_features.ipynb #d4dfcbc9
 min_side = 8      # pixels of an image along each side
@@ -166,9 +166,13 @@ nuclear_stain = re.compile(r"dna|dapi|hoechst|draq|h2b|nucle(?!ol)", re.IGNORECA
 
 
 def nuclear_channel(
-    channels,      # names
-)->int:
-    "Index of the channel that shows nuclei, by its name; 0 if no name matches."
+    channels,                # names
+    nucleus:str|None="",     # the one that shows nuclei; "" where nobody said it, None if none does
+)->int|None:                 # None if none does
+    "Index of the channel that shows nuclei; if nobody said it the first with such a name, or else the first of all."
+    channels = list(channels)
+    if nucleus is None: return None
+    if nucleus: return channels.index(nucleus) if nucleus in channels else index_of_name(nucleus, channels, "channel")
     return next((i for i, name in enumerate(channels) if nuclear_stain.search(str(name))), 0)
 
 # %% ../nbs/17_features.ipynb #daf2ebc2
@@ -357,13 +361,15 @@ def measure_nucleus(
 
 # %% ../nbs/17_features.ipynb #574a0040
 def nuclear_profile(
-    images,              # (N, C, H, W) uint8, each with a cell in its middle
-    channels,            # C names
-)->pd.DataFrame:         # (N, 4 + 3 C + 1), columns such as nucleus_area_px, DNA_nucleus_mean
+    images,                  # (N, C, H, W) uint8, each with a cell in its middle
+    channels,                # C names
+    nucleus:str|None="",     # of them the one that shows nuclei, see `nuclear_channel`
+)->pd.DataFrame:             # (N, 4 + 3 C + 1), columns such as nucleus_area_px, DNA_nucleus_mean; (N, 0) if none does
     """The nucleus in the middle of each crop, a row a cell; always finite, with area 0 where there is none.
     `InputError` when images and channels do not fit."""
     images, channels = check_channels(images, channels)
-    dna = nuclear_channel(channels)
+    dna = nuclear_channel(channels, nucleus)
+    if dna is None: return pd.DataFrame(index=range(len(images)))
     return pd.DataFrame([measure_nucleus(image, channels, dna) for image in images]).astype(np.float32)
 
 # %% ../nbs/17_features.ipynb #ff4ec670
@@ -408,13 +414,14 @@ def granularity(
 
 # %% ../nbs/17_features.ipynb #3e1dd6d3
 def profile(
-    images,              # (N, C, H, W) uint8, each with a cell in its middle
-    channels,            # C names
-)->pd.DataFrame:         # N rows; named columns, all finite
+    images,                  # (N, C, H, W) uint8, each with a cell in its middle
+    channels,                # C names
+    nucleus:str|None="",     # of them the one that shows nuclei, see `nuclear_channel`
+)->pd.DataFrame:             # N rows; named columns, all finite
     """Morphology, nucleus and granularity of each cell; `InputError` when images and channels do not fit.
     For square images the same for all flips and quarter turns, ties in the watershed excepted."""
     images, channels = check_channels(images, channels)
     grains = {f"{name}_{size}": share for i, name in enumerate(channels)
               for size, share in granularity(images[:, i]).items()}
-    tables = morphology(images, channels), nuclear_profile(images, channels), pd.DataFrame(grains).astype(np.float32)
-    return pd.concat(tables, axis=1)
+    nuclei = nuclear_profile(images, channels, nucleus)
+    return pd.concat([morphology(images, channels), nuclei, pd.DataFrame(grains).astype(np.float32)], axis=1)

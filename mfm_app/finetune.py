@@ -29,6 +29,7 @@ from .preprocess import control_statistics
 from .sampling import sample_images
 from .simulator import synthetic_cells
 from .training import Run, distil, start, train
+from .validation import class_labels
 from .vocabulary import Vocabulary, usual_dose
 
 # %% ../nbs/28_finetune.ipynb #e4b92b36
@@ -129,8 +130,8 @@ class MeasuredCells:
     @cached_property
     def space(self)->PhenotypeSpace:
         "The phenotype space that the mechanisms of these cells span."
-        mechanisms = self.cells.table["moa"].mask(self.cells.is_control, self.cells.control)
-        return phenotype_space(self.features, mechanisms, self.cells.control)
+        classes = class_labels(self.cells)
+        return phenotype_space(self.features[classes != ""], classes[classes != ""], self.cells.control)
 
 # %% ../nbs/28_finetune.ipynb #78bc1569
 def measure(cells:Cells)->MeasuredCells:
@@ -153,7 +154,7 @@ def nearest_compound(
 def same_mechanism(vocab:Vocabulary, cells:Cells, compound:pd.Series)->list:      # a row of `Cells.table`
     "The other `Perturbation`s with the mechanism of a compound, of those that some cells received."
     names = set(cells.table["perturbation"]) - {compound["perturbation"]}
-    return [p for p in vocab.perturbations if p.moa == compound["moa"] and p.name in names]
+    return [p for p in vocab.treated if p.moa and p.moa == compound["moa"] and p.name in names]
 
 # %% ../nbs/28_finetune.ipynb #bbd008cc
 def trial_conditions(
@@ -214,6 +215,7 @@ def held_out_trials(
     encode, device, config:FinetuneConfig,
     folds:int=6,                         # 0 holds out no training compounds
     n:int=32,                            # cells to be sampled for each compound and method
+    checkpoint:Path|None=None,           # of that network; those of the folds lie beside it and are resumed from
 )->pd.DataFrame:                         # a row a compound and method; empty if nothing is held out
     "Predict every compound with a structure by a network that was not fine-tuned on it."
     trials, train = [], measured.where(split="train")
@@ -224,9 +226,10 @@ def held_out_trials(
             trials.append(held_out_trial(model, net, reference, compound, encode, device, n).assign(split=label))
     unseen = sorted(set(with_structure(measured.cells.where(split="ood"))[0].table["perturbation"]))
     predict(net, train, measured.where(split="ood", perturbation=unseen), "ood")
-    for fold in split_by_mechanism(structured, folds):
+    for i, fold in enumerate(split_by_mechanism(structured, folds), 1):
         others = sorted(set(train.cells.table["perturbation"]) - set(fold))
-        run = finetune(model, structured.where(perturbation=others), encode, config)
+        own = checkpoint and checkpoint.with_name(f"{checkpoint.stem}-fold-{i}-of-{folds}.pt")
+        run = finetune(model, structured.where(perturbation=others), encode, config, own)
         net = run.ema.module.eval().to(device)
         predict(net, train.where(perturbation=others), train.where(perturbation=fold), "left out")
     return pd.concat(trials, ignore_index=True) if trials else pd.DataFrame()
@@ -290,29 +293,32 @@ def finetune_and_test(
     model:Model,                # trained on labels; its config then has the record and the phenotype space
     cells:Cells,                # of all splits
     encode, device, config:FinetuneConfig=FinetuneConfig(),
-    checkpoint:Path|None=None,  # resumed from, if it exists
+    checkpoint:Path|None=None,  # resumed from, if it exists; those of the folds lie beside it
     folds:int=6,                # as in `held_out_trials`
 )->Conditioned:                 # on the CPU, in eval mode
     "Fine-tune a model on every compound with a structure, and test the method on held-out ones."
     structured, left_out = with_structure(cells.where(split="train"))
     net = finetune(model, structured, encode, config, checkpoint).ema.module.eval()
     measured = measure(cells)
-    trials = held_out_trials(model, net.to(device), measured, encode, device, config, folds)
+    trials = held_out_trials(model, net.to(device), measured, encode, device, config, folds, checkpoint=checkpoint)
     model.config["molecules"] |= finetune_record(trials, cells, left_out, config)
     model.config["phenotypes"] = measured.where(split="train").space.to_dict()
     return net.cpu()
 
 # %% ../nbs/28_finetune.ipynb #71e9221e
-def random_model(cells:Cells|None=None)->Model:      # None simulates a few
+def random_model(
+    cells:Cells|None=None,      # None simulates a few
+    nucleus:str|None="",        # their channel that shows nuclei, see `features.nuclear_channel`
+)->Model:
     "A model with random weights that reads the names of some cells, and molecules."
     cells, encode = cells or synthetic_cells(8), Morgan()
-    config = new_config(vocabulary(cells), cells.channels, "nano/8", cells.images.shape[-1])
+    config = new_config(vocabulary(cells), cells.channels, "nano/8", cells.images.shape[-1], nucleus=nucleus)
     model = Model(build(config), config, "0" * 64, "drawn", encode)
     torch.manual_seed(0)
     model.net = with_molecules(model, encode).eval()
     for weight in model.net.parameters(): torch.nn.init.normal_(weight, std=0.05)
     controls = cells.where(perturbation=cells.control).images
-    config["controls"] = control_statistics(controls, [c["name"] for c in cells.channels])
+    config["controls"] = control_statistics(controls, [c["name"] for c in cells.channels], nucleus)
     config["molecules"] |= dict(calibration=dict(threshold=0.4, near=[3, 4], far=[2, 10]))
     config["phenotypes"] = measure(cells).space.to_dict()
     return model

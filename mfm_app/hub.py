@@ -7,13 +7,14 @@ __all__ = ['other_weights', 'bundled', 'required_keys', 'object_keys', 'min_imag
            'name_part', 'repo_id_pattern', 'revision_pattern', 'log_in', 'hub_messages', 'other_messages',
            'status_messages', 'unknown_statuses', 'hub_timeout', 'max_file_bytes', 'wrapper_prefix',
            'reference_patterns', 'new_config', 'build', 'write_files', 'system_error', 'config_writers',
-           'write_weights', 'save_model', 'Model', 'tuned_for', 'check_tuned', 'check_channels', 'check_config',
-           'check_there', 'read_config', 'Uninitialised', 'read_weights', 'name_in_errors', 'uses_embedding_table',
-           'read_encoder', 'model_source', 'load_model', 'save_pretrained', 'parse_repo_id', 'status_message',
-           'unreachable', 'causes_of', 'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes',
-           'not_cached', 'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api',
-           'check_private', 'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space',
-           'rename_reference_key', 'load_reference']
+           'write_weights', 'save_model', 'Model', 'tuned_for', 'check_tuned', 'check_channels', 'is_array',
+           'is_phenotypes', 'check_measured', 'check_config', 'check_there', 'read_config', 'Uninitialised',
+           'read_weights', 'name_in_errors', 'uses_embedding_table', 'read_encoder', 'bundled_folder', 'model_source',
+           'load_model', 'save_pretrained', 'parse_repo_id', 'status_message', 'unreachable', 'causes_of',
+           'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes', 'not_cached',
+           'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api', 'check_private',
+           'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space', 'rename_reference_key',
+           'load_reference']
 
 # %% ../nbs/15_hub.ipynb #5595b7c2
 import hashlib
@@ -27,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -34,12 +36,12 @@ from torch.overrides import TorchFunctionMode
 
 from .card import model_card, repo_placeholder
 from .conditioning import Adaptor, Conditioned
-from .core import InputError, check_int, os_reason
+from .core import InputError, check_int, is_number, os_reason
 from .model import MiT, mit, sizes
 from .molecules import EmbeddingTable, encoder, read_embeddings, write_embeddings
 from .sampling import Sampling, resolve_sampling
 from .solvers import TunedSolver
-from .vocabulary import Vocabulary
+from .vocabulary import Vocabulary, check_vocabulary, colour_rgb
 
 # %% ../nbs/15_hub.ipynb #5bf7b6ab
 def new_config(
@@ -48,6 +50,7 @@ def new_config(
     backbone:str="tiny/8",            # see `model.mit`
     image_size:int=64,                # pixels
     laptop:bool=True,                 # conv stem and head, image prediction, scaled t; False is the paper's recipe
+    nucleus:str|None="",              # name of the channel that shows nuclei; "" goes by the names, None if none does
 )->dict:
     "The config of a network that is yet to be trained."
     stem, time_scale, predicts = ("conv", 1000., "image") if laptop else ("patch", 1., "velocity")
@@ -56,7 +59,7 @@ def new_config(
         backbone=dict(name=backbone, channels=len(channels), image_size=image_size, stem=stem),
         adaptor=dict(doses=True, time_scale=time_scale),
         predicts=predicts,
-        channels=channels, vocabulary=vocab.to_dict(), data={}, training={}, quality={})
+        channels=channels, nucleus=nucleus, vocabulary=vocab.to_dict(), data={}, training={}, quality={})
 
 # %% ../nbs/15_hub.ipynb #1825ffb9
 def build(config:dict)->Conditioned:
@@ -126,7 +129,7 @@ class Model:
     sha256:str                          # of the weights file, for provenance
     name:str                            # of the folder or the repository
     encode:object=None                  # molecules -> input of the network, see `molecules.encoder`; None without one
-    source:str=""                       # "bundled", the id of a repository, or the folder's name
+    source:str=""                       # "bundled", the id of a repository, or the name of a folder
     revision:str=""                     # commit of the repository; empty for folders
     dtype:torch.dtype=torch.float16     # of the stored weights
 
@@ -134,6 +137,8 @@ class Model:
     def vocab(self): return Vocabulary.from_dict(self.config["vocabulary"])
     @property
     def channels(self): return self.config["channels"]
+    @property
+    def nucleus(self): return self.config.get("nucleus", "")      # see `features.nuclear_channel`
 
     def resolve_sampling(self, sampling:Sampling, inverting:bool=False)->Sampling:
         "Settings with what is left to the model filled in, or `InputError`; see `sampling.resolve_sampling`."
@@ -175,11 +180,56 @@ min_image_size, max_image_size = 16, 512      # pixels
 
 
 def check_channels(config:dict, path:str):      # path: of the config, for the message
-    "`InputError` unless each channel of the backbone has a name and a colour."
+    "`InputError` unless each channel of the backbone has a name of its own and a colour, and the nucleus is one."
     channels, expected = config["channels"], config["backbone"].get("channels", 3)
-    is_channel = lambda c: isinstance(c, dict) and all(isinstance(c.get(key), str) for key in ("name", "colour"))
-    if isinstance(channels, list) and len(channels) == expected and all(map(is_channel, channels)): return
-    raise InputError(f"'channels' in {path} must give a name and a colour for each channel of the backbone.")
+    is_text = lambda value: isinstance(value, str) and bool(value.strip())
+    is_channel = lambda c: isinstance(c, dict) and all(is_text(c.get(key)) for key in ("name", "colour"))
+    if not isinstance(channels, list) or not 0 < len(channels) == expected or not all(map(is_channel, channels)):
+        raise InputError(f"'channels' in {path} must give a name and a colour for each channel of the backbone.")
+    for c in channels: colour_rgb(c["colour"])      # refuses what is no colour
+    names, nucleus = [c["name"] for c in channels], config.get("nucleus", "")
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        raise InputError(f"'channels' in {path} has the name '{twice[:60]}' twice; each needs a name of its own.")
+    if nucleus not in (*names, "", None):
+        raise InputError(f"'nucleus' in {path} must be the name of one of its channels, or null where none shows "
+                         f"nuclei, not {str(nucleus)[:40]!r}.")
+
+# %% ../nbs/15_hub.ipynb #177b4ac7
+def is_array(value, *shape)->bool:      # shape: None for any length
+    "Whether nested lists are finite numbers of a shape."
+    try: array = np.asarray(value, float)
+    except (TypeError, ValueError, OverflowError): return False
+    fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape))
+    return fits and bool(np.isfinite(array).all())
+
+
+def is_phenotypes(space:dict)->bool:
+    "Whether a part of a config is a phenotype space, see `evaluation.space_to_dict`."
+    names, mechanisms = space.get("features"), space.get("mechanisms")
+    if not isinstance(names, list) or not isinstance(mechanisms, dict) or not names or not mechanisms: return False
+    d, right = len(names), all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    vectors = space.get("centre"), space.get("scale"), *mechanisms.values()
+    return right and all(is_array(v, d) for v in vectors) and is_array(space.get("axes"), d, d)
+
+# %% ../nbs/15_hub.ipynb #627ee9a8
+def check_measured(config:dict, path:str):
+    "`InputError` for measurements in a config that are none: of controls, phenotypes, molecules held out, quality."
+    controls, molecules = config.get("controls") or {}, config.get("molecules", {})
+    px = controls.get("nucleus_px") if isinstance(controls, dict) else None
+    held_out, calibration = molecules.get("held_out", []), molecules.get("calibration") or {}
+    is_held_out = lambda h: isinstance(h, dict) and all(isinstance(h.get(k), str) for k in ("name", "moa", "smiles"))
+    counts = isinstance(calibration, dict) and all(is_array(calibration.get(k), 2) for k in ("near", "far"))
+    is_controls = isinstance(controls, dict) and is_array(controls.get("percentiles"), len(config["channels"]), 2)
+    rules = {
+        "controls": not controls or is_controls and (px is None or is_number(px) and px > 0),
+        "phenotypes": "phenotypes" not in config or is_phenotypes(config["phenotypes"]),
+        "molecules": isinstance(held_out, list) and all(map(is_held_out, held_out)) and (
+            not calibration or counts and is_number(calibration.get("threshold"))),
+        "quality": isinstance(config["quality"].get("table", ""), str)}
+    wrong = next((key for key, right in rules.items() if not right), None)
+    if wrong: raise InputError(f"'{wrong}' in {path} is not as mfm_app writes it; `mfm evaluate` measures it anew, "
+                               "or leave it out.")
 
 # %% ../nbs/15_hub.ipynb #d88e3155
 def check_config(
@@ -198,7 +248,11 @@ def check_config(
     if config["predicts"] not in ("image", "velocity"):
         raise InputError(f"'predicts' in {path} must be image or velocity.")
     check_int(config["backbone"].get("image_size", 64), f"image_size in {path}", min_image_size, max_image_size)
+    if not is_number(config["adaptor"].get("time_scale", 1)):
+        raise InputError(f"'time_scale' of the adaptor in {path} must be a number.")
     check_channels(config, path)
+    check_vocabulary(config["vocabulary"])
+    check_measured(config, path)
     return config
 
 # %% ../nbs/15_hub.ipynb #70bd7709
@@ -276,10 +330,16 @@ def read_encoder(folder:Path, config:dict):      # see `molecules.encoder`
     except (KeyError, TypeError): raise InputError(no_encoder) from None
 
 # %% ../nbs/15_hub.ipynb #c9ea3d48
+def bundled_folder(name:str)->Path|None:
+    "The folder of a model that comes with the package, such as simulated-genes; None if none has this name."
+    folders = bundled.parent.iterdir() if bundled else []
+    return next((folder for folder in folders if folder.name == name), None)
+
+
 def model_source(folder:Path, label:str)->str:
-    "What `Model.source` is for a folder; one that happens to be called bundled is ./bundled."
-    if bundled and folder.resolve() == bundled: return "bundled"
-    return "./bundled" if label == "bundled" else label
+    "What `Model.source` is for a folder; one that happens to be called like one of the package's is ./bundled."
+    if bundled and folder.resolve().parent == bundled.parent: return "bundled" if label == bundled.name else label
+    return f"./{label}" if label == "bundled" or bundled_folder(label) else label
 
 
 def load_model(
@@ -492,7 +552,8 @@ def download_model(
 
 # %% ../nbs/15_hub.ipynb #b7cf1eac
 def from_pretrained(
-    name=None,                   # None is the bundled model; else a model folder, "user/name" or "user/name@revision"
+    name=None,                   # None is the bundled model; else a folder, the name of another bundled model, such as
+                                 # simulated-genes, or on the Hub "user/name" or "user/name@revision"
     revision:str|None=None,      # branch, tag or commit of a repository
     device="cpu",
     cache=None,                  # folder of the Hub's cache; None is the usual one
@@ -503,9 +564,10 @@ def from_pretrained(
     `InputError` if there is no such model, it cannot be downloaded, or it is not valid (see `load_model`)."""
     if name is not None and not isinstance(name, (str, os.PathLike)):
         raise InputError(f"A model is named by text or by a path, not by {type(name).__name__}.")
-    if name is None or isinstance(name, os.PathLike) or os.path.isdir(name):
+    is_path = name is None or isinstance(name, os.PathLike) or os.path.isdir(name)
+    if is_path or bundled_folder(name):
         if revision: raise InputError("Only a repository of the Hub has revisions; a folder is as it is.")
-        return load_model(name, device)
+        return load_model(name if is_path else bundled_folder(name), device)
     repo, revision = parse_repo_id(name, revision)
     folder = download_model(repo, revision, cache, offline, token)
     return replace(load_model(folder, device, repo), name=repo.split("/")[1], revision=folder.name)

@@ -21,11 +21,11 @@ __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings
            'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules',
            'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest', 'draw', 'unit_problem',
            'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn', 'dose_columns', 'read_doses', 'Row',
-           'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'RowReader', 'list_dose',
-           'name_notes', 'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line', 'cells_or_none',
-           'table_rows', 'Header', 'header_of', 'read_header', 'best_header', 'TableReader', 'rejoin_extension',
-           'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list', 'count_rows',
-           'read_rows']
+           'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'find_typed', 'RowReader',
+           'list_dose', 'name_notes', 'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line',
+           'cells_or_none', 'table_rows', 'Header', 'header_of', 'read_header', 'best_header', 'TableReader',
+           'rejoin_extension', 'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list',
+           'count_rows', 'read_rows']
 
 # %% ../nbs/03_molecules.ipynb #1be674d1
 import csv
@@ -896,13 +896,13 @@ def read_doses(
 max_rows, max_bytes = 20_000, 50 * 2**20
 smiles_names = ("smiles", "canonical_smiles", "isomeric_smiles", "cxsmiles", "structure", "molecule")
 name_names = ("name", "compound", "compound_name", "pert_iname", "drug", "drug_name", "molecule_name", "perturbation",
-              "treatment", "image_metadata_compound")
+              "treatment", "image_metadata_compound", "gene", "gene_symbol", "symbol", "sirna", "sgrna", "orf")
 id_names = ("compound_id", "id", "broad_id", "pert_id", "chembl_id", "title")      # where there is no name
 
 
 @dataclass
 class Row:
-    "One molecule of a list, or the reason why it was refused."
+    "One molecule or known name of a list, or the reason why it was refused."
     place:str                       # where it stands in the list: "line 3" or "record 7 (line 120)"
     text:str                         # the line as it was written, cut at 80 characters
     molecule:Molecule|None = None
@@ -910,31 +910,39 @@ class Row:
     name:str = ""
     problem:str = ""                 # why it was refused; then `molecule` is None
     notes:tuple = ()                 # a sentence for each thing that was changed or assumed
+    perturbation:str|None = None     # name of what is known without a structure; then `molecule` is None too
 
 
 @dataclass(frozen=True)
 class Known:
-    "A compound that a list may name."
+    "A compound, or another perturbation, that a list may name."
     name:str              # what it is called here
     smiles:str = ""       # empty where the structure is not known
     why:str = ""          # why it cannot stand in a list; empty for the usual reason
+    by_label:bool = False # whether it is known by its name, so that no structure is needed
 
 # %% ../nbs/03_molecules.ipynb #876756e9
-name_pattern = re.compile(r"[A-Za-z][a-z -]{2,}\w*")
-
-
 def as_known(known)->dict:      # known: name -> SMILES or `Known`
     "The same by `plain_name`, each a `Known`."
     return {plain_name(name): k if isinstance(k, Known) else Known(name, k) for name, k in (known or {}).items()}
 
 
-def named_molecule(name:str, known:dict)->Molecule:      # known: as `as_known` makes it
+def named_molecule(
+    name:str,
+    known:dict,              # as `as_known` makes it
+    structures:bool=True,    # whether a structure may be given in place of a name
+)->Molecule|None:            # None for what is known by its label
     "The molecule of a name; `InputError` if its structure is not known, or with the nearest names if it is none."
     compound, said = known.get(plain_name(name.strip())), f"'{one_line(name)[:60]}'"
+    if compound and compound.by_label: return None
     if compound and compound.smiles: return read_molecule(compound.smiles)
     if compound: raise InputError(compound.why or f"The structure of {said} is not known; give its SMILES.")
     near = " or ".join(dict.fromkeys(f"'{known[n].name}'" for n in nearest_names(plain_name(name), known, 2)))
-    raise InputError(f"{said} is no known compound" + (f", such as {near}; give its SMILES." if near else "."))
+    unknown = f"{said} is no known {'compound' if structures else 'perturbation'}"
+    raise InputError(unknown + (f", such as {near}{'; give its SMILES' if structures else ''}." if near else "."))
+
+# %% ../nbs/03_molecules.ipynb #bf8aca4d
+name_pattern = re.compile(r"[A-Za-z][a-z -]{2,}\w*")
 
 
 def error_of(f, *args)->str:
@@ -956,16 +964,30 @@ def molecule_or_known(
         message = error_of(named_molecule, text, known)
         raise InputError(message.replace("is no known compound", "is neither a SMILES nor a known compound")) from None
 
+
+def find_typed(
+    structure:str, name:str,      # of a row; either may be empty
+    known:dict,                   # as `as_known` makes it
+    structures:bool=True,         # whether there may be structures; False for names alone
+)->tuple:                         # the one that counts, its `Known` and its `Molecule`, None where there is none
+    "Which molecule or perturbation a row means, or `InputError`."
+    typed = structure.strip() or name.strip()
+    if not structures and plain_name(typed) not in known and plain_name(name.strip()) in known: typed = name.strip()
+    if structures and structure.strip(): molecule = molecule_or_known(structure, known)
+    else: molecule = named_molecule(typed, known, structures)
+    return typed, known.get(plain_name(typed)), molecule
+
 # %% ../nbs/03_molecules.ipynb #2644de9a
 class RowReader:
     "Makes a `Row` of the texts of a structure, a dose and a name; a subclass finds these in one kind of list."
     def __init__(
         self,
         known:dict|None,        # name -> `Known`, or its SMILES
-        dose_range:tuple,       # smallest and largest allowed, micromolar
+        dose_range:tuple|None,  # smallest and largest allowed, micromolar; None allows any
         table=None,             # the `Header` of a table
+        structures:bool=True,   # whether there may be structures; False for names alone
     ):
-        self.known, self.dose_range, self.table = as_known(known), dose_range, table
+        self.known, self.dose_range, self.table, self.structures = as_known(known), dose_range, table, structures
 
     def row(
         self,
@@ -977,25 +999,25 @@ class RowReader:
         doses=(),           # `DoseColumn`s
         notes=(),           # what was assumed
     )->Row:
-        row, typed = Row(place, one_line(text), name=one_line(name)), structure.strip() or name.strip()
-        by_name = name.strip() and not structure.strip()
+        row = Row(place, one_line(text), name=one_line(name))
         try:
-            molecule = named_molecule(name, self.known) if by_name else molecule_or_known(structure, self.known)
-            dose_um = list_dose(doses, cells, self.dose_range)
+            typed, known, molecule = find_typed(structure, name, self.known, self.structures)
+            dose_um = list_dose(doses, cells, None if known and known.by_label else self.dose_range)
         except InputError as error:
             return replace(row, problem=" ".join([str(error), *(n for n in notes if "identifier" in n)]))
-        row.molecule, row.dose_um, compound = molecule, dose_um, self.known.get(plain_name(typed))
-        row.name = row.name or (one_line(typed) if compound else molecule.name)
-        row.notes = (*notes, *name_notes(typed, compound), *dose_notes(doses, cells, dose_um), *molecule.notes)
-        return row
+        row.molecule, row.dose_um, row.perturbation = molecule, dose_um, None if molecule else known.name
+        row.name = row.name or (one_line(typed) if known else molecule.name)
+        notes = *notes, *name_notes(typed, known), *dose_notes(doses, cells, dose_um)
+        return replace(row, notes=notes + (molecule.notes if molecule else ()))
 
 # %% ../nbs/03_molecules.ipynb #e05b2477
 def list_dose(
     doses:list,          # `DoseColumn`s
     cells,               # of a row, as text
-    dose_range:tuple,    # smallest and largest allowed, micromolar
-)->float|None:           # micromolar
+    dose_range:tuple|None,    # smallest and largest allowed, micromolar; None allows any
+)->float|None:                # micromolar
     "The dose of a row, None if it gives none, or `InputError` with what is allowed."
+    if dose_range is None: return read_doses(doses, cells)
     low, high = dose_range
     try: dose_um = read_doses(doses, cells)
     except InputError as error: raise InputError(f"{error} From {low:g} to {high:g} µM are allowed.") from None
@@ -1312,7 +1334,8 @@ def count_rows(file, header:Header)->int:
 def read_rows(
     source,                        # pasted text, or the `Path` of a .csv .tsv .txt .smi .sdf .sd .mol
     known:dict|None=None,          # name -> SMILES or `Known` of compounds that may be named
-    dose_range=(0.001, 100.),      # smallest and largest allowed, micromolar
+    dose_range=(0.001, 100.),      # smallest and largest allowed, micromolar; None allows any
+    structures:bool=True,          # whether there may be structures; False for names alone
 ):                                 # yields `Row`s
     "The molecules of a list, one by one; `InputError` at once if the list as a whole is wrong."
     if isinstance(source, Path):
@@ -1326,6 +1349,7 @@ def read_rows(
         if len(source) > max_bytes: raise InputError(f"The text has {megabytes}.")
     else: raise InputError("A list of molecules is text or a file.")
     with open_source() as file: kind, header = check_list(file, kind, name, known)
+    reader = readers[kind](known, dose_range, header, structures)
     def rows():
-        with open_source() as file: yield from readers[kind](known, dose_range, header)(numbered_lines(file))
+        with open_source() as file: yield from reader(numbered_lines(file))
     return rows()

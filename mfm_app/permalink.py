@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['treatment', 'tabs', 'aliases', 'max_value', 'gallery', 'View', 'parse_number', 'parse_value', 'read_query',
            'write_query', 'seeds_of', 'sampling_of', 'request_of', 'counterfactual_request_of', 'settings_of',
-           'levels_of', 'channel_named', 'composite_view', 'channel_view', 'fields_of_request', 'resolve_view',
-           'Variable', 'is_range', 'call', 'preamble', 'code_for_cells', 'code_for_counterfactual', 'code_for_screen']
+           'levels_of', 'channel_named', 'composite_view', 'channel_view', 'fields_of_request', 'find_model',
+           'check_model', 'resolve_view', 'Variable', 'is_range', 'call', 'preamble', 'code_for_cells',
+           'code_for_counterfactual', 'code_for_screen']
 
 # %% ../nbs/29_permalink.ipynb #40c5bdd1
 import re
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlencode
 
 from .core import InputError, check_int
 from .counterfactual import CounterfactualRequest, Treatment, resolve_counterfactual
-from .engine import Engine, Request, ResolvedRequest, max_cells
+from .engine import Engine, Request, ResolvedRequest, max_cells, model_name
 from .sampling import Sampling, generation, inversion, sampling_of_record
 from .screen import ScreenSettings, check_settings
 from .viz import colour_table, rxrx1_colours
@@ -27,6 +28,7 @@ class View:
     "A tab and what stands in its fields, with the names they have in an address."
     tab:str = "explore"
     fields:dict = field(default_factory=dict)
+    model:str|None = None      # where several are served; None leaves it to the page
 
 
 treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, seed=int, cells=int, steps=int,
@@ -63,7 +65,8 @@ def read_query(
     if tab not in tabs: raise InputError(f"In the address, tab must be {', '.join(tabs)}, not '{tab[:40]}'.")
     named = {aliases.get(name, name): params[name] for name in (*aliases, *tabs[tab]) if params.get(name)}
     fields = {name: parse_value(named[name], name, kind) for name, kind in tabs[tab].items() if name in named}
-    return View(tab, fields) if fields or "tab" in params else None
+    model = params.get("model") or None
+    return View(tab, fields, model) if fields or model or "tab" in params else None
 
 
 def write_query(view:View)->str:
@@ -71,8 +74,9 @@ def write_query(view:View)->str:
     def text(v): return str(int(v)) if isinstance(v, bool) else repr(v) if isinstance(v, float) else str(v)
     values = {name: view.fields.get(name) for name in tabs[view.tab]}
     texts = {name: text(v) for name, v in values.items() if v is not None and v is not False and v != ""}
-    tab = {} if view.tab == "explore" and texts else {"tab": view.tab}
-    return "?" + urlencode(tab | {name: v for name, v in texts.items() if len(v) <= max_value})
+    model = {"model": view.model} if view.model else {}
+    tab = {} if view.tab == "explore" and (texts or model) else {"tab": view.tab}
+    return "?" + urlencode(model | tab | {name: v for name, v in texts.items() if len(v) <= max_value})
 
 # %% ../nbs/29_permalink.ipynb #cda8c522
 def seeds_of(fields:dict, cells:int)->tuple:
@@ -164,9 +168,26 @@ def fields_of_request(request:ResolvedRequest, **more)->dict:
                 experiment=request.experiment, seed=seeds[0], cells=len(seeds), steps=s.steps, guidance=s.cfg_scale,
                 solver=solver, grid=grid) | more
 
+# %% ../nbs/29_permalink.ipynb #e911f54b
+def find_model(
+    asked:str,      # in an address
+    names,          # of the models there are
+)->str:
+    "The model that is meant, by its name or by its end, as `model` is of `a/model` and the other way; or `InputError`."
+    ends_alike = lambda a, b: f"/{a}".endswith(f"/{b}") or f"/{b}".endswith(f"/{a}")
+    found = [asked] if asked in names else [name for name in names if ends_alike(asked, name)]
+    if len(found) == 1: return found[0]
+    raise InputError(f"In the address, model must be {' or '.join(names)}, not '{asked[:40]}'.")
+
+
+def check_model(engine:Engine, view:View):
+    "`InputError` for a view of a model that is not served here."
+    if view.model: find_model(view.model, engine.served or [model_name(engine.model)])
+
 # %% ../nbs/29_permalink.ipynb #b583b72c
 def resolve_view(engine:Engine, view:View)->View:
     "The view with every field filled in, or `InputError`; without a treatment there is nothing to show, so no fields."
+    check_model(engine, view)
     fields, names = view.fields, [c["name"] for c in engine.model.channels]
     channel_view(fields.get("show"), names)
     check_int(fields.get("cell", 0), "In the address, cell", 0, max_cells - 1)

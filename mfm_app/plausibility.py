@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['fixed', 'logarithmic', 'zone_edges', 'min_controls', 'max_controls', 'max_treated', 'limit_z', 'shrinkage',
-           'min_margin', 'max_ground', 'max_clipped', 'too_far', 'max_nucleus_share', 'resampled_blur', 'slack',
-           'max_judged', 'not_judged', 'levelled', 'filaments', 'plane_features', 'Zones', 'distance_to_rim',
-           'measure_zones', 'standardised', 'orders_of', 'features_in_orders', 'order_weights', 'distances',
-           'brightness', 'sharpness_of', 'plausibility_statistics', 'Controls', 'controls_of_model', 'order_problem',
+           'max_pixels', 'max_numbers', 'min_margin', 'max_ground', 'max_clipped', 'too_far', 'max_nucleus_share',
+           'resampled_blur', 'slack', 'max_judged', 'max_judged_pixels', 'no_nuclei_judged', 'not_judged', 'levelled',
+           'filaments', 'plane_features', 'Zones', 'distance_to_rim', 'measure_zones', 'standardised', 'orders_of',
+           'features_in_orders', 'order_weights', 'distances', 'brightness', 'sharpness_of', 'cell_measures',
+           'measured_share', 'plausibility_statistics', 'Controls', 'controls_of_model', 'order_problem',
            'brightness_problems', 'Measured', 'nucleus_problems', 'focus_problems', 'cell_problems', 'Plausibility',
-           'Implausible', 'distance_line', 'plausibility']
+           'Implausible', 'some_cells', 'distance_line', 'plausibility']
 
 # %% ../nbs/21_plausibility.ipynb #6c14308c
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def distance_to_rim(nucleus:np.ndarray)->np.ndarray:      # (H, W) bool; (H, W) 
 
 def measure_zones(
     levels:np.ndarray,      # (N, C, H, W) uint8, levelled
-    dna:int,                # the channel that is taken for DNA
+    dna:int,                # the channel that is taken for the nuclear one
 )->Zones:
     "Nuclei in one channel, and the mean of each channel in zones around them."
     labels = [find_nuclei(plane) for plane in levels[:, dna]]
@@ -110,22 +111,23 @@ def orders_of(channels:int)->list:
 
 
 def features_in_orders(
-    images,            # (N, C, H, W) uint8
-    channels,          # C names, as the channels are taken for in the first order
-    orders,            # K tuples of C indices
-)->tuple:              # (K, N, D), and the `Zones` of the first order
+    images,                  # (N, C, H, W) uint8
+    channels,                # C names, as the channels are taken for in the first order
+    orders,                  # K tuples of C indices
+    nucleus:str|None="",     # the channel that shows nuclei, see `features.nuclear_channel`
+)->tuple:                    # (K, N, D), and the `Zones` of the first order; None without a nuclear channel
     "What cells look like if their channels are taken in several orders."
-    levels, dna = levelled(images), nuclear_channel(channels)
+    levels, dna = levelled(images), nuclear_channel(channels, nucleus)
     planes = np.stack([np.stack(list(plane_features(x).values()), 1) for x in levels.swapaxes(0, 1)])
     x = standardised(levels)
     correlations = np.einsum("ncp,ndp->cdn", x, x) / x.shape[2]
-    zones = {d: measure_zones(levels, d) for d in {order[dna] for order in orders}}
+    zones = {} if dna is None else {d: measure_zones(levels, d) for d in {order[dna] for order in orders}}
     pairs = list(combinations(range(len(channels)), 2))
     def of_order(order):
-        around = [zones[order[dna]].means[:, c] for i, c in enumerate(order) if i != dna]
+        around = [zones[order[dna]].means[:, c] for i, c in enumerate(order) if i != dna] if zones else []
         return np.concatenate([*planes[list(order)], *around,
                                *(correlations[order[i], order[j]][:, None] for i, j in pairs)], 1)
-    return np.stack([of_order(order) for order in orders]), zones[orders[0][dna]]
+    return np.stack([of_order(order) for order in orders]), zones[orders[0][dna]] if zones else None
 
 # %% ../nbs/21_plausibility.ipynb #15cdd6d9
 min_controls, max_controls, max_treated = 100, 1000, 500      # cells that are measured
@@ -147,13 +149,13 @@ def distances(z:np.ndarray)->np.ndarray:      # (N, D) standardised features; (N
 
 # %% ../nbs/21_plausibility.ipynb #64eb9b6e
 def brightness(
-    images,        # (N, C, H, W) uint8, as they are in the file
-    channels,      # C names
-)->dict:           # name -> (N,)
-    "How bright the ground of the DNA stain is, and the largest share of a channel at its highest level."
-    dna = levelled(images)[:, nuclear_channel(channels)]
+    images,            # (N, C, H, W) uint8, as they are in the file
+    dna:int|None,      # the channel that shows nuclei
+)->dict:               # name -> (N,)
+    "The largest share of a channel at its highest level, and how bright the ground of the nuclear stain is."
     highest = (images == images.max((2, 3), keepdims=True)).mean((2, 3))
-    return dict(ground=np.median(dna, axis=(1, 2)) / 255, clipped=highest.max(1))
+    ground = {} if dna is None else dict(ground=np.median(levelled(images[:, [dna]])[:, 0], axis=(1, 2)) / 255)
+    return dict(clipped=highest.max(1), **ground)
 
 
 def sharpness_of(features:np.ndarray, channels:int)->np.ndarray:      # (N, D), C; (N,)
@@ -161,25 +163,41 @@ def sharpness_of(features:np.ndarray, channels:int)->np.ndarray:      # (N, D), 
     names = list(plane_features(np.zeros((1, 16, 16), np.uint8)))
     return np.exp(features[:, names.index("sharpness"):len(names) * channels:len(names)].mean(1))
 
+def cell_measures(features:np.ndarray, zones:Zones|None, channels:int)->dict:      # (N, D); name -> (N,)
+    "Sharpness, and what nuclei are like if there is a channel that shows them."
+    nuclei = {} if zones is None else dict(nucleus_px=zones.diameter_px, share=zones.share)
+    return nuclei | dict(sharpness=sharpness_of(features, channels))
+
+# %% ../nbs/21_plausibility.ipynb #881dfd69
+max_pixels, max_numbers = 50_000_000, 20_000_000      # of the controls that are measured; of features in all orders
+
+
+def measured_share(shape:tuple)->float:      # (C, H, W) of a cell
+    "The share of `max_controls` that are measured of cells of this shape."
+    c, h, w = shape
+    features = c * len(plane_features(np.zeros((1, 16, 16), np.uint8))) + (len(zone_edges) + 1 + c / 2) * (c - 1)
+    most = min(max_pixels / (c * h * w), max_numbers / (len(orders_of(c)) * features))
+    return min(1., max(most, min_controls) / max_controls)
+
 # %% ../nbs/21_plausibility.ipynb #1ee82f1d
 def plausibility_statistics(
-    controls,          # (N, C, H, W) uint8 untreated training cells
-    treated,           # (M, C, H, W) uint8 treated ones
-    channels,          # C names
-)->dict|None:          # as JSON takes it; None for too few controls
+    controls,                # (N, C, H, W) uint8 untreated training cells
+    treated,                 # (M, C, H, W) uint8 treated ones
+    channels,                # C names
+    nucleus:str|None="",     # the channel that shows nuclei, see `features.nuclear_channel`
+)->dict|None:                # as JSON takes it; None for too few controls
     "What cells are compared with, for `config['controls']['plausibility']`."
     controls, channels = check_channels(controls, channels)
     if len(controls) < min_controls: return None
-    pick = lambda images, n: images[np.random.default_rng(0).permutation(len(images))[:n]]
-    controls, treated, orders = pick(controls, max_controls), pick(treated, max_treated), orders_of(len(channels))
-    half, c = (len(controls) + 1) // 2, len(channels)
-    fit, zones = features_in_orders(np.concatenate([controls[:half], treated]), channels, orders)
-    rest, other_zones = features_in_orders(controls[half:], channels, orders[:1])
+    orders, share, c = orders_of(len(channels)), measured_share(controls.shape[1:]), len(channels)
+    pick = lambda images, n: images[np.random.default_rng(0).permutation(len(images))[:round(n * share)]]
+    controls, treated = pick(controls, max_controls), pick(treated, max_treated)
+    half = (len(controls) + 1) // 2
+    fit, zones = features_in_orders(np.concatenate([controls[:half], treated]), channels, orders, nucleus)
+    rest, other_zones = features_in_orders(controls[half:], channels, orders[:1], nucleus)
     centre, scale = fit[0, :half].mean(0), np.maximum(fit[0, :half].std(0), 1e-3)
     z = lambda features: ((features - centre) / scale).clip(-limit_z, limit_z)
-    measures = lambda features, zones: dict(
-        nucleus_px=zones.diameter_px, share=zones.share, sharpness=sharpness_of(features[0], c))
-    a, b = measures(fit, zones), measures(rest, other_zones)
+    a, b = cell_measures(fit[0], zones, c), cell_measures(rest[0], other_zones, c)
     ranges = {name: np.quantile(np.concatenate([a[name][:half], b[name]]), (.01, .99)) for name in a}
     numbers = dict(centre=centre, scale=scale, weights=order_weights(z(fit)),
                    distances=np.quantile(distances(z(rest[0])), np.linspace(0, 1, 51)))
@@ -194,7 +212,7 @@ class Controls:
     scale:np.ndarray         # (D,) standard deviation
     weights:np.ndarray       # (D,) of the score of an order
     distances:np.ndarray     # percentiles 0, 2, ... 100 of the distances of other controls
-    ranges:dict              # of nucleus_px, share and sharpness, those of 98 % of them
+    ranges:dict              # of sharpness, nucleus_px and share (without nuclei, of the first), those of 98 % of them
 
     def z(self, features:np.ndarray)->np.ndarray: return ((features - self.centre) / self.scale).clip(-limit_z, limit_z)
 
@@ -203,12 +221,16 @@ class Controls:
         return np.interp(distance, self.distances, np.linspace(0, 100, len(self.distances)))
 
 
-def controls_of_model(model:Model, features:int)->Controls|None:
-    "What is stored in the config; None if it is missing or malformed."
+def controls_of_model(
+    model:Model,
+    features:int,      # D
+    names,             # of the ranges
+)->Controls|None:
+    "What is stored in the config; None if it is missing or malformed, or nuclei are judged and were not measured."
     try:
         d = model.config["controls"]["plausibility"]
         arrays = [np.array(d[k], float) for k in ("centre", "scale", "weights", "distances")]
-        ranges = {name: tuple(map(float, d["ranges"][name])) for name in ("nucleus_px", "share", "sharpness")}
+        ranges = {name: tuple(map(float, d["ranges"][name])) for name in names}
     except (KeyError, TypeError, ValueError): return None
     shapes = [(features,)] * 3 + [(51,)]
     right = [a.shape for a in arrays] == shapes and all(len(r) == 2 for r in ranges.values())
@@ -226,12 +248,14 @@ def order_problem(order:tuple, channels:list)->list:
     "What to say where another order lies above the given one."
     looks = [f"what was taken for {channels[i]} looks like {channels[order.index(i)]}"
              for i in range(len(order)) if order[i] != i]
-    return [f"The channels look exchanged: {', '.join(looks)}."]
+    of_many = f" Of {len(order)} channels only exchanges of two are looked for." if len(order) > 4 else ""
+    return [f"The channels look exchanged: {', '.join(looks)}.{of_many}"]
 
 
-def brightness_problems(measured:dict, channels:list)->list:
-    dna, clipped = channels[nuclear_channel(channels)], measured["clipped"]
-    if measured["ground"] > max_ground and clipped <= max_clipped:
+def brightness_problems(measured:dict, dna:str)->list:      # dna: name of the nuclear channel
+    "What is implausible about the brightness, which would make all else look odd."
+    clipped = measured["clipped"]
+    if measured.get("ground", 0) > max_ground and clipped <= max_clipped:
         return [f"{dna} looks like a negative: its ground is bright; the model knows nuclei that are bright on dark."]
     if clipped <= max_clipped: return []
     return [f"{clipped:.0%} of a channel's pixels have its highest grey level: it is overexposed."]
@@ -256,7 +280,8 @@ class Measured:
 
 # %% ../nbs/21_plausibility.ipynb #bda45005
 def nucleus_problems(m:Measured)->list:
-    "What is implausible about the nuclei."
+    "What is implausible about the nuclei; nothing where no channel shows them."
+    if "nucleus_px" not in m.values: return []
     (small, large), (low, high) = (m.controls.ranges[name] for name in ("nucleus_px", "share"))
     nucleus, share = m.values["nucleus_px"], m.values["share"]
     if not nucleus: return ["No nucleus was found in the middle of the cells."]
@@ -283,7 +308,8 @@ def cell_problems(m:Measured)->list:
     return problems or (["The cells are unlike the training controls."] if unlike else [])
 
 # %% ../nbs/21_plausibility.ipynb #f5365b49
-max_judged = 16      # cells
+max_judged, max_judged_pixels = 16, 2_000_000      # cells, and pixels of all their channels
+no_nuclei_judged = " Nuclei were not judged, since no channel of this model shows them."
 not_judged = ("Whether the model knows such cells cannot be judged: it does not say how its training controls are "
               "spread; `mfm evaluate` writes it down.")
 
@@ -310,6 +336,12 @@ class Implausible(InputError):
         self.prepared = prepared
 
 
+def some_cells(cells:np.ndarray)->np.ndarray:      # (B, C, H, W)
+    "The cells that are looked at, from first to last."
+    most = max(1, min(max_judged, max_judged_pixels // cells[0].size))
+    return cells[np.linspace(0, len(cells) - 1, min(len(cells), most)).astype(int)]
+
+
 def distance_line(percentile:float, cells:int)->str:
     "How far from the training controls cells are, in plain words."
     who = "This cell lies" if cells == 1 else f"The median of {cells} cells lies"
@@ -326,23 +358,20 @@ def plausibility(
 )->Plausibility:
     "Whether cells look like the training controls of a model, and what is wrong if they do not."
     if not (model.config.get("controls") or {}).get("plausibility"): return Plausibility([], not_judged)
-    channels = [c["name"] for c in model.channels]
-    cells, channels = check_channels(cells[np.linspace(0, len(cells) - 1, min(len(cells), max_judged)).astype(int)],
-                                     channels)
-    orders = orders_of(len(channels))
-    features, zones = features_in_orders(cells, channels, orders)
-    controls = controls_of_model(model, features.shape[2])
+    cells, channels = check_channels(some_cells(cells), [c["name"] for c in model.channels])
+    orders, dna = orders_of(len(channels)), nuclear_channel(channels, model.nucleus)
+    features, zones = features_in_orders(cells, channels, orders, model.nucleus)
+    values = cell_measures(features[0], zones, len(channels))
+    controls = controls_of_model(model, features.shape[2], list(values))
     if controls is None: return Plausibility([], not_judged)
     z = controls.z(features)
     distance, scores = distances(z[0]), z.mean(1) @ controls.weights
-    values = dict(distance=distance, nucleus_px=zones.diameter_px, share=zones.share, **brightness(cells, channels),
-                  sharpness=sharpness_of(features[0], len(channels)))
-    values = {name: float(np.median(v)) for name, v in values.items()}
+    values = {k: float(np.median(v)) for k, v in (values | brightness(cells, dna) | dict(distance=distance)).items()}
     measured, best = Measured(values, controls, cells.shape[-1], scale, nucleus_share), scores.argmax()
     exchanged = order_problem(orders[best], channels) if scores[best] - scores[0] > min_margin else []
     explained = exchanged and np.median(distances(z[best])) <= too_far * controls.distances[-2]
-    problems = (brightness_problems(values, channels)
+    problems = (brightness_problems(values, channels[dna or 0])
                 or (exchanged if explained else cell_problems(measured)) or exchanged)
     percentile = float(controls.percentile(values["distance"]))
-    line = " ".join([*problems, distance_line(percentile, len(cells))])
+    line = " ".join([*problems, distance_line(percentile, len(cells))]) + no_nuclei_judged * (dna is None)
     return Plausibility(problems, line, percentile, tuple(controls.percentile(distance).round(1).tolist()))

@@ -180,11 +180,12 @@ def match_intensities(
 def control_statistics(
     images,              # (N, C, H, W) uint8 untreated training cells
     channels,            # C names
+    nucleus:str|None="", # of them the one that shows nuclei, see `features.nuclear_channel`
     max_images:int=500,  # of them are measured
 )->dict:                 # percentiles: (C, 2) grey levels; nucleus_px: median diameter, None if there are no nuclei
     "What an image is matched to, for `config['controls']`."
     some = images[np.random.default_rng(0).permutation(len(images))[:max_images]]
-    area = nuclear_profile(some, channels)["nucleus_area_px"].to_numpy(float)
+    area = nuclear_profile(some, channels, nucleus).get("nucleus_area_px", pd.Series(dtype=float)).to_numpy(float)
     diameter = None if not area.any() else round(float(2 * np.sqrt(np.median(area[area > 0]) / np.pi)), 1)
     return dict(percentiles=percentiles(some).round(1).tolist(), nucleus_px=diameter)
 
@@ -299,11 +300,12 @@ def crop_cells(
     size, control_px = model.net.shape[1], model.config["controls"]["nucleus_px"]
     own_size = images.shape[2:] == model.net.shape[1:] and nucleus_px is None and objects is None
     if own_size: return images, np.empty((0, 2)), 1., None, []
-    if control_px is None:
+    dna = nuclear_channel([c["name"] for c in model.channels], model.nucleus)
+    if control_px is None or dna is None:
         raise InputError("This model's controls show no nuclei by which an image could be scaled; "
                          f"bring cells of {size} x {size} pixels.")
     if objects: tables, measured = [objects.table], objects.nucleus_px
-    else: tables, measured = measure_nuclei(images[:, nuclear_channel([c["name"] for c in model.channels])])
+    else: tables, measured = measure_nuclei(images[:, dna])
     if measured is None and nucleus_px is None: raise InputError(no_stained_nucleus)
     px = check_nucleus(measured if nucleus_px is None else nucleus_px, control_px)
     return *crop_nuclei(images, tables, control_px / px, size), control_px / px, px, left_out_note(
@@ -313,7 +315,7 @@ def crop_cells(
 def file_channels(model:Model, micrograph:Micrograph, options)->tuple:
     "Of each of the model's channels its index in the file and the reason, and notes on them."
     names, colours = ([c[key] for c in model.channels] for key in ("name", "colour"))
-    matches = map_channels(micrograph, names, colours, options.channels, options.reasons)
+    matches = map_channels(micrograph, names, colours, options.channels, options.reasons, model.nucleus)
     return tuple(m.index for m in matches), tuple(m.reason for m in matches), channel_notes(matches)
 
 
@@ -343,7 +345,7 @@ def prepare_cells(
     if controls is None: raise InputError(no_controls)
     indices, reasons, channels_said = file_channels(model, micrograph, options)
     images = as_fraction(micrograph)[:max_nuclei, list(indices)] * 255
-    objects = objects_in(images[:, nuclear_channel(names)], labels, options.labelled)
+    objects = objects_in(images[:, nuclear_channel(names, model.nucleus) or 0], labels, options.labelled)
     crops, nuclei, scale, px, left_out = crop_cells(model, images, options.nucleus_px, objects)
     chosen = check_chosen(options.chosen, len(crops))
     found = [*(objects.notes if objects else []), *left_out, *first_note(options.chosen, len(crops))]

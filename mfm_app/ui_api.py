@@ -118,8 +118,8 @@ arguments |= dict(
     labels="Label image of the same field, 0 for background and a number for each object, as Cellpose and CellProfiler "
            "write it: an upload (TIFF, NPY or PNG) or a 'data:...;base64,' address; null finds the nuclei.",
     labelled="What the label image is of; null goes by the size of its objects.",
-    molecules="The list, one molecule a line: a SMILES or the name of a known compound, then, if you like, a "
-              "comma and the dose in micromolar.",
+    molecules="The list, one a line: a SMILES or the name of a known compound, then, if you like, a comma and the "
+              "dose in micromolar; a gene or another perturbation by its name.",
     cells="Cells generated for each molecule, 1 to 16.",
     seed="Seed of the first cell; the others follow it.",
     file="What the answer's file should be: a picture (PNG), arrays (NPZ), or a .zip of images for Fiji (OME-"
@@ -128,7 +128,8 @@ own_arguments = {
     ("counterfactual", "seeds"): f"One whole number for each control cell to generate, up to {max_cells}; null "
                                  f"without an image takes 0 to 3.",
     ("counterfactual", "steps"): "Steps each way, 1 to 200; more loses less of the cell.",
-    ("screen", "dose_um"): "Dose in micromolar where the list has none."}
+    ("screen", "dose_um"): "Dose in micromolar of a molecule where the list has none; what a model knows by name "
+                           "alone is given its usual dose, or none."}
 returned = dict(facts="Facts as JSON; the last ones hold how far to believe the answer, and all it takes to repeat it.",
                 file="A file, with the last facts; null before.")
 
@@ -192,7 +193,8 @@ def vocabulary(engine:Engine)->dict:
         usual_dose_um=usual_dose(p), dose_range_um=vocab.dose_range(p), experiments=list(p.experiments))
         for p in vocab.perturbations]
     yield dict(model=model.name, weights_sha256=model.sha256, control=vocab.control, controls=vocab.controls,
-               perturbations=perturbations, experiments=vocab.experiments, cell_types=vocab.cell_types, channels=[c["name"] for c in model.channels],
+               perturbations=perturbations, experiments=vocab.experiments, cell_types=vocab.cell_types,
+               channels=[c["name"] for c in model.channels],
                image_size=list(model.net.shape[1:]), reads_molecules=model.encode is not None,
                molecule_dose_range_um=vocab.dose_range(vocab.unlisted),
                held_out=engine.molecules.record.get("held_out", []), note=hypothesis,
@@ -412,7 +414,7 @@ def screen(
     engine:Engine, molecules:str, dose_um:float=10., cells:int=4, experiment:str|None=None, seed:int=0,
     steps:int=screening.steps,
 )->tuple[dict, gr.FileData]:
-    """Predict the phenotype of every molecule of a list and rank them by the strength of their effect, with the
+    """Predict the phenotype of every molecule or gene of a list and rank them by the strength of their effect, with the
     mechanism each resembles and how far to believe it. Rows that cannot be read are refused one by one, with the
     reason. All of it rests on generated cells, so it is a hypothesis."""
     settings = ScreenSettings(dose_um, cells, experiment, seed, replace(screening, steps=steps))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['seam_text', 'steps_tried', 'round_trip_settings', 'min_real', 'trained_conditions', 'cells_of', 'condition_label',
-           'generate_condition', 'labelled_images', 'check_judgeable', 'excess_shift', 'clearest_doses',
-           'evaluate_model', 'round_trips', 'identity_share', 'rank_correlation', 'shift', 'evaluate_counterfactuals',
-           'unit_maps', 'twin_scores', 'twin_table']
+           'generate_condition', 'labelled_images', 'check_judgeable', 'class_labels', 'phenotypes_of', 'excess_shift',
+           'clearest_doses', 'evaluate_model', 'round_trips', 'identity_share', 'rank_correlation', 'shift',
+           'evaluate_counterfactuals', 'unit_maps', 'twin_scores', 'twin_table']
 
 # %% ../nbs/25_validation.ipynb #6cb6fe25
 from dataclasses import replace
@@ -18,7 +18,8 @@ from .core import InputError, join, pick_device
 from .counterfactual import Counterfactual, CounterfactualRequest, Treatment, stream
 from .data import Cells
 from .engine import Engine
-from .evaluation import cosine, min_condition_cells, morphology_test, z_score
+from .evaluation import (PhenotypeSpace, cosine, min_condition_cells, morphology_test, phenotype_space,
+                                z_score)
 from .features import morphology, profile, seam
 from .hub import Model
 from .sampling import Sampling, generation, inversion, sample_images
@@ -63,6 +64,31 @@ def check_judgeable(cells:Cells)->list:
         raise InputError("A model is judged on cells it has not seen; the data have none in the split iid.")
     return conditions
 
+# %% ../nbs/25_validation.ipynb #d657b246
+def class_labels(cells:Cells)->np.ndarray:      # (N,) names
+    """The mechanism or pathway of each cell, its perturbation where none of these is known at all; the control's name
+    for every control, and an empty text where the class is not known."""
+    table = cells.table
+    classes = table["moa"] if (table["moa"] != "").any() else table["perturbation"]
+    return classes.mask(cells.is_control, cells.control).to_numpy(str)
+
+
+def phenotypes_of(
+    cells:Cells,
+    most:int=6_000,            # cells measured
+    classes:int=60,            # those with most cells
+)->PhenotypeSpace|None:        # None where there is nothing to tell apart
+    "The phenotype space of the training cells."
+    train = cells.where(split="train")
+    labels = pd.Series(class_labels(train))
+    counts = labels[labels != ""].value_counts()
+    chosen = {cells.control, *counts[counts > 1].drop(cells.control, errors="ignore").index[:classes]}
+    measured = (labels.isin(chosen) & (labels.groupby(labels).cumcount() < most // len(chosen))).to_numpy()
+    if counts.get(cells.control, 0) < 2 or len(chosen) < 2: return None
+    features = morphology(train.images[measured], [c["name"] for c in cells.channels])
+    try: return phenotype_space(features, labels[measured].to_numpy(), cells.control)
+    except np.linalg.LinAlgError: return None      # images without any variation
+
 # %% ../nbs/25_validation.ipynb #f620e76d
 def excess_shift(
     treated:np.ndarray,      # (N, D) features
@@ -77,10 +103,11 @@ def excess_shift(
 def clearest_doses(
     vocab:Vocabulary,
     cells:Cells,           # those that the vocabulary was made of
-    most:int=100,          # cells measured of each dose, and of the controls of each experiment
+    most:int=50,           # cells measured of each dose, and of the controls, in each experiment
+    perturbations:int=200, # those with most cells; the others have the dose that most of their cells were given
 )->Vocabulary:
     "The vocabulary with the dose of the clearest effect of each perturbation that has several doses."
-    several = [p for p in vocab.treated if len(p.doses) > 1]
+    several = sorted((p for p in vocab.treated if len(p.doses) > 1), key=lambda p: -p.cells)[:perturbations]
     if not several: return vocab
     train = cells.where(split="train")
     train = train[train.is_control | train.table["perturbation"].isin([p.name for p in several]).to_numpy()]
@@ -94,12 +121,13 @@ def clearest_doses(
     def clearest(p):
         well = [dose for dose, n in p.doses.items() if n >= max(min_condition_cells, max(p.doses.values()) / 2)]
         return replace(p, clearest_um=max(well, key=lambda dose: effect(p, dose), default=None))
-    return replace(vocab, perturbations=[clearest(p) if p in several else p for p in vocab.perturbations])
+    found = {p.name: clearest(p) for p in several}
+    return replace(vocab, perturbations=[found.get(p.name, p) for p in vocab.perturbations])
 
 # %% ../nbs/25_validation.ipynb #1ad17e8d
 def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     "The morphology test and the seams of `n` generated cells a condition, as `config['quality']` has them."
-    device, names, conditions = pick_device(), [c["name"] for c in cells.channels], check_judgeable(cells)
+    device, names, conditions = pick_device(), [c["name"] for c in model.channels], check_judgeable(cells)
     train, iid = (cells.where(split=split) for split in ("train", "iid"))
     model.net.to(device)
     def like_real(c): return unseen if len(unseen := cells_of(iid, *c)) else cells_of(train, *c)
@@ -127,11 +155,12 @@ def round_trips(
     cells,                               # (B, C, H, W) uint8 real controls
     experiment:str|None=None,
     settings=round_trip_settings,        # `Sampling`s
+    cell_type:str|None=None,
 )->list:                                 # dicts with solver, steps, nfe and psnr, dB
     "How much of a cell is lost by inverting and sampling again."
     control = (Treatment(engine.vocab.control),)
     def round_trip(sampling):
-        *_, answer = stream(engine, cells, CounterfactualRequest(control, experiment, sampling=sampling))
+        *_, answer = stream(engine, cells, CounterfactualRequest(control, experiment, cell_type, sampling))
         return dict(solver=answer.provenance["solver"], steps=sampling.steps, nfe=answer.provenance["nfe"],
                     psnr=round(answer.fidelity.psnr, 2), default=sampling == inversion)
     return [round_trip(sampling) for sampling in settings]
@@ -154,13 +183,13 @@ def shift(
     treatment:Treatment,
     real:pd.DataFrame,           # profiles of real cells with this treatment
     untreated:pd.DataFrame,      # profiles of real untreated cells of the same experiment
-    experiment:str|None=None,
+    experiment:str|None=None, cell_type:str|None=None,
 )->dict:                         # as JSON takes it
     "The predicted mean shift beside the real one, and how much of each cell stays."
-    *_, answer = stream(engine, cells, CounterfactualRequest((treatment,), experiment))
+    *_, answer = stream(engine, cells, CounterfactualRequest((treatment,), experiment, cell_type))
     request, seeds = answer.requests[0], range(min(len(cells), 64))
     from_noise = engine.generate(treatment.perturbation, treatment.dose_um, seeds, experiment=request.experiment,
-                                 molecule=treatment.molecule)
+                                 cell_type=request.cell_type, molecule=treatment.molecule)
     profiles = *answer.comparisons[0].profiles, *from_noise.comparison.profiles
     base, target, after, before, *noise = z_score(untreated, real, *profiles)
     step = lambda after, before: after.mean(0) - before.mean(0)
@@ -178,18 +207,19 @@ min_real = 40      # real cells of a treatment in one experiment
 
 def evaluate_counterfactuals(model:Model, cells:Cells, n:int=64)->dict:
     "Reconstruction quality, and mean shifts beside real ones, as `config['quality']['counterfactual']` has them."
-    engine, names, control = Engine(model), [c["name"] for c in cells.channels], cells.control
+    engine, control = Engine(model), cells.control
+    measured = lambda images: profile(images, [c["name"] for c in model.channels], model.nucleus)
     unseen = cells.where(perturbation=control, split="iid")
     if not len(unseen):
         raise InputError("Counterfactuals are judged on unseen controls; the data have none in the split iid.")
-    experiment = unseen.table["experiment"].mode()[0]
-    here, unseen = cells.where(experiment=experiment), unseen.where(experiment=experiment)
+    place = dict(zip(("experiment", "cell_type"), unseen.table.groupby(["experiment", "cell_type"]).size().idxmax()))
+    here, unseen = cells.where(**place), unseen.where(**place)
     some = unseen[np.random.default_rng(0).permutation(len(unseen))[:n]].images
-    untreated = profile(here.where(perturbation=control, split="train").images[:1000], names)
+    untreated = measured(here.where(perturbation=control, split="train").images[:1000])
     treated = {c: cells_of(here, *c).images for c in trained_conditions(cells, min_real) if c[0] != control}
-    shifts = [shift(engine, some, Treatment(*c), profile(images, names), untreated, experiment)
+    shifts = [shift(engine, some, Treatment(*c), measured(images), untreated, **place)
               for c, images in treated.items() if len(images) >= min_real]
-    return dict(round_trips=round_trips(engine, some[:max(1, n // 4)], experiment), shifts=shifts)
+    return dict(round_trips=round_trips(engine, some[:max(1, n // 4)], **place), shifts=shifts)
 
 # %% ../nbs/25_validation.ipynb #e6ae6c00
 def unit_maps(maps:np.ndarray)->np.ndarray:      # (N, ...) -> (N, pixels), centred and of length 1

@@ -291,8 +291,9 @@ def statistics_figure(
 # %% ../nbs/02_viz.ipynb #0f6c64a4
 mechanism_colours = ["#3b7dd8", "#e8743b", "#66788a", "#c0428a", "#8a6bd1", "#b59a1a",
                      "#4aa3c9", "#d64550", "#6fa832", "#9c7a5b", "#e38fb6", "#2ca58d"]
-verdict_symbols = dict(known="circle", close="diamond", far="circle-open")
-point_hover = ("<b>%{customdata[1]}</b><br>%{customdata[2]:g} µM, strength %{customdata[3]:.1f}<br>"
+verdict_symbols = dict(known="circle", close="diamond", far="circle-open",      # of molecules
+                       well="circle", some="diamond", few="circle-open")        # of what is known by name alone
+point_hover = ("<b>%{customdata[1]}</b><br>%{customdata[2]}strength %{customdata[3]:.1f}<br>"
                "resembles %{fullData.name}<extra></extra>")
 
 
@@ -304,7 +305,8 @@ def mechanism_trace(
     "The points of the molecules that resemble one mechanism."
     own = [p for p in points if p["mechanism"] == mechanism]
     symbols = [verdict_symbols[p["verdict"]] for p in own]
-    texts = [[p["number"], p["name"] or p["smiles"][:60], p["dose_um"], p["strength"]] for p in own]
+    dose = lambda p: "" if p["dose_um"] is None else f"{p['dose_um']:g} µM, "
+    texts = [[p["number"], p["name"] or p["smiles"][:60], dose(p), p["strength"]] for p in own]
     return go.Scatter(x=[p["x"] for p in own], y=[p["y"] for p in own], name=mechanism, mode="markers",
                       marker=dict(color=colour, size=9, symbol=symbols, line_width=1.5, line_color=colour),
                       customdata=texts, hovertemplate=point_hover, showlegend=False)
@@ -669,7 +671,8 @@ def shift_figure(
             x, y = ([v for v, own in zip(s[key], channel_of) if own == channel] for key in ("real", "predicted"))
             ax.plot(x, y, ".", ms=5, color=f"C{i}", label=channel)
         ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="real shift, sd", aspect="equal")
-        title = f"{s['perturbation'] or s['molecule']} {s['dose_um']:g} µM"
+        dose = "" if s["dose_um"] is None else f" {s['dose_um']:g} µM"
+        title = f"{s['perturbation'] or s['molecule']}{dose}"
         ax.set_title(f"{title}\ncosine {s['cosine']:.2f}, length {s['ratio']:.2f}", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("counterfactual minus reconstruction, sd")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['compound_names', 'name_groups', 'group_of', 'kinds', 'well_covered', 'some_covered', 'stains', 'channel_colours',
            'shown_at_first', 'plain_name', 'Kind', 'Perturbation', 'coverage', 'merged', 'names_index', 'understood',
-           'Vocabulary', 'usual_dose', 'check_dose', 'ConditionNames', 'resolve', 'condition', 'contains_word',
+           'SearchedVocabulary', 'SpokenVocabulary', 'Vocabulary', 'usual_dose', 'check_dose', 'ConditionNames',
+           'resolve', 'condition', 'check_names', 'check_perturbation', 'check_vocabulary', 'contains_word',
            'channel_words', 'guess_channels', 'colour_rgb', 'default_shown']
 
 # %% ../nbs/01_vocabulary.ipynb #410f8bbb
@@ -18,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .core import Condition, InputError, index_of_name, is_number, nearest_names
+from .core import Condition, InputError, check_number, index_of_name, is_number, nearest_names
 
 # %% ../nbs/01_vocabulary.ipynb #a5fd2699
 compound_names = """
@@ -134,31 +135,41 @@ def understood(name, p:Perturbation)->str:
     same = not isinstance(name, str) or plain_name(name) == plain_name(p.name)
     return "" if same else f"{' '.join(name.split())[:60]} is {p.name} here."
 
-# %% ../nbs/01_vocabulary.ipynb #c75812f3
-@dataclass
-class Vocabulary:
-    "Every name a model knows, in the order of its label tables."
-    perturbations:list                                # `Perturbation`s
-    experiments:list                                  # names
-    cell_types:list                                   # names
-    control:str = "DMSO"                              # name of the control, whatever it lacks
-    dose_margin:float = 10.                           # allowed factor beyond the doses seen
-    other_controls:list = field(default_factory=list) # names, where there are several
-
+# %% ../nbs/01_vocabulary.ipynb #d32867fb
+class SearchedVocabulary:
+    "Perturbations by any of their names, and their doses."
     @property
     def names(self): return [p.name for p in self.perturbations]
-    @property
-    def controls(self): return [self.control, *self.other_controls]
-    @property
-    def treated(self): return [p for p in self.perturbations if not self.is_control(p)]
     @property
     def unlisted(self): return merged("a new molecule", [p for p in self.treated if p.doses])
     @cached_property
     def index(self): return names_index(self.perturbations)
 
-    def is_control(self, p)->bool:      # p: a `Perturbation` or its name
-        "Whether it is named a control."
-        return getattr(p, "name", p) in self.controls
+    def perturbation(self, name)->Perturbation:      # a `Perturbation` is returned as it is
+        "A perturbation by its name in any case, or by a synonym, or `InputError`."
+        if isinstance(name, Perturbation): return name
+        if isinstance(name, str):
+            for key in (name.lower(), plain_name(name)):
+                if key in self.index: return self.index[key]
+        names = [n for p in self.perturbations for n in (p.name, *p.synonyms)]
+        near = " or ".join(f"'{n}'" for n in nearest_names(name, names))
+        raise InputError(f"Unknown perturbation '{str(name)[:60]}'; {len(self.names)} are known, such as {near}.")
+
+    def dose_range(self, name)->tuple|None:
+        "Smallest and largest allowed dose in micromolar; None where there is no dose."
+        p = self.perturbation(name)
+        margin = self.dose_margin if p.name in self.names else 1
+        return (min(p.doses) / margin, max(p.doses) * margin) if p.doses else None
+
+# %% ../nbs/01_vocabulary.ipynb #9a1d1573
+class SpokenVocabulary(SearchedVocabulary):
+    "Controls, treated perturbations, and how they are called."
+    @property
+    def controls(self): return [self.control, *self.other_controls]
+    @property
+    def treated(self): return [p for p in self.perturbations if not self.is_control(p)]
+
+    def is_control(self, p)->bool: return getattr(p, "name", p) in self.controls      # p: a `Perturbation` or its name
 
     def control_of(self, name)->str:
         "The name of the control beside which a perturbation is seen: the first of its own kind, or the first of all."
@@ -186,21 +197,16 @@ class Vocabulary:
         counts = [(n, kinds[kind]) for kind, n in Counter(p.kind for p in self.treated).most_common()]
         return " and ".join(f"{n:,} {kind.many if n != 1 else kind.one}" for n, kind in counts) or "no treatment"
 
-    def perturbation(self, name)->Perturbation:      # a `Perturbation` is returned as it is
-        "A perturbation by its name in any case, or by a synonym, or `InputError`."
-        if isinstance(name, Perturbation): return name
-        if isinstance(name, str):
-            for key in (name.lower(), plain_name(name)):
-                if key in self.index: return self.index[key]
-        names = [n for p in self.perturbations for n in (p.name, *p.synonyms)]
-        near = " or ".join(f"'{n}'" for n in nearest_names(name, names))
-        raise InputError(f"Unknown perturbation '{str(name)[:60]}'; {len(self.names)} are known, such as {near}.")
-
-    def dose_range(self, name)->tuple|None:
-        "Smallest and largest allowed dose in micromolar; None where there is no dose."
-        p = self.perturbation(name)
-        margin = self.dose_margin if p.name in self.names else 1
-        return (min(p.doses) / margin, max(p.doses) * margin) if p.doses else None
+# %% ../nbs/01_vocabulary.ipynb #c75812f3
+@dataclass
+class Vocabulary(SpokenVocabulary):
+    "Every name a model knows, in the order of its label tables."
+    perturbations:list                                # `Perturbation`s
+    experiments:list                                  # names
+    cell_types:list                                   # names
+    control:str = "DMSO"                              # name of the control, whatever it lacks
+    dose_margin:float = 10.                           # allowed factor beyond the doses seen
+    other_controls:list = field(default_factory=list) # names, where there are several
 
     def to_dict(self)->dict: return asdict(self)
     @classmethod
@@ -285,6 +291,57 @@ def condition(
 )->Condition:
     "Names into a `Condition` of `n` equal rows, or `InputError`."
     return resolve(vocab, *args, **kwargs).rows(n, fp)
+
+# %% ../nbs/01_vocabulary.ipynb #d563c223
+def check_names(
+    names,
+    what:str,        # is called so: "perturbation"
+    least:int=1,     # how many there must be
+):
+    "`InputError` unless names are a list of texts, none blank and none twice."
+    if not isinstance(names, list) or len(names) < least:
+        raise InputError(f"The vocabulary must list {'at least one' if least else 'every'} {what} by its name.")
+    for i, name in enumerate(names, 1):
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"Every {what} in the vocabulary needs a name; number {i:,} has {str(name)[:40]!r}.")
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise InputError(f"The vocabulary has the {what} '{twice[:60]}' twice; each name stands for one.")
+
+# %% ../nbs/01_vocabulary.ipynb #53111b2e
+def check_perturbation(p:Perturbation, experiments:set):
+    "`InputError` where a perturbation has a part of another kind than `Perturbation` says."
+    counts = lambda d: isinstance(d, dict) and all(is_number(n) and n >= 0 for n in d.values())
+    is_dose = lambda dose: is_number(dose) and dose > 0
+    texts = [p.moa, p.smiles, p.gene, *(p.also if isinstance(p.also, list) else [None])]
+    rules = {
+        "a moa, a smiles, a gene and further names that are text": all(isinstance(text, str) for text in texts),
+        f"a kind that is {', '.join(kinds)}": isinstance(p.kind, str) and p.kind in kinds,
+        "doses above 0 with a number of cells each": counts(p.doses) and all(map(is_dose, p.doses)),
+        "experiments that are listed, with a number of cells each":
+            counts(p.experiments) and experiments.issuperset(p.experiments),
+        "a clearest dose that is a number or null": p.clearest_um is None or is_dose(p.clearest_um)}
+    wrong = next((rule for rule, kept in rules.items() if not kept), None)
+    if wrong: raise InputError(f"The perturbation '{p.name[:60]}' in the vocabulary needs {wrong}.")
+
+# %% ../nbs/01_vocabulary.ipynb #7f2f5f97
+def check_vocabulary(d)->Vocabulary:      # d: as `Vocabulary.to_dict` makes it
+    "The vocabulary of a config, or `InputError`."
+    try: vocab = Vocabulary.from_dict(d)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError("The vocabulary must hold perturbations, experiments and cell_types, each perturbation with "
+                         "a name and its doses in µM, as `Vocabulary.to_dict` writes it.") from None
+    for names, what in ((vocab.names, "perturbation"), (vocab.experiments, "experiment"),
+                        (vocab.cell_types, "cell type")): check_names(names, what)
+    check_names(vocab.other_controls, "further control", 0)
+    for control in vocab.controls:
+        if control not in vocab.names:
+            raise InputError(f"The control '{str(control)[:60]}' is not one of the {len(vocab.names):,} perturbations "
+                             f"of the vocabulary, such as '{vocab.names[0][:60]}'.")
+    experiments = set(vocab.experiments)
+    for p in vocab.perturbations: check_perturbation(p, experiments)
+    check_number(vocab.dose_margin, "dose_margin in the vocabulary", 1, 1e6)
+    return vocab
 
 # %% ../nbs/01_vocabulary.ipynb #f3063608
 stains = [line.split(", ") for line in (

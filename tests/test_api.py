@@ -444,7 +444,7 @@ def test_a_list_is_screened_ranked_and_its_bad_rows_refused(client):
 
 
 def test_a_long_list_is_refused_and_a_screen_that_is_left_leaves_nothing(client, endpoints):
-    assert "more than 200 molecules" in refused(client, molecules="CCO\n" * 201, api_name="/screen")
+    assert "more than 200 rows" in refused(client, molecules="CCO\n" * 201, api_name="/screen")
     facts, file = client.predict(molecules="no molecule", api_name="/screen")
     assert facts["ranked"] == [] and ZipFile(file).namelist() == ["refused.csv", "settings.json"]
     events = endpoints["screen"]("CCO\nCCC\nCCCC")

@@ -15,7 +15,7 @@ from mfm_app.features import morphology, seam
 from mfm_app.finetune import methods
 from mfm_app.hub import bundled, load_model
 from mfm_app.molecules import read_molecule
-from mfm_app.validation import cells_of, generate_condition
+from mfm_app.validation import cells_of, clearest_doses, generate_condition
 from mfm_app.vocabulary import check_dose, condition
 
 
@@ -51,7 +51,7 @@ def test_it_knows_every_training_compound_and_no_other(model):
 
 
 def test_its_vocabulary_is_that_of_the_training_split(model, real_cells):
-    assert model.vocab == vocabulary(real_cells)
+    assert model.vocab == clearest_doses(vocabulary(real_cells), real_cells)
 
 
 def test_doses_between_and_somewhat_beyond_those_seen_are_allowed(model):

@@ -742,7 +742,7 @@ def test_channels_are_called_as_the_files_call_them(ask, folder):
     ome = as_ome(data, ["Actin", "Tubulin", "DNA"])
     cells = read_cells(folder({"DMSO/0.ome.tif": ome, "taxol/0.ome.tif": ome}))
     assert [c["name"] for c in cells.channels] == ["Actin", "Tubulin", "DNA"] and np.array_equal(cells.images[0], data)
-    assert said(cells, "The files name their channels Actin, Tubulin, DNA; nuclei are looked for in the first if")
+    assert said(cells, "The files name their channels Actin, Tubulin, DNA.")
     mixed = {f"{p}/0.ome.tif": as_ome(data, [*names, "ER"])
              for p, names in dict(DMSO=["Actin", "DNA"], taxol=["DNA", "Actin"]).items()}
     assert "channels DNA, Actin, ER in this order" in str(ask(read_cells, folder(mixed)))

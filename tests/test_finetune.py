@@ -195,6 +195,15 @@ def test_fine_tuning_resumes_where_it_stopped(finetune_args, tmp_path, mfm):
     assert torch.load(tmp_path / "run/molecules.pt", weights_only=True)["step"] == 4
 
 
+def test_the_folds_are_resumed_too(finetune_args, tmp_path, mfm):
+    args, folds = [*finetune_args(), "--run", str(tmp_path / "run")], ["--folds", "2"]
+    assert mfm(*args, *folds)[0] == 0
+    first = {path.name: path.stat().st_mtime_ns for path in sorted((tmp_path / "run").iterdir())}
+    assert list(first) == ["molecules-fold-1-of-2.pt", "molecules-fold-2-of-2.pt", "molecules.pt"]
+    before = load_model(tmp_path / "model").config["molecules"]["table"]
+    assert mfm(*args, *folds)[0] == 0 and load_model(tmp_path / "model").config["molecules"]["table"] == before
+
+
 def test_the_former_name_of_the_warm_start_still_works(finetune_args, tmp_path, mfm):
     assert mfm(*finetune_args(), "--imitate", "7")[0] == 0
     record = load_model(tmp_path / "model").config["molecules"]

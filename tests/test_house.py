@@ -44,9 +44,9 @@ may_import = dict(
     counterfactual="core images sampling effects engine",
     validation="core vocabulary data sampling hub features evaluation engine counterfactual",
     export="core viz images counterfactual",
-    screen="core viz molecules sampling features evaluation engine",
+    screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
-             "preprocess",
+             "preprocess validation",
     permalink="core vocabulary viz sampling engine counterfactual screen",
     display="core vocabulary viz molecules sampling effects engine counterfactual export",
     ui_session="core images scheduler",
@@ -61,8 +61,8 @@ may_import = dict(
     ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",
     space="core hub engine",
-    cli="core vocabulary viz molecules data flow solvers sampling training hub tuning plausibility preprocess engine "
-        "validation export screen finetune machine ui space",
+    cli="core vocabulary viz molecules data simulator flow solvers sampling training hub tuning channels plausibility "
+        "preprocess engine validation export screen finetune machine ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`

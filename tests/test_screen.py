@@ -228,7 +228,7 @@ def test_any_text_is_screened_or_refused(engine, ask, text):
 
 
 def test_too_many_molecules_for_the_page_are_refused(engine, tmp_path, ask):
-    assert "more than 3 molecules" in str(ask(lambda: list(screen_into(tmp_path, engine, five, quick, limit=3))))
+    assert "more than 3 rows" in str(ask(lambda: list(screen_into(tmp_path, engine, five, quick, limit=3))))
 
 
 def test_a_screen_goes_on_with_another_dtype(engine, tmp_path):
@@ -497,7 +497,7 @@ def test_more_than_the_page_takes_is_refused_in_the_status_line(tab, monkeypatch
     monkeypatch.setattr(ui_screen, "max_screened", 3)
     paste(tab, five)
     tab.click("#screen-go")
-    wait_for_text(tab, "#screen-status", "The list holds more than 3 molecules")
+    wait_for_text(tab, "#screen-status", "The list holds more than 3 rows")
     wait_for(tab, "document.querySelector('#screen output').textContent === 'Stopped after 0'")
     assert tab.locator("#screen-go").is_enabled() and tab.locator("#screen-resume").is_disabled()
 

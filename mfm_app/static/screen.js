@@ -3,11 +3,15 @@
 // `results` and `refused` count all rows so far: a lost message shows as a gap, and what is missing is asked for.
 const find = selector => element.querySelector(selector);
 const plot = find('.plot'), body = find('.table tbody'), head = find('.table thead tr'), details = find('.chosen');
-const symbols = { known: 'circle', close: 'diamond', far: 'circle-open' };
+const symbols = {
+  known: 'circle', close: 'diamond', far: 'circle-open', well: 'circle', some: 'diamond', few: 'circle-open' };
 const verdicts = {
   known: 'the model was trained on this compound',
   close: 'close to a compound it was trained on',
   far: 'far from all it was trained on; take it as a guess',
+  well: 'the model was trained on many of its cells',
+  some: 'the model was trained on some of its cells; believe the kind of effect, not its strength',
+  few: 'the model was trained on very few of its cells; take it as a sketch',
 };
 let run = null, total = null, results = [], refused = [], lines = new Map();      // lines: number -> tr
 let figure = null, provenance = null, colours = {}, buttons = null;
@@ -15,20 +19,24 @@ let chosen = null, queries = 0, queue = Promise.resolve(), order = { key: 'stren
 let started = null, timer = null, dirty = false, drawn = 0, interval = 1000, visible = false;
 
 const label = result => result.name || result.smiles;
-const columns = [
+const allColumns = [
   { key: 'rank', name: 'Rank', width: 7, number: true },
-  { key: 'molecule', name: 'Molecule', width: 15, value: label },
-  { key: 'dose_um', name: 'µM', width: 7, number: true, title: 'Dose, micromolar' },
+  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 15, value: label },
+  { key: 'dose_um', name: 'µM', width: 7, number: true, value: result => result.dose_um ?? -1,
+    title: 'Dose, micromolar' },
   { key: 'strength', name: 'Effect', width: 13,
-    title: 'Strength of the effect; 1 is the spread of cells within a mechanism' },
+    title: `Strength of the effect; 1 is the spread of cells within a ${classes}` },
   { key: 'mechanism', name: 'Resembles', width: 23,
-    title: 'The real mechanism whose effect is most alike, and the cosine between the two' },
-  { key: 'agreement', name: 'Agree', width: 8, number: true, title: 'Share of the cells that agree on the mechanism' },
+    title: `The real ${classes} whose effect is most alike, and the cosine between the two` },
+  { key: 'agreement', name: 'Agree', width: 8, number: true, title: `Share of the cells that agree on the ${classes}` },
   { key: 'verdict', name: 'Confidence', width: 12, value: result => Object.keys(verdicts).indexOf(result.verdict),
-    title: 'Is it near what the model was trained on, and how often held-out compounds of this kind came out right' },
+    title: byName ? 'How many cells of it the model was trained on'
+      : 'Is it near what the model was trained on, and how often held-out compounds of this kind came out right' },
   { key: 'tanimoto', name: 'Nearest', width: 15,
     title: 'The compound with the most similar structure, and the Tanimoto similarity' },
 ];
+const columns = allColumns.filter(column => !byName || column.key !== 'tanimoto');
+const doseOf = result => result.dose_um === null ? '' : String(+result.dose_um.toPrecision(3));
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -70,10 +78,10 @@ function line(result) {
   tr.setAttribute('aria-selected', 'false');
   cell('number rank', '');
   const molecule = cell('molecule', label(result));
-  const said = result.name ? `${result.name}: ${result.smiles}` : result.smiles;
+  const said = [result.name, result.smiles].filter(Boolean).join(': ');
   molecule.title = result.notes ? `${said}\n${result.notes}` : said;
   if (result.notes) molecule.append(Object.assign(make('small', '', ' *'), { ariaLabel: `, ${result.notes}` }));
-  cell('number', String(+result.dose_um.toPrecision(3)));
+  cell('number', doseOf(result) || '–');
   const strength = make('div', 'strength');
   strength.append(make('span', '', result.strength.toFixed(1)), make('i'));
   cell('', strength);
@@ -83,7 +91,9 @@ function line(result) {
   cell('number', `${Math.round(100 * result.agreement)} %`);
   const confidence = cell('', result.verdict);
   if (result.confidence) confidence.append(make('small', '', `, ${result.confidence}`));
-  cell('nearest', make('small', '', result.tanimoto.toFixed(2)), ` ${result.nearest}`).title = result.nearest;
+  if (byName) return tr;
+  const near = result.nearest ? [make('small', '', result.tanimoto.toFixed(2)), ` ${result.nearest}`] : ['–'];
+  cell('nearest', ...near).title = result.nearest;
   return tr;
 }
 
@@ -141,7 +151,8 @@ function addPoint(result) {
   trace.x.push(result.x);
   trace.y.push(result.y);
   trace.marker.symbol.push(symbols[result.verdict]);
-  trace.customdata.push([result.number, label(result).slice(0, 60), result.dose_um, result.strength]);
+  const dose = doseOf(result) && `${doseOf(result)} µM, `;
+  trace.customdata.push([result.number, label(result).slice(0, 60), dose, result.strength]);
 }
 
 function setFigure(message) {
@@ -204,7 +215,7 @@ function facts(result) {
   add('Resembles', `${result.mechanism} (cosine ${result.cosine.toFixed(2)}); `
     + `${Math.round(100 * result.agreement)} % of its cells agree`);
   add('Confidence', verdicts[result.verdict] + (result.confidence ? heldOut : ''));
-  add('Nearest known', `${result.nearest} (Tanimoto ${result.tanimoto.toFixed(2)})`);
+  if (result.nearest) add('Nearest known', `${result.nearest} (Tanimoto ${result.tanimoto.toFixed(2)})`);
   add('In the list', result.place);
   if (result.notes) add('Read as', result.notes);
   return list;
@@ -233,9 +244,10 @@ async function choose(number) {
 
 function showDetails(result, cells) {
   const title = make('h3', '', `${label(result)} `);
-  title.append(make('small', '', `${+result.dose_um.toPrecision(3)} µM`));
+  if (doseOf(result)) title.append(make('small', '', `${doseOf(result)} µM`));
   details.replaceChildren(title);
-  if (result.name) details.append(Object.assign(make('code', '', result.smiles), { title: result.smiles }));
+  const structureText = result.name && result.smiles;
+  if (structureText) details.append(Object.assign(make('code', '', structureText), { title: structureText }));
   if (cells.error) return details.append(make('p', 'empty', cells.error));
   const picture = (caption, source) => {
     const image = make('img');
@@ -247,7 +259,7 @@ function showDetails(result, cells) {
   picture(`${cells.control_name}, from the same noise`, cells.control);
   const structure = make('div', 'structure');
   structure.innerHTML = cells.structure;
-  details.append(structure, facts(result));
+  details.append(...cells.structure ? [structure] : [], facts(result));
   if (plot.data) window.Plotly.Plots.resize(plot);
 }
 
@@ -357,6 +369,11 @@ new IntersectionObserver(entries => {
   setTimeout(() => window.mfmPlotly?.(plotly).catch(() => {}));
   if (dirty || (figure && !plot.data)) draw();
 }).observe(element);
+element.querySelectorAll('.classes').forEach(node => { node.textContent = classes; });
+if (byName) {
+  find('.things').textContent = 'names that the model knows';
+  find('.legend').innerHTML = '<i><b>●</b> many cells in training</i> <i><b>◆</b> some</i> <i><b>○</b> few</i>';
+}
 header();
 
 // Channels are shown as the viewers show them; only the pictures change.
