@@ -12,11 +12,12 @@ from conftest import many
 
 from mfm_app import display, ui_parts
 from mfm_app.core import InputError
-from mfm_app.data import mark_shown, most_different, name_channels, read_cells
+from mfm_app.data import mark_shown, most_different, name_channels, read_cells, with_shown
 from mfm_app.display import Reel, atlas_columns, frame_of
 from mfm_app.images import write_ome_tiff
 from mfm_app.permalink import channel_view
 from mfm_app.sampling import SampleStep
+from mfm_app.simulator import synthetic_cells
 from mfm_app.ui_session import Session
 from mfm_app.viz import (adds_up, channel_rows, colour_table, composite, look_up, picture, rxrx1_picture, show,
                          summary_picture, table_points)
@@ -142,6 +143,8 @@ def test_the_three_that_differ_most_are_shown_and_said():
     assert default_shown(channels) == ["a", "d", "f"] and "a, d, f, which differ most" in notes[0]
     assert mark_shown(channels, images[::-1])[0] == channels      # what is marked stays
     assert most_different(np.zeros((2, 4, 8, 8), np.uint8)) == [0, 1, 2]
+    drawn = synthetic_cells(4)      # three channels are shown as they are
+    assert with_shown(drawn).channels == drawn.channels and with_shown(drawn).notes == drawn.notes
 
 
 @many(40)
