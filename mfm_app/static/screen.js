@@ -255,7 +255,8 @@ function showDetails(result, cells) {
     image.alt = `${caption}: predicted cells`;
     details.append(make('p', 'caption', caption), image);
   };
-  picture('Treated', cells.treated);
+  const rows = cells.rows?.length ? `; rows from above: ${cells.rows.join(', ')}` : '';
+  picture(`Treated${rows}`, cells.treated);
   picture(`${cells.control_name}, from the same noise`, cells.control);
   const structure = make('div', 'structure');
   structure.innerHTML = cells.structure;
