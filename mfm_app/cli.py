@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .channels import find_nucleus, in_short
 from .core import Condition, InputError, check_int, index_of_name, join, os_reason, pick_device
-from .data import Batches, Cells, read_cells, resize, vocabulary, with_kind
+from .data import Batches, Cells, read_cells, resize, vocabulary, with_kind, with_shown
 from .engine import Engine, load, load_all
 from .export import export_of, formats, write_export
 from .finetune import FinetuneConfig, check_trainable, finetune_and_test
@@ -195,7 +195,7 @@ def train_on(
     nucleus:str="",      # as in `nucleus_of`
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
-    name, seed, checkpoint = recipe["recipe"], recipe["seed"], out / "training.pt"
+    name, seed, checkpoint, cells = recipe["recipe"], recipe["seed"], out / "training.pt", with_shown(cells)
     vocab = clearest_doses(vocabulary(cells), cells)
     nucleus, laptop = nucleus_of(cells, nucleus), name == "laptop"
     config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], laptop, nucleus)

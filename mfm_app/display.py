@@ -120,7 +120,7 @@ def frame_of(
     pictures = atlases(getattr(step, name), channels, quality=40 if states else 88, lossless=last)
     return {"t": step.t, "step": step.step, name: pictures}
 
-
+# %% ../nbs/30_display.ipynb #0a543f8d
 class Reel:
     "The steps of a run, of which its viewer is sent what it looks at."
     def __init__(self, run:dict):
@@ -145,9 +145,7 @@ class Reel:
         kept = dict(self.steps)
         return [frame_of(kept[i], sorted(set(missing)), self.states) for i in steps if i in kept]
 
-    def clear(self):
-        "Forget the steps."
-        self.steps, self.nbytes = {}, 0
+    def clear(self): self.steps, self.nbytes = {}, 0
 
 # %% ../nbs/30_display.ipynb #2a340148
 def run_for(
@@ -468,8 +466,8 @@ def player_output(
 )->dict:             # mime type -> data
     "The viewer of the page in a frame, and a picture of the first cells."
     viewer = f"function viewer(element, props, watch, trigger, HINT) {{\n{static_text('viewer.js')}\n}}"
-    scripts = (f"const player = {script_json(data)};", *(f"const {k} = {script_json(v)};" for k, v in viewer_constants().items()),
-               viewer, static_text("player.js"))
+    constants = [f"const {name} = {script_json(value)};" for name, value in viewer_constants().items()]
+    scripts = f"const player = {script_json(data)};", *constants, viewer, static_text("player.js")
     still = still_image(cells_picture(answer, 4), f"Player, {answer_label(answer)}")
     html = in_iframe(static_text("viewer.html"), ("viewer.css",), scripts, still["text/html"], still["text/plain"], 760)
     return still | {"text/html": html}

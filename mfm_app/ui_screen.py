@@ -145,14 +145,16 @@ def molecule_cells(
         folder = ScreenFolder(sessions[query["run"]].path)
         number = check_int(query["number"], "The number", 1, 10**6)
         result = next(islice(folder.results, number - 1, None))
-        channels = engine.model.channels
-        view = channel_view(query.get("show"), [c["name"] for c in channels])
+        channels, names = engine.model.channels, [c["name"] for c in engine.model.channels]
+        try: view = channel_view(query.get("show"), names)
+        except InputError: view = {}      # of an address that the page has refused
         treated, control = (show(folder.cells(n), channels, columns=4, **view) for n in (number, 0))
     except (InputError, *lost_errors): return json.dumps(dict(error=lost_screen))
     except OSError as e: return json.dumps(dict(error=f"The cells cannot be read on the server: {os_reason(e)}."))
     return json.dumps(dict(
         treated=data_uri(np.asarray(treated), lossless=True), control=data_uri(np.asarray(control), lossless=True),
-        control_name=engine.vocab.control, structure=drawing(result.smiles, 240, 150) if result.smiles else ""))
+        control_name=engine.vocab.control, rows=names if "grid" in view else [],
+        structure=drawing(result.smiles, 240, 150) if result.smiles else ""))
 
 # %% ../nbs/35_ui_screen.ipynb #2ed81841
 def missed_rows(

@@ -73,7 +73,7 @@
     const own = colour && { colour: decodeURIComponent(colour) };
     return [decodeURIComponent(name), { on: true, ...range(levels), ...own }];
   };
-  const picture = window.mfmPicture = { as: 'composite', one: '', table: 'grey', low: 0, high: 255 };
+  const picture = window.mfmPicture ??= { as: 'composite', one: '', table: 'grey', low: 0, high: 255 };
   try {
     const [composite, how = '', table] = (asked.get('show') ?? '').split(';'), [as, ...rest] = how.split(':');
     if (composite) window.mfmAsked = new Map(composite === '-' ? [] : composite.split(',').map(channel));

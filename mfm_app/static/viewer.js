@@ -45,15 +45,15 @@ const level = (v, { low, high }) => Math.min(1, Math.max(0, (v - low) / Math.max
 const greys = [...Array(256).keys()];
 const filled = f => Float64Array.from({ length: 768 }, (_, i) => f(Math.floor(i / 3), i % 3));
 
-function tablePoint(name, v, k) {
-  const points = TABLES[name] ?? TABLES.grey, i = Math.min(14, Math.floor(v / 17)), part = v - 17 * i;
-  const at = j => parseInt(points.slice(7 * j + 2 * k, 7 * j + 2 * k + 2), 16);
-  return Math.round((at(i) * (17 - part) + at(i + 1) * part) / 17);
+function tableColour(name, v, k) {
+  const points = TABLES[name] ?? TABLES.grey, i = Math.min(50, Math.floor(v / 5)), part = v - 5 * i;
+  const at = j => parseInt(points.slice(6 * j + 2 * k, 6 * j + 2 * k + 2), 16);
+  return Math.round((at(i) * (5 - part) + at(i + 1) * part) / 5);
 }
 
 const addsUp = colours => [0, 1, 2].every(k => colours.reduce((sum, rgb) => sum + rgb[k], 0) <= MOST);
 const lookUp = (c, range) => ({
-  parts: [{ c, table: filled((v, k) => tablePoint(picture.table, Math.round(255 * level(v, range)), k)) }],
+  parts: [{ c, table: filled((v, k) => tableColour(picture.table, Math.round(255 * level(v, range)), k)) }],
 });
 
 // How a picture is made: for each channel grey level -> red, green, blue; `levels` where colours are averaged.
@@ -284,6 +284,7 @@ function layLarge() {
     const label = run.labels[largeGroups()[i]], shown = drawnAs === 'grid' ? channels : [null];
     const pictures = document.createElement('div');
     pictures.className = drawnAs === 'grid' ? 'tiles' : 'whole';
+    pictures.style.setProperty('--columns', Math.min(4, Math.max(Math.ceil(Math.sqrt(shown.length)), 3), shown.length));
     const canvases = shown.map(c => {
       const part = document.createElement('div'), made = canvas(part);
       made.setAttribute('role', 'img');
@@ -427,7 +428,7 @@ async function fetchMissing() {
   if (!run || asking) return;
   const wanted = lookedAt(), { id } = run, kind = mode, telling = JSON.stringify([wanted, kind === 'xt']);
   const without = frames.filter(frame => !frame.lost && wanted.some(c => !frame[kind][c]));
-  if (!without.length && telling === told) return;
+  if (!without.length && (telling === told || find('.provenance').textContent)) return;      // no frame is to come
   told = telling;
   const missing = wanted.filter(c => without.some(frame => !frame[kind][c])), steps = without.map(frame => frame.step);
   if (!remote) return without.forEach(frame => { frame.lost = true; });
