@@ -669,13 +669,13 @@ def test_explore_shows_its_effect_and_exports_it(page, address, tmp_path):
         wait_for_text(page, "#viewer .provenance", f"{cells} cells: stabiliser, 1 µM")
         wait_for_effects(page, prefix="")
         wait_for_text(page, "#effects .note", f"{cells} cells")
-        title = "Effect of stabiliser, 0.1 µM: treated minus DMSO from the same noise"
+        title = "Effect of stabiliser, 1 µM: treated minus DMSO from the same noise"
         assert page.inner_text("#effects h3") == title
         assert page.locator("#effects .switch input").is_enabled() == enabled
     assert "at least 6 cells" in page.inner_text("#effects .switch .why")
     record, line = exported(page, "", "cells", 2, 4, tmp_path), page.inner_text("#viewer .provenance")
     assert record["seeds"] == [0, 1, 2, 3]
-    assert (record["perturbation"], record["dose_um"]) == ("stabiliser", .1)
+    assert (record["perturbation"], record["dose_um"]) == ("stabiliser", 1.)
     assert "{solver} in {steps} steps, {nfe} network evaluations a cell".format(**record) in line
     assert record["weights_sha256"][:12] in line and files_left() == []
 
