@@ -137,8 +137,10 @@ def about_perturbation(engine:Engine, name:str)->str:
     "What it is, training cells and how far to believe it, in Markdown."
     p = engine.vocab.perturbation(name)
     words = [kinds[p.kind].after and f"{kinds[p.kind].after}{f' of {p.gene}' if p.gene else ''}", p.moa]
-    said = engine.vocab.class_of(p) if engine.vocab.is_control(p) else ", ".join(filter(None, words))
-    said = (said or engine.vocab.class_of(p)) and f"**{said[0].upper() + said[1:]}.** "
+    known = "" if engine.vocab.is_control(p) else ", ".join(filter(None, words))
+    said = known or engine.vocab.class_of(p)
+    said = said if said[1:2].isupper() else said[:1].upper() + said[1:]      # siRNA stays as it is
+    said = said and f"**{said}.** "
     return f"{said}Trained on {p.cells:,} cells. {coverage_text[coverage(p.cells)]}"
 
 

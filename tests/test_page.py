@@ -170,7 +170,7 @@ def test_a_newcomer_presses_generate_and_sees_cells_form(explore, engine):
     assert explore.locator("#viewer .cell").count() == 16 and explore.locator("#viewer .cell canvas").count() == 32
     assert explore.locator("#viewer .scrub").get_attribute("max") == "12"       # twelve steps and the end
     captions = explore.locator("#viewer .pair figcaption").all_text_contents()
-    assert captions == ["stabiliser, 0.1 µM", "DMSO, from the same noise"]
+    assert captions == ["stabiliser, 1 µM", "DMSO, from the same noise"]
     line = explore.locator("#viewer .provenance").text_content()
     assert "16 cells" in line and "multistep2 in 12 steps, 12 network evaluations" in line
     assert f"Weights {engine.model.name} 000000000000" in line
@@ -359,7 +359,7 @@ def test_about_says_what_the_model_was_trained_on_and_how_to_cite_and_call_it(us
     used.locator("#about", has_text="What it was trained on").wait_for()
     about = used.inner_text("#about")
     assert all(text in about for text in ("2603.26790", "Few cells", "Licence of the data", "hypothesis"))
-    sections = {"Cells of each compound": "sweller", "The whole model card": "Evaluation",
+    sections = {"Cells of each perturbation": "sweller", "The whole model card": "Evaluation",
                 "Call it from Python": "engine.load(", "Call it from anywhere": f'Client("{address.rstrip("/")}'}
     for title, text in sections.items():
         used.locator("button", has_text=title).click()
