@@ -186,9 +186,10 @@ def cell_count(n:int)->str: return "1 cell" if n == 1 else f"{n} cells"
 
 def place_text(engine:Engine, provenance:dict)->str:
     "In which experiments, and where there are several in which cell lines, cells were generated."
-    several = lambda value: ", ".join(dict.fromkeys([value] if isinstance(value, str) else value))
-    line = f", {several(provenance['cell_type'])}" if len(engine.vocab.cell_types) > 1 else ""
-    return f"experiment {several(provenance['experiment'])}{line}"
+    experiments, lines = ([v] if isinstance(v, str) else v for v in (provenance["experiment"], provenance["cell_type"]))
+    if len(engine.vocab.cell_types) < 2: return f"experiment {experiments[0]}"
+    seen = {e: [line for line, where in zip(lines, experiments) if where == e] for e in experiments}
+    return "experiment " + "; ".join(f"{e} in {', '.join(of)}" for e, of in seen.items())
 
 
 def sketch_note(engine:Engine, answer)->str:

@@ -57,8 +57,9 @@ def trained_text(vocab)->str:
     if not well: lines = [f"- **Well covered**: nothing; no perturbation has {well_covered:,} cells."]
     if some: lines.append(f"- **Some cells** ({some_covered} or more): {names(some)}. "
                           "Believe the kind of effect, not its strength.")
-    if few: lines.append(f"- **Few cells**: {len(few):,} perturbations with {few[-1].cells} to {few[0].cells} each. "
-                         "Take them as sketches.")
+    if few:
+        cells = " to ".join(dict.fromkeys(str(p.cells) for p in (few[-1], few[0])))
+        lines.append(f"- **Few cells**: {len(few):,} perturbations with {cells} each. Take them as sketches.")
     return "\n".join(lines)
 
 # %% ../nbs/38_ui.ipynb #f80adb27

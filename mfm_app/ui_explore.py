@@ -51,9 +51,9 @@ def across_table(engine:Engine, answer:AcrossCellTypes)->str:
     kind = engine.vocab.kind.classes
     def row(one, effect):
         name, cosine = effect.resembles[0]
-        return one.request.cell_type, one.request.experiment, f"{effect.strength:.1f}", name, f"{cosine:.2f}"
-    head = ["cell line", "experiment", "effect strength", f"most like the {kind}", "cosine"]
-    table = markdown_table(head, list(map(row, answer.answers, answer.effects)), "llrlr")
+        return one.request.cell_type, f"{effect.strength:.1f}", f"{name} ({cosine:.2f})"
+    head = ["cell line", "effect strength", f"most like the {kind} (cosine)"]
+    table = markdown_table(head, list(map(row, answer.answers, answer.effects)), "lrl")
     return f"**Effect strength** of 1 is the spread of cells within one {kind}.\n\n{table}"
 
 # %% ../nbs/33_ui_explore.ipynb #e3788528

@@ -206,7 +206,7 @@ def test_a_gene_is_treated_beside_the_control_of_its_kind(page, pages):
     captions = page.locator("#cf-viewer .pair figcaption").all_text_contents()
     assert captions == ["Original", "Reconstruction (still EMPTY)", "RPL11 siRNA"]
     assert page.input_value("#cf-cell-type input") == "RPE-1" and "cell_type=RPE-1" in page.url
-    assert "experiment Plate 2, RPE-1" in page.inner_text("#cf-viewer .provenance")
+    assert "experiment Plate 2 in RPE-1" in page.inner_text("#cf-viewer .provenance")
     assert "control='EMPTY', cell_type='RPE-1'" in snippet(page, "#cf-share")
 
 
@@ -219,7 +219,7 @@ def test_an_experiment_follows_the_cell_line_that_is_chosen(page, pages):
     page.fill("#cells input", "2"), page.press("#cells input", "Tab")
     run(page)
     assert "cell_type=RPE-1" in page.url and "cell_type='RPE-1'" in snippet(page)
-    assert "experiment Plate 2, RPE-1" in page.inner_text("#viewer .provenance")
+    assert "experiment Plate 2 in RPE-1" in page.inner_text("#viewer .provenance")
     address = page.url
     page.goto("about:blank")
     page.goto(address)

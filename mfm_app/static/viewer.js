@@ -378,6 +378,7 @@ function begin(start) {
   told = JSON.stringify([run.shown.map(name => channels.findIndex(c => c.name === name)).sort((a, b) => a - b), false]);
   find('.pair').replaceChildren(...largeGroups().map(largePicture));
   find('.stage').style.setProperty('--stack', run.stack ?? 1);
+  find('.stage').style.setProperty('--lines', run.groups / (run.stack ?? 1));
   find('.pair').classList.toggle('columns', Boolean(run.stack));
   find('.gallery').classList.toggle('wide', Boolean(run.stack));
   if (run.stack) pickColumn(run.picked);
