@@ -12,7 +12,7 @@ __all__ = ['table_columns', 'splits', 'not_square', 'row_rules', 'usual_titles',
            'data_file', 'read_shard', 'read_description', 'about_of', 'images_of_rows', 'unused_notes', 'read_shards',
            'read_image', 'check_alike', 'to_bytes', 'depth_notes', 'image_notes', 'read_images', 'mark_order',
            'cells_by_mark', 'ChannelFiles', 'channel_files', 'check_same_cell', 'join_channels', 'plain_path',
-           'find_names', 'is_image', 'table_of_csv', 'table_of_folders', 'most_different', 'mark_shown',
+           'find_names', 'is_image', 'table_of_csv', 'table_of_folders', 'most_different', 'mark_shown', 'with_shown',
            'nearest_colour', 'said_colour', 'colour_channels', 'name_channels', 'read_folder', 'read_cells',
            'with_kind', 'perturbation_of', 'check_kinds', 'vocabulary', 'conditions', 'with_structure', 'fingerprints',
            'dequantise', 'augment', 'Batches', 'resize']
@@ -775,12 +775,13 @@ def most_different(
     pixels = some.transpose(1, 0, 2, 3).reshape(images.shape[1], -1).astype(np.float32)
     flat = pixels.std(1) == 0
     pixels[flat] = pixels.sum(0)
-    alike = np.abs(np.nan_to_num(np.corrcoef(pixels), nan=1.)) + 2 * (flat[:, None] | flat)
+    with np.errstate(invalid="ignore", divide="ignore"): alike = np.abs(np.nan_to_num(np.corrcoef(pixels), nan=1.))
+    alike += 2 * (flat[:, None] | flat)
     rest = [i for i in range(len(pixels)) if i not in fixed]
     sets = [sorted([*fixed, *others]) for others in combinations(rest, max(0, n - len(fixed)))]
     return min(sets, key=lambda chosen: alike[np.ix_(chosen, chosen)].sum().round(6))
 
-
+# %% ../nbs/05_data.ipynb #11b19613
 def mark_shown(
     channels:list,          # {"name", "colour"} a channel
     images:np.ndarray,      # (N, C, H, W) uint8 of untreated cells
@@ -795,6 +796,12 @@ def mark_shown(
     if 0 < len(fixed) < len(shown): why = f"{by_name} by name and the rest by how much it differs"
     note = f"Of {len(names)} channels, three are shown first: {', '.join(names[i] for i in shown)}, {why}."
     return [c | dict(shown=i in shown) for i, c in enumerate(channels)], [note]
+
+
+def with_shown(cells:Cells)->Cells:
+    "The cells, with `mark_shown` said of their channels where that was not said before."
+    channels, notes = mark_shown(cells.channels, cells.where(perturbation=cells.control).images)
+    return replace(cells, channels=channels, notes=[*cells.notes, *notes])
 
 # %% ../nbs/05_data.ipynb #761b17a7
 stain_colours = "blue", "green", "red", "yellow", "orange", "magenta", "cyan"      # of `vocabulary.stains`
@@ -919,8 +926,10 @@ def vocabulary(cells:Cells)->Vocabulary:
         if p.name in place and p.kind == "other" and usual: p.kind = usual[0][0]
     perturbations.sort(key=lambda p: (place.get(p.name, len(place)), p.moa.lower(), p.name.lower()))
     ordered = lambda column: sorted(train[column].unique(), key=lambda name: (len(name), name))
+    lines = train.groupby("experiment")["cell_type"].unique().map(sorted).to_dict()
+    mixed = all(len(seen) == train["cell_type"].nunique() for seen in lines.values())
     return Vocabulary(perturbations, ordered("experiment"), ordered("cell_type"), *controls[:1],
-                      other_controls=controls[1:])
+                      other_controls=controls[1:], lines={} if mixed else lines)
 
 # %% ../nbs/05_data.ipynb #bd29147f
 def conditions(

@@ -9,11 +9,12 @@ __all__ = ['other_weights', 'bundled', 'required_keys', 'object_keys', 'min_imag
            'reference_patterns', 'new_config', 'build', 'write_files', 'system_error', 'config_writers',
            'write_weights', 'save_model', 'Model', 'tuned_for', 'check_tuned', 'check_channels', 'is_array',
            'is_phenotypes', 'check_measured', 'check_config', 'check_there', 'read_config', 'Uninitialised',
-           'read_weights', 'name_in_errors', 'uses_embedding_table', 'read_encoder', 'model_source', 'load_model',
-           'save_pretrained', 'parse_repo_id', 'status_message', 'unreachable', 'causes_of', 'hub_error_message',
-           'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes', 'not_cached', 'download_model', 'from_pretrained',
-           'files_to_push', 'check_card', 'write_api', 'check_private', 'ensure_repo', 'push_folder', 'push_to_hub',
-           'check_space_update', 'push_space', 'rename_reference_key', 'load_reference']
+           'read_weights', 'name_in_errors', 'uses_embedding_table', 'read_encoder', 'bundled_folder', 'model_source',
+           'load_model', 'save_pretrained', 'parse_repo_id', 'status_message', 'unreachable', 'causes_of',
+           'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes', 'not_cached',
+           'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api', 'check_private',
+           'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space', 'rename_reference_key',
+           'load_reference']
 
 # %% ../nbs/15_hub.ipynb #5595b7c2
 import hashlib
@@ -128,7 +129,7 @@ class Model:
     sha256:str                          # of the weights file, for provenance
     name:str                            # of the folder or the repository
     encode:object=None                  # molecules -> input of the network, see `molecules.encoder`; None without one
-    source:str=""                       # "bundled", the id of a repository, or the folder's name
+    source:str=""                       # "bundled", the id of a repository, or the name of a folder
     revision:str=""                     # commit of the repository; empty for folders
     dtype:torch.dtype=torch.float16     # of the stored weights
 
@@ -329,10 +330,16 @@ def read_encoder(folder:Path, config:dict):      # see `molecules.encoder`
     except (KeyError, TypeError): raise InputError(no_encoder) from None
 
 # %% ../nbs/15_hub.ipynb #c9ea3d48
+def bundled_folder(name:str)->Path|None:
+    "The folder of a model that comes with the package, such as simulated-genes; None if none has this name."
+    folders = bundled.parent.iterdir() if bundled else []
+    return next((folder for folder in folders if folder.name == name), None)
+
+
 def model_source(folder:Path, label:str)->str:
-    "What `Model.source` is for a folder; one that happens to be called bundled is ./bundled."
-    if bundled and folder.resolve() == bundled: return "bundled"
-    return "./bundled" if label == "bundled" else label
+    "What `Model.source` is for a folder; one that happens to be called like one of the package's is ./bundled."
+    if bundled and folder.resolve().parent == bundled.parent: return "bundled" if label == bundled.name else label
+    return f"./{label}" if label == "bundled" or bundled_folder(label) else label
 
 
 def load_model(
@@ -545,7 +552,8 @@ def download_model(
 
 # %% ../nbs/15_hub.ipynb #b7cf1eac
 def from_pretrained(
-    name=None,                   # None is the bundled model; else a model folder, "user/name" or "user/name@revision"
+    name=None,                   # None is the bundled model; else a folder, the name of another bundled model, such as
+                                 # simulated-genes, or on the Hub "user/name" or "user/name@revision"
     revision:str|None=None,      # branch, tag or commit of a repository
     device="cpu",
     cache=None,                  # folder of the Hub's cache; None is the usual one
@@ -556,9 +564,10 @@ def from_pretrained(
     `InputError` if there is no such model, it cannot be downloaded, or it is not valid (see `load_model`)."""
     if name is not None and not isinstance(name, (str, os.PathLike)):
         raise InputError(f"A model is named by text or by a path, not by {type(name).__name__}.")
-    if name is None or isinstance(name, os.PathLike) or os.path.isdir(name):
+    is_path = name is None or isinstance(name, os.PathLike) or os.path.isdir(name)
+    if is_path or bundled_folder(name):
         if revision: raise InputError("Only a repository of the Hub has revisions; a folder is as it is.")
-        return load_model(name, device)
+        return load_model(name if is_path else bundled_folder(name), device)
     repo, revision = parse_repo_id(name, revision)
     folder = download_model(repo, revision, cache, offline, token)
     return replace(load_model(folder, device, repo), name=repo.split("/")[1], revision=folder.name)

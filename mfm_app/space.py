@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['generated_marker', 'hardware_names', 'python_versions', 'system_packages', 'zerogpu_requirements', 'app_template',
-           'load_import', 'fixed_fields', 'readme_template', 'compute_notes', 'model_notes', 'max_title',
-           'default_title', 'zerogpu_engine', 'requirements', 'model_location', 'app_text', 'front_matter',
-           'readme_text', 'check_space_options', 'check_target', 'copy_package', 'fill_space', 'replace_folder',
-           'write_space', 'upload_space']
+           'load_import', 'fixed_fields', 'readme_template', 'compute_notes', 'model_notes', 'data_note', 'max_title',
+           'default_title', 'zerogpu_engine', 'requirements', 'SpaceModel', 'space_models', 'load_call', 'app_text',
+           'front_matter', 'model_texts', 'readme_text', 'check_space_options', 'check_target', 'copy_package',
+           'copy_model', 'fill_space', 'replace_folder', 'write_space', 'upload_space']
 
 # %% ../nbs/39_space.ipynb #702dfc33
 import json
@@ -16,12 +16,14 @@ import platform
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from .core import InputError, os_reason
-from .engine import Engine
-from .hub import Model, bundled, from_pretrained, max_file_bytes, name_in_errors, parse_repo_id, push_space
+from .engine import Engine, address_names, check_different
+from .hub import (Model, bundled, bundled_folder, from_pretrained, max_file_bytes, name_in_errors, parse_repo_id,
+                         push_space)
 
 # %% ../nbs/39_space.ipynb #480d8fa0
 def zerogpu_engine(*args, **kwargs)->Engine:     # as in `hub.from_pretrained`
@@ -55,28 +57,55 @@ app_template = """{marker}
 {imports}
 from mfm_app.ui import launch
 
-launch(load({argument}))
+launch({argument})
 """
 load_import = dict(
     cpu="from mfm_app.engine import load",
     zero="import spaces      # before anything looks for a GPU\n\nfrom mfm_app.space import zerogpu_engine as load")
 
 # %% ../nbs/39_space.ipynb #83c70408
-def model_location(model:Model)->str:
-    "Where the app finds its model: bundled, hub or folder."
-    return "bundled" if model.source == "bundled" else "hub" if model.revision else "folder"
+@dataclass(frozen=True)
+class SpaceModel:
+    "A model that a Space serves."
+    given:object            # as the user named it, with its revision; None is the bundled one
+    model:Model
+    name:str                # what an address calls it
+    folder:str="model"      # of the Space, for a model that is a folder
+
+    @property
+    def location(self)->str:
+        "Where the app finds it: bundled, hub or folder."
+        if self.model.source == "bundled" or bundled_folder(self.model.source): return "bundled"
+        return "hub" if self.model.revision else "folder"
+
+
+def space_models(given, token:str|None=None)->list:      # given: a name or several, as `hub.from_pretrained` takes them
+    "The models of a Space; `InputError` if one cannot be read, or is given twice."
+    given = list(given) or [None] if isinstance(given, (list, tuple)) else [given]
+    models = [from_pretrained(name, token=token) for name in given]      # one that cannot be read here cannot there
+    check_different(models)
+    names = address_names(given, models)
+    folders = [f"models/{name}" for name in names] if len(names) > 1 else ["model"]
+    return [SpaceModel(*fields) for fields in zip(given, models, names, folders)]
+
+# %% ../nbs/39_space.ipynb #3d4839d1
+def load_call(m:SpaceModel)->str:
+    "How the app loads a model."
+    path = 'Path(__file__).with_name("model")' if m.folder == "model" else f"Path(__file__).parent / {m.folder!r}"
+    own = "" if m.model.source == "bundled" else json.dumps(m.model.source)
+    return f"load({dict(bundled=own, hub=json.dumps(str(m.given)), folder=path)[m.location]})"
 
 
 def app_text(
-    model:Model,
-    kind:str,              # a key of `hardware_names`
-    name:str|None=None,    # of the model as the user gave it, with its revision
+    models:list,     # of `SpaceModel`
+    kind:str,        # a key of `hardware_names`
 )->str:
     "The app.py of a Space."
-    location = model_location(model)
-    arguments = dict(bundled="", hub=json.dumps(str(name)), folder='Path(__file__).with_name("model")')
-    imports = "from pathlib import Path\n\n" * (location == "folder") + load_import[kind]
-    return app_template.format(marker=generated_marker, imports=imports, argument=arguments[location])
+    paths = any(m.location == "folder" for m in models)
+    calls = "".join(f"    {m.name!r}: {load_call(m)},\n" for m in models)
+    argument = load_call(models[0]) if len(models) == 1 else f"{{\n{calls}}}"
+    imports = "from pathlib import Path\n\n" * paths + load_import[kind]
+    return app_template.format(marker=generated_marker, imports=imports, argument=argument)
 
 # %% ../nbs/39_space.ipynb #517037c0
 fixed_fields = dict(      # of the front matter
@@ -85,11 +114,11 @@ fixed_fields = dict(      # of the front matter
     tags=["mfm_app", "flow-matching", "microscopy", "cell-morphology", "biology"])
 
 
-def front_matter(title:str, kind:str, model:Model)->str:
+def front_matter(title:str, kind:str, models:list)->str:      # of `SpaceModel`
     "What the Hub reads of a Space, as YAML between its fences."
     fields = dict(title=title, **fixed_fields, sdk_version=version("gradio"), python_version=python_versions[kind],
                   suggested_hardware=hardware_names[kind])
-    if model_location(model) == "hub": fields["models"] = [model.source]
+    if on_hub := [m.model.source for m in models if m.location == "hub"]: fields["models"] = on_hub
     lines = (f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items())      # JSON is YAML
     return "\n".join(["---", *lines, "---"])
 
@@ -101,7 +130,7 @@ Pick a drug or draw a molecule, and a dose: a flow-matching model (Jones et al. 
 cells that received it, beside the same cells untreated. Or upload an image of untreated cells and see their \
 counterfactuals, or a list of molecules and see them ranked.
 
-{model} Its weights begin with {weights} (SHA-256).
+{models}
 
 ## Limitations
 A generated cell is a hypothesis, not a measurement. The model knows the compounds, doses and experiments it was \
@@ -114,7 +143,7 @@ model's card: what it was trained on, how good it is, where it fails.
 visitor leaves.
 
 ## Data and licences
-The model was trained on: {data}. Licence: {licence}. Attribution: {attribution}. The code is under Apache-2.0.
+{data} The code is under Apache-2.0.
 """
 
 # %% ../nbs/39_space.ipynb #043910d9
@@ -124,20 +153,29 @@ compute_notes = dict(
     zero="The cells are generated on a GPU that ZeroGPU allocates to each request and counts against the visitor's own "
          "quota; when that is used up, the page says so. On a Space without ZeroGPU the app runs on what there is.")
 model_notes = dict(
-    bundled="The model is the one that comes with the package, in `mfm_app/weights`.",
-    folder="The model is the folder `model`, whose README.md is its card.",
-    hub="The model is {source} on the Hub, and its card is there; what follows was so when this Space was written. "
+    bundled="{model} is the one that comes with the package, in `mfm_app/weights`.",
+    folder="{model} is the folder `{folder}`, whose README.md is its card.",
+    hub="{model} is {source} on the Hub, and its card is there; what follows was so when this Space was written. "
         "If it is private, the Space needs a secret HF_TOKEN that may read it.")
+data_note = "{model} was trained on: {data}. Licence: {licence}. Attribution: {attribution}."
 
 # %% ../nbs/39_space.ipynb #6535fac1
-def readme_text(title:str, kind:str, model:Model)->str:
-    "The README.md of a Space."
-    data = model.config["data"]
-    return readme_template.format(
-        front=front_matter(title, kind, model), title=title, weights=model.sha256[:12], compute=compute_notes[kind],
-        model=model_notes[model_location(model)].format(source=model.source),
-        data=data.get("title", "a folder of images"), licence=data.get("licence", "unknown"),
+def model_texts(m:SpaceModel, called:str)->tuple:      # called: at the start of a sentence
+    "What the README.md of a Space says of a model: where it is, and what it was trained on."
+    data, note = m.model.config["data"], model_notes[m.location]
+    where = note.format(model=called, folder=m.folder, source=m.model.source)
+    trained = data_note.format(
+        model=called, data=data.get("title", "a folder of images"), licence=data.get("licence", "unknown"),
         attribution=data.get("attribution", "unknown"))
+    return f"{where} Its weights begin with {m.model.sha256[:12]} (SHA-256).", trained
+
+
+def readme_text(title:str, kind:str, models:list)->str:      # of `SpaceModel`
+    "The README.md of a Space."
+    alone = len(models) == 1
+    places, data = zip(*(model_texts(m, "The model" if alone else f"The model `{m.name}`") for m in models))
+    return readme_template.format(front=front_matter(title, kind, models), title=title, compute=compute_notes[kind],
+                                  models="\n\n".join(places), data="\n\n".join(data))
 
 # %% ../nbs/39_space.ipynb #f62822a0
 max_title = 80      # characters
@@ -172,28 +210,32 @@ def check_target(folder:Path):
 # %% ../nbs/39_space.ipynb #1dbc0c14
 def copy_package(
     folder,                # where to
-    weights:bool=True,     # with the bundled model
+    weights=(),     # names of the bundled models that go with it
 ):
     "Copy this package without caches, hidden files and weights that the Space does not use."
-    unused = {"__pycache__", "_modidx.py", "simulated"} | (set() if weights else {bundled.name})
+    unused = {"__pycache__", "_modidx.py", *(path.name for path in bundled.parent.iterdir())} - set(weights)
     is_unused = lambda name: name in unused or name.endswith((".pyi", ".part")) or name.startswith(".")
     shutil.copytree(bundled.parents[1], folder, copy_function=shutil.copyfile,
                     ignore=lambda _, names: set(filter(is_unused, names)))
 
 
-def fill_space(folder:Path, model:Model, kind:str, title:str, name=None):      # name: of the model, as in `app_text`
+def copy_model(m:SpaceModel, folder:Path):      # folder: of the Space
+    "Copy a model that is a folder, without its other files."
+    (copied := folder / m.folder).mkdir(parents=True, exist_ok=True)
+    for path in filter(Path.is_file, (Path(m.given) / path for path in max_file_bytes)):
+        with name_in_errors(m.model.name): path.open("rb").close()      # or it reads as one that cannot be written
+        shutil.copyfile(path, copied / path.name)
+
+
+def fill_space(folder:Path, models:list, kind:str, title:str):      # models: of `SpaceModel`
     "Write the files of a Space into an empty folder."
-    location = model_location(model)
     lines = lambda values: "\n".join(values) + "\n"
-    texts = {"app.py": app_text(model, kind, name), "README.md": readme_text(title, kind, model),
+    texts = {"app.py": app_text(models, kind), "README.md": readme_text(title, kind, models),
              "requirements.txt": lines(requirements(kind)), "packages.txt": lines(system_packages)}
     for path, text in texts.items(): (folder / path).write_text(text, encoding="utf-8")
-    copy_package(folder / "mfm_app", weights=location == "bundled")
-    if location != "folder": return
-    (folder / "model").mkdir()
-    for path in filter(Path.is_file, (Path(name) / path for path in max_file_bytes)):
-        with name_in_errors(model.name): path.open("rb").close()      # or it reads as one that cannot be written
-        shutil.copyfile(path, folder / "model" / path.name)
+    copy_package(folder / "mfm_app", {m.model.name for m in models if m.location == "bundled"})
+    for m in models:
+        if m.location == "folder": copy_model(m, folder)
 
 # %% ../nbs/39_space.ipynb #3c449fbb
 def replace_folder(fresh:Path, folder:Path, old:Path):
@@ -211,7 +253,7 @@ default_title = "Watch cells respond"
 def write_space(
     folder,                             # made, or replaced if it is an earlier Space
     repo:str,                           # "user/name"
-    model=None,                         # a model folder or a repository on the Hub; None is the bundled model
+    model=None,                         # as in `hub.from_pretrained`, or several
     kind:str="cpu",                     # "zero" is ZeroGPU
     title:str=default_title,            # one line of up to 80 characters
     token:str|None=None,                # that may read the model, as in `hub.from_pretrained`
@@ -219,12 +261,12 @@ def write_space(
     "Write a complete Space; `InputError` if an option is not allowed, or the model or the folder cannot be used."
     check_space_options(repo, kind, title)
     check_target(folder := Path(folder).resolve())
-    loaded = from_pretrained(model, token=token)     # a model that cannot be read here cannot be read there
+    models = space_models(model, token)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".space-") as beside:
             (fresh := Path(beside) / "fresh").mkdir()
-            fill_space(fresh, loaded, kind, title, model)
+            fill_space(fresh, models, kind, title)
             replace_folder(fresh, folder, Path(beside) / "old")
     except OSError as e: raise InputError(f"'{folder.name}' cannot be written: {os_reason(e)}.") from None
     return folder

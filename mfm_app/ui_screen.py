@@ -37,7 +37,7 @@ from .ui_parts import (component, experiment_field, field_output, field_validity
                               static_url, upload_field)
 from .ui_session import Session, discard, error_line, number_changes, private, valid, validity
 from .viz import data_uri, phenotype_map, show
-from .vocabulary import usual_dose
+from .vocabulary import capital, usual_dose
 
 # %% ../nbs/35_ui_screen.ipynb #d9ec9448
 max_screened = 2_000      # molecules
@@ -145,14 +145,16 @@ def molecule_cells(
         folder = ScreenFolder(sessions[query["run"]].path)
         number = check_int(query["number"], "The number", 1, 10**6)
         result = next(islice(folder.results, number - 1, None))
-        channels = engine.model.channels
-        view = channel_view(query.get("show"), [c["name"] for c in channels])
+        channels, names = engine.model.channels, [c["name"] for c in engine.model.channels]
+        try: view = channel_view(query.get("show"), names)
+        except InputError: view = {}      # of an address that the page has refused
         treated, control = (show(folder.cells(n), channels, columns=4, **view) for n in (number, 0))
     except (InputError, *lost_errors): return json.dumps(dict(error=lost_screen))
     except OSError as e: return json.dumps(dict(error=f"The cells cannot be read on the server: {os_reason(e)}."))
     return json.dumps(dict(
         treated=data_uri(np.asarray(treated), lossless=True), control=data_uri(np.asarray(control), lossless=True),
-        control_name=engine.vocab.control, structure=drawing(result.smiles, 240, 150) if result.smiles else ""))
+        control_name=engine.vocab.control, rows=names if "grid" in view else [],
+        structure=drawing(result.smiles, 240, 150) if result.smiles else ""))
 
 # %% ../nbs/35_ui_screen.ipynb #2ed81841
 def missed_rows(
@@ -226,7 +228,7 @@ def screen_fields(engine:Engine)->tuple:
     "What is screened, and how: text, file, dose, cells, experiment."
     default, reads = check_settings(engine, ScreenSettings()), engine.molecules.reads
     many, first_lines = engine.vocab.kind.many, "\n".join(example_list(engine).split("\n")[:3])
-    text = gr.Textbox(label="Molecules" if reads else many[0].upper() + many[1:], lines=6, max_lines=10,
+    text = gr.Textbox(label="Molecules" if reads else capital(many), lines=6, max_lines=10,
                       info=list_info if reads else names_info, placeholder=first_lines, elem_id="screen-list")
     example = gr.Button("Fill in an example", size="sm", elem_id="screen-example")
     file = upload_field("or a .csv, .txt, .smi or .sdf file", list_types, "screen-file")
@@ -321,7 +323,8 @@ def screen_component(engine:Engine)->gr.HTML:
     "Progress, map, ranked table, and the cells of the molecule that is chosen."
     def get_cells(query): return molecule_cells(engine, query)
     def get_missed(query): return missed_rows(query)
-    constants = dict(plotly=static_url(), byName=not engine.molecules.reads, classes=engine.vocab.kind.classes)
+    constants = dict(plotly=static_url(), byName=not engine.molecules.reads, classes=engine.vocab.kind.classes,
+                     doses=any(p.doses for p in engine.vocab.treated))
     return component("screen", elem_id="screen", constants=constants,
                      server_functions=[get_cells, get_missed])
 

@@ -155,11 +155,12 @@ def round_trips(
     cells,                               # (B, C, H, W) uint8 real controls
     experiment:str|None=None,
     settings=round_trip_settings,        # `Sampling`s
+    cell_type:str|None=None,
 )->list:                                 # dicts with solver, steps, nfe and psnr, dB
     "How much of a cell is lost by inverting and sampling again."
     control = (Treatment(engine.vocab.control),)
     def round_trip(sampling):
-        *_, answer = stream(engine, cells, CounterfactualRequest(control, experiment, sampling=sampling))
+        *_, answer = stream(engine, cells, CounterfactualRequest(control, experiment, cell_type, sampling))
         return dict(solver=answer.provenance["solver"], steps=sampling.steps, nfe=answer.provenance["nfe"],
                     psnr=round(answer.fidelity.psnr, 2), default=sampling == inversion)
     return [round_trip(sampling) for sampling in settings]
@@ -182,13 +183,13 @@ def shift(
     treatment:Treatment,
     real:pd.DataFrame,           # profiles of real cells with this treatment
     untreated:pd.DataFrame,      # profiles of real untreated cells of the same experiment
-    experiment:str|None=None,
+    experiment:str|None=None, cell_type:str|None=None,
 )->dict:                         # as JSON takes it
     "The predicted mean shift beside the real one, and how much of each cell stays."
-    *_, answer = stream(engine, cells, CounterfactualRequest((treatment,), experiment))
+    *_, answer = stream(engine, cells, CounterfactualRequest((treatment,), experiment, cell_type))
     request, seeds = answer.requests[0], range(min(len(cells), 64))
     from_noise = engine.generate(treatment.perturbation, treatment.dose_um, seeds, experiment=request.experiment,
-                                 molecule=treatment.molecule)
+                                 cell_type=request.cell_type, molecule=treatment.molecule)
     profiles = *answer.comparisons[0].profiles, *from_noise.comparison.profiles
     base, target, after, before, *noise = z_score(untreated, real, *profiles)
     step = lambda after, before: after.mean(0) - before.mean(0)
@@ -211,14 +212,14 @@ def evaluate_counterfactuals(model:Model, cells:Cells, n:int=64)->dict:
     unseen = cells.where(perturbation=control, split="iid")
     if not len(unseen):
         raise InputError("Counterfactuals are judged on unseen controls; the data have none in the split iid.")
-    experiment = unseen.table["experiment"].mode()[0]
-    here, unseen = cells.where(experiment=experiment), unseen.where(experiment=experiment)
+    place = dict(zip(("experiment", "cell_type"), unseen.table.groupby(["experiment", "cell_type"]).size().idxmax()))
+    here, unseen = cells.where(**place), unseen.where(**place)
     some = unseen[np.random.default_rng(0).permutation(len(unseen))[:n]].images
     untreated = measured(here.where(perturbation=control, split="train").images[:1000])
     treated = {c: cells_of(here, *c).images for c in trained_conditions(cells, min_real) if c[0] != control}
-    shifts = [shift(engine, some, Treatment(*c), measured(images), untreated, experiment)
+    shifts = [shift(engine, some, Treatment(*c), measured(images), untreated, **place)
               for c, images in treated.items() if len(images) >= min_real]
-    return dict(round_trips=round_trips(engine, some[:max(1, n // 4)], experiment), shifts=shifts)
+    return dict(round_trips=round_trips(engine, some[:max(1, n // 4)], **place), shifts=shifts)
 
 # %% ../nbs/25_validation.ipynb #e6ae6c00
 def unit_maps(maps:np.ndarray)->np.ndarray:      # (N, ...) -> (N, pixels), centred and of length 1

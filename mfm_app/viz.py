@@ -75,22 +75,25 @@ def composite(
     return (total.clip(0, 1) * 255).round().astype(np.uint8)
 
 # %% ../nbs/02_viz.ipynb #789f07de
-table_points = dict(      # 16 colours of each table, from dark to bright
-    grey=" ".join(f"{v:02x}" * 3 for v in range(0, 256, 17)),
-    viridis="440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e "
-            "1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b fde725",
-    magma="000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d "
-          "c43c75 de4968 f1605d fa7f5e fe9f6d febf84 fddea0 fcfdbf",
-    cividis="00224e 002e6c 1e3a6f 35456c 47516c 575d6d 666970 757575 "
-            "848279 948e77 a59c74 b7a96e c8b866 dbc75a eed649 fee838")
+table_points = dict(      # every fifth colour of each table, from dark to bright
+    grey="".join(f"{v:02x}" * 3 for v in range(0, 256, 5)),
+    viridis="44015446085c471063481769481d6f482475472a7a46307e453781433d844142873f48893d4e8a3a538b38598c355e8d33638d31"
+            "688e2e6d8e2c718e2a768e297b8e27808e25848e23898e218e8d20928c1f978b1e9c891fa18821a58524aa8328ae802eb37c35b7"
+            "793dbc7446c06f50c46a5ac86465cb5e70cf577cd25089d54895d840a2da37b0dd2fbddf26cae11fd8e219e5e419f1e51dfde725",
+    magma="00000402020b0504160907200e0b2b140e361a104221114e29115a311165390f6e420f754a107952137c5a167e6219806a1c8172"
+          "1f81792282812581892881912b81992d80a1307eaa337db2357bba3878c23b75ca3e72d2426fd9466be04c67e75263ec5860f160"
+          "5df4695cf7725cf97b5dfb8560fc8e64fd9869fea16efeaa74feb47bfebd82fec68afecf92fed89afde2a3fdebacfcf4b6fcfdbf",
+    cividis="00224e002656002a5f002d68003070083370163770203a6f273e6e2e416d34456c3a486c3f4c6c444f6c49536c4e566c535a6d57"
+            "5d6d5c616e60646f656870696b716d6f727272747676767a7a787e7d788381798885788d8878928c789690779b9476a09875a59c"
+            "74aaa073afa471b5a86fbaac6dbfb06bc4b468c9b965cfbd62d4c15fdac65bdfca57e5cf52ead34cf0d846f6dd3ffce236fee838")
 
 
 def colour_table(name:str)->np.ndarray:      # one of `table_points`; (256, 3) uint8
     "The colour of each of 256 levels, or `InputError`."
     if name not in table_points:
         raise InputError(f"A table of colours is {', '.join(table_points)}, not {str(name)[:40]!r}.")
-    points = np.array([[int(c[i:i + 2], 16) for i in (0, 2, 4)] for c in table_points[name].split()])
-    return np.stack([np.interp(np.arange(256), range(0, 256, 17), p).round() for p in points.T], 1).astype(np.uint8)
+    points = np.frombuffer(bytes.fromhex(table_points[name]), np.uint8).reshape(-1, 3)
+    return np.stack([np.interp(np.arange(256), range(0, 256, 5), p).round() for p in points.T], 1).astype(np.uint8)
 
 
 def look_up(
@@ -514,7 +517,7 @@ def effect_picture(
     for ax in axes.flat: ax.set_axis_off()
     for ax, channel, z in zip(axes.flat, channels, mean):
         heatmap = ax.imshow(z, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-        ax.set_title(channel["name"], fontsize=10)
+        ax.set_title(channel["name"][:50], fontsize=10 if len(channel["name"]) < 24 else 6, parse_math=False)
     figure.colorbar(heatmap, ax=axes, label="change, grey levels", fraction=.05)
     return Image.fromarray(rendered(figure))
 

@@ -21,7 +21,7 @@ nbs = Path(__file__).resolve().parent
 root = nbs.parent
 log = get_plugin_logger("docs")
 cards = {"Model card": "mfm_app/weights/bbbc021", "Simulated world": "mfm_app/weights/simulated",
-         "Bench": "bench"}      # folders with a README.md
+         "Simulated genes": "mfm_app/weights/simulated-genes", "Bench": "bench"}      # folders with a README.md
 rooms_line = ("One notebook, one module, one noun; each uses only those before it. Code with a coloured edge is what "
               "the module holds; the rest shows it at work")
 

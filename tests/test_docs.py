@@ -209,10 +209,10 @@ def house(tmp_path):
     "Build the site of a room made of these cells: what was said, and where the site is."
     (tmp_path / "mfm_app").mkdir()
     (tmp_path / "mfm_app/one.py").write_text(module)
-    for folder in ("mfm_app/weights/bbbc021", "mfm_app/weights/simulated", "bench"):
-        (tmp_path / folder).mkdir(parents=True)
-    for folder in ("mfm_app/weights/bbbc021", "mfm_app/weights/simulated", "bench"):
-        (tmp_path / folder / "README.md").write_text("# Card\n")
+    for name in ("bbbc021", "simulated", "simulated-genes"): (tmp_path / "mfm_app/weights" / name).mkdir(parents=True)
+    (tmp_path / "bench").mkdir()
+    for folder in (*(tmp_path / "mfm_app/weights").iterdir(), tmp_path / "bench"):
+        (folder / "README.md").write_text("# Card\n")
     shutil.copytree(nbs / "docs_assets", tmp_path / "nbs/docs_assets")
     for name in ("docs.py", "mkdocs.yml"): shutil.copy(nbs / name, tmp_path / "nbs")
     def make(*cells):

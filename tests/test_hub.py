@@ -178,6 +178,20 @@ def test_the_bundled_model_and_folders_make_no_request(hub, tmp_path):
     assert not hub.requests
 
 
+@pytest.mark.parametrize("folder", sorted(bundled.parent.iterdir()), ids=lambda p: p.name)
+def test_models_that_come_with_the_package_go_by_their_names(hub, folder, tmp_path, monkeypatch):
+    by_name = from_pretrained(folder.name)
+    assert by_name.sha256 == from_pretrained(folder).sha256 and by_name.name == folder.name
+    assert by_name.source == ("bundled" if folder == bundled else folder.name)
+    with pytest.raises(InputError, match="Only a repository of the Hub has revisions"):
+        from_pretrained(folder.name, "v1")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small if folder == bundled else bundled, tmp_path / folder.name)
+    mine = from_pretrained(folder.name)
+    assert mine.sha256 != by_name.sha256 and mine.source == f"./{folder.name}", "one's own folder goes before"
+    assert not hub.requests
+
+
 def test_a_folder_goes_before_a_repository_of_its_name(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small, "lab/cells")

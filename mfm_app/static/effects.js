@@ -3,20 +3,44 @@
 // pixels that may be chance invisible; hovering still reads their numbers.
 const find = selector => element.querySelector(selector);
 const significantOnly = find('.switch input'), maps = find('.maps .plot'), bars = find('.profile .plot');
-const maxSide = 320;      // pixels along the side of a map
+const minSide = 80, maxSide = 320, nameHeight = 26;      // pixels along the side of a map, and above it
 const loadFailed = 'The figures could not be loaded from the server; reload the page to try again.';
-let effect = null, width = 0, configs = null;
+let effect = null, width = 0, configs = null, loaded = 0;
 
-// So wide that no map is too large, and as high as the maps then are.
-function size() {
-  const { grid, margin, xaxis, yaxis } = effect.maps.layout;
+// As many maps in a row as the figure has them, or as the page has room for; so wide that no map is too large.
+function mapLayout() {
+  const layout = structuredClone(effect.maps.layout), { grid, margin, xaxis, yaxis } = layout;
+  const axes = Object.keys(layout).filter(name => name.startsWith('xaxis')).map(name => layout[name]);
+  const room = Math.floor((maps.clientWidth - margin.l - margin.r) / minSide);
+  grid.rows = Math.ceil(axes.length / Math.max(1, Math.min(grid.columns, room)));
+  grid.columns = Math.ceil(axes.length / grid.rows);
   const length = axis => Math.abs(axis.range[1] - axis.range[0]);
-  const across = (grid.columns - grid.xgap) / (1 - grid.xgap), down = (grid.rows - grid.ygap) / (1 - grid.ygap);
+  const across = (grid.columns - grid.xgap) / (1 - grid.xgap);
   const side = Math.min(maxSide, (maps.clientWidth - margin.l - margin.r) / across);
-  return {
+  const high = side * length(yaxis) / length(xaxis);
+  grid.ygap = Math.max(grid.ygap, nameHeight / (high + nameHeight));
+  const down = (grid.rows - grid.ygap) / (1 - grid.ygap);
+  for (const axis of axes) axis.title.text = cut(axis.title.text, side / 7);
+  return Object.assign(layout, {
     width: Math.floor(side * across) + margin.l + margin.r,
-    height: Math.ceil(side * down * length(yaxis) / length(xaxis)) + margin.t + margin.b,
-  };
+    height: Math.ceil(high * down) + margin.t + margin.b,
+    uirevision: loaded,      // what is enlarged stays so on another width
+  });
+}
+
+// What is too long for its place loses its middle; hovering tells all of it.
+function cut(text, room) {
+  const n = Math.max(6, Math.floor(room)), half = Math.floor(n / 2);
+  return text.length > n ? `${text.slice(0, n - half - 1)}…${text.slice(-half)}` : text;
+}
+
+// The profile on a narrow page: short names, and a short title that fits below the bars.
+function barLayout({ data: [{ y }], layout }) {
+  const width = bars.clientWidth, { xaxis, yaxis } = layout;
+  if (width >= 480) return { ...layout, width };
+  const sizes = { title: { ...xaxis.title, text: 'effect size, sd' }, nticks: 4, tickangle: 0 };
+  const ticks = { tickmode: 'array', tickvals: y, ticktext: y.map(name => cut(name, 24)) };
+  return { ...layout, width, xaxis: { ...xaxis, ...sizes }, yaxis: { ...yaxis, ...ticks } };
 }
 
 // Dragging scrolls the page until enlarging is switched on. Made once: to plotly, other settings are another plot.
@@ -57,11 +81,10 @@ async function draw() {
   try { Plotly = await window.mfmPlotly(plotly); } catch { find('.note').textContent = loadFailed; return; }
   if (!effect || !maps.clientWidth) return;
   configs ??= [config(Plotly, 'effect-maps', true), config(Plotly, 'morphology-profile')];
-  const { data, layout } = effect.maps, profile = effect.bars;
-  const opacity = significantOnly.checked ? 0 : 1;
-  const traces = data.map(trace => trace.meta?.significant === false ? { ...trace, opacity } : trace);
-  const done = [Plotly.react(maps, traces, { ...layout, ...size() }, configs[0])];
-  if (profile) done.push(Plotly.react(bars, profile.data, { ...profile.layout, width: bars.clientWidth }, configs[1]));
+  const profile = effect.bars, opacity = significantOnly.checked ? 0 : 1;
+  const traces = effect.maps.data.map(trace => trace.meta?.significant === false ? { ...trace, opacity } : trace);
+  const done = [Plotly.react(maps, traces, mapLayout(), configs[0])];
+  if (profile) done.push(Plotly.react(bars, profile.data, barLayout(profile), configs[1]));
   await Promise.all(done);
   describeAll();
 }
@@ -90,7 +113,7 @@ function load(value) {
   if (!effect) return;
   find('.stale').hidden = !effect.stale;
   find('.both').classList.toggle('old', Boolean(effect.stale));
-  if (value.maps) { showTexts(); draw(); }
+  if (value.maps) { loaded += 1; showTexts(); draw(); }
 }
 
 significantOnly.addEventListener('change', () => {
@@ -104,10 +127,7 @@ new ResizeObserver(() => {
   const current = maps.clientWidth;
   if (!effect || current === width) return;
   width = current;
-  if (!current) return;
-  if (!maps.data) return void draw();
-  window.Plotly.relayout(maps, size());
-  if (effect.bars) window.Plotly.relayout(bars, { width: bars.clientWidth });
+  if (current) draw();
 }).observe(find('.maps'));
 
 watch('value', () => load(props.value ? JSON.parse(props.value) : null));

@@ -73,7 +73,7 @@
     const own = colour && { colour: decodeURIComponent(colour) };
     return [decodeURIComponent(name), { on: true, ...range(levels), ...own }];
   };
-  const picture = window.mfmPicture = { as: 'composite', one: '', table: 'grey', low: 0, high: 255 };
+  const picture = window.mfmPicture ??= { as: 'composite', one: '', table: 'grey', low: 0, high: 255 };
   try {
     const [composite, how = '', table] = (asked.get('show') ?? '').split(';'), [as, ...rest] = how.split(':');
     if (composite) window.mfmAsked = new Map(composite === '-' ? [] : composite.split(',').map(channel));
@@ -93,12 +93,23 @@
     return [composite, how, colours].join(';').replace(/;+$/, '');
   };
 
+  // Where several models are served, an address names the page's; links to the others keep the tab and the theme.
+  const model = () => document.querySelector('#models [aria-current]')?.dataset.model;
+  const follow = ({ target }) => {
+    const link = target.closest?.('#models a'), theme = asked.get('__theme');
+    if (!link) return;
+    link.href = `?${new URLSearchParams({ model: link.dataset.model, tab: open, ...theme && { __theme: theme } })}`;
+  };
+  for (const kind of ['pointerdown', 'focusin']) document.addEventListener(kind, follow, true);
+
   // The address bar shows the open tab: of each tab the last view, or just its name, and how it is displayed.
   let open = window.mfmOpened = tabs.includes(asked.get('tab')) ? asked.get('tab') : 'explore';
   const last = {}, cells = { [open]: Number(asked.get('cell')) || 0 };
   window.mfmAddress = (tab, address) => {
-    const query = new URLSearchParams(address);
-    if (!query.has('perturbation') && !query.has('molecule')) return address;
+    const query = new URLSearchParams(address), treated = query.has('perturbation') || query.has('molecule');
+    if (!treated && !model()) return address;
+    if (model()) query.set('model', model());
+    if (!treated) return `?${query}`;
     const display = { show: window.mfmShow(), cell: cells[tab] ? String(cells[tab]) : '' };
     for (const [name, value] of Object.entries(display)) { if (value) query.set(name, value); else query.delete(name); }
     return `?${query}`;

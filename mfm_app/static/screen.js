@@ -35,7 +35,7 @@ const allColumns = [
   { key: 'tanimoto', name: 'Nearest', width: 15,
     title: 'The compound with the most similar structure, and the Tanimoto similarity' },
 ];
-const columns = allColumns.filter(column => !byName || column.key !== 'tanimoto');
+const columns = allColumns.filter(({ key }) => (!byName || key !== 'tanimoto') && (doses || key !== 'dose_um'));
 const doseOf = result => result.dose_um === null ? '' : String(+result.dose_um.toPrecision(3));
 
 function make(tag, className, text) {
@@ -81,7 +81,7 @@ function line(result) {
   const said = [result.name, result.smiles].filter(Boolean).join(': ');
   molecule.title = result.notes ? `${said}\n${result.notes}` : said;
   if (result.notes) molecule.append(Object.assign(make('small', '', ' *'), { ariaLabel: `, ${result.notes}` }));
-  cell('number', doseOf(result) || '–');
+  if (doses) cell('number', doseOf(result) || '–');
   const strength = make('div', 'strength');
   strength.append(make('span', '', result.strength.toFixed(1)), make('i'));
   cell('', strength);
@@ -235,8 +235,9 @@ async function choose(number) {
   const result = results.find(r => r.number === number), query = ++queries, queriedRun = run;
   if (!result) return;
   select(number);
+  const show = window.mfmShow?.() ?? '';
   let cells;
-  try { cells = JSON.parse(await server.get_cells({ run, number })); }
+  try { cells = JSON.parse(await server.get_cells({ run, number, show })); }
   catch { cells = { error: 'The server did not answer; try again.' }; }
   if (query === queries && queriedRun === run) showDetails(result, cells);
 }
@@ -254,7 +255,8 @@ function showDetails(result, cells) {
     image.alt = `${caption}: predicted cells`;
     details.append(make('p', 'caption', caption), image);
   };
-  picture('Treated', cells.treated);
+  const rows = cells.rows?.length ? `; rows from above: ${cells.rows.join(', ')}` : '';
+  picture(`Treated${rows}`, cells.treated);
   picture(`${cells.control_name}, from the same noise`, cells.control);
   const structure = make('div', 'structure');
   structure.innerHTML = cells.structure;
@@ -374,3 +376,10 @@ if (byName) {
   find('.legend').innerHTML = '<i><b>●</b> many cells in training</i> <i><b>◆</b> some</i> <i><b>○</b> few</i>';
 }
 header();
+
+// Channels are shown as the viewers show them; only the pictures change.
+let repaint = null;
+window.addEventListener('mfm-channels', () => {
+  clearTimeout(repaint);
+  if (details.querySelector('img')) repaint = setTimeout(() => choose(chosen), 200);
+});

@@ -1,7 +1,8 @@
 // Frames arrive one by one, a grey atlas for each channel that is looked at: cells row by row, group after group.
 // A group is one row of images. Where a run has a series, the groups from `run.series` on are alternatives:
-// one of them is shown large. Colour, contrast, the chosen cell and the step shown are all decided here,
-// so nothing waits for the server but a channel that is looked at for the first time.
+// one of them is shown large; where it has a `stack`, groups stand in columns of so many, such as treated above
+// control, and the effect of one column is shown. Colour, contrast, the chosen cell and the step shown are all
+// decided here, so nothing waits for the server but a channel that is looked at for the first time.
 const find = selector => element.querySelector(selector);
 const remote = typeof server === 'undefined' ? null : server;      // there is none in a notebook
 const GAMMA = 0.65, past = new Set();      // runs that gave way to a newer one
@@ -44,15 +45,15 @@ const level = (v, { low, high }) => Math.min(1, Math.max(0, (v - low) / Math.max
 const greys = [...Array(256).keys()];
 const filled = f => Float64Array.from({ length: 768 }, (_, i) => f(Math.floor(i / 3), i % 3));
 
-function tablePoint(name, v, k) {
-  const points = TABLES[name] ?? TABLES.grey, i = Math.min(14, Math.floor(v / 17)), part = v - 17 * i;
-  const at = j => parseInt(points.slice(7 * j + 2 * k, 7 * j + 2 * k + 2), 16);
-  return Math.round((at(i) * (17 - part) + at(i + 1) * part) / 17);
+function tableColour(name, v, k) {
+  const points = TABLES[name] ?? TABLES.grey, i = Math.min(50, Math.floor(v / 5)), part = v - 5 * i;
+  const at = j => parseInt(points.slice(6 * j + 2 * k, 6 * j + 2 * k + 2), 16);
+  return Math.round((at(i) * (5 - part) + at(i + 1) * part) / 5);
 }
 
 const addsUp = colours => [0, 1, 2].every(k => colours.reduce((sum, rgb) => sum + rgb[k], 0) <= MOST);
 const lookUp = (c, range) => ({
-  parts: [{ c, table: filled((v, k) => tablePoint(picture.table, Math.round(255 * level(v, range)), k)) }],
+  parts: [{ c, table: filled((v, k) => tableColour(picture.table, Math.round(255 * level(v, range)), k)) }],
 });
 
 // How a picture is made: for each channel grey level -> red, green, blue; `levels` where colours are averaged.
@@ -267,7 +268,12 @@ function channelsChanged() {
 function largePicture(group) {
   const figure = document.createElement('figure');
   figure.innerHTML = '<figcaption></figcaption>';
-  figure.firstChild.textContent = run.labels[group];
+  const heads = run.stack > 1 && group % run.stack === 0;      // a column, whose effect can be looked at
+  const caption = heads ? figure.firstChild.appendChild(document.createElement('button')) : figure.firstChild;
+  caption.textContent = run.labels[group];
+  if (!heads) return figure;
+  Object.assign(caption, { type: 'button', className: 'column', title: 'Show its effect below', disabled: true });
+  caption.addEventListener('click', () => { pickColumn(group / run.stack); trigger('input'); });
   return figure;
 }
 
@@ -278,6 +284,7 @@ function layLarge() {
     const label = run.labels[largeGroups()[i]], shown = drawnAs === 'grid' ? channels : [null];
     const pictures = document.createElement('div');
     pictures.className = drawnAs === 'grid' ? 'tiles' : 'whole';
+    pictures.style.setProperty('--columns', Math.min(4, Math.max(Math.ceil(Math.sqrt(shown.length)), 3), shown.length));
     const canvases = shown.map(c => {
       const part = document.createElement('div'), made = canvas(part);
       made.setAttribute('role', 'img');
@@ -301,7 +308,9 @@ function galleryCells() {
     cell.className = 'cell';
     cell.setAttribute('role', 'option');
     cell.setAttribute('aria-label', name);
-    const pictures = Array.from({ length: rows }, () => canvas(cell));
+    const sheet = run.stack ? cell.appendChild(document.createElement('div')) : cell;
+    sheet.classList.toggle('sheet', sheet !== cell);
+    const pictures = Array.from({ length: rows }, () => canvas(sheet));
     cell.append(name);
     cell.addEventListener('click', () => select(i));
     return { cell, pictures };
@@ -344,6 +353,11 @@ function pick(i) {
   redraw();
 }
 
+function pickColumn(i) {
+  find('.series').dataset.picked = JSON.stringify({ run: run.id, alternative: i });
+  element.querySelectorAll('.column').forEach((button, k) => button.setAttribute('aria-pressed', k === i));
+}
+
 function wipe() {
   const x = find('.wipe').value;
   find('.stack').style.setProperty('--x', `${x}%`);
@@ -363,6 +377,10 @@ function begin(start) {
   alternative = 0;
   told = JSON.stringify([run.shown.map(name => channels.findIndex(c => c.name === name)).sort((a, b) => a - b), false]);
   find('.pair').replaceChildren(...largeGroups().map(largePicture));
+  find('.stage').style.setProperty('--stack', run.stack ?? 1);
+  find('.pair').classList.toggle('columns', Boolean(run.stack));
+  find('.gallery').classList.toggle('wide', Boolean(run.stack));
+  if (run.stack) pickColumn(run.picked);
   layLarge();
   seriesControls();
   galleryCells();
@@ -410,7 +428,7 @@ async function fetchMissing() {
   if (!run || asking) return;
   const wanted = lookedAt(), { id } = run, kind = mode, telling = JSON.stringify([wanted, kind === 'xt']);
   const without = frames.filter(frame => !frame.lost && wanted.some(c => !frame[kind][c]));
-  if (!without.length && telling === told) return;
+  if (!without.length && (telling === told || find('.provenance').textContent)) return;      // no frame is to come
   told = telling;
   const missing = wanted.filter(c => without.some(frame => !frame[kind][c])), steps = without.map(frame => frame.step);
   if (!remote) return without.forEach(frame => { frame.lost = true; });
@@ -437,7 +455,9 @@ watch('value', () => {
   if (run?.id !== message.run.id) begin(message.run);
   // Frames are decoded in the order they were sent.
   if (message.frame) arriving = arriving.then(() => show(message.frame)).catch(() => {});
-  if (message.done) find('.provenance').textContent = message.done;
+  if (!message.done) return;
+  find('.provenance').textContent = message.done;
+  element.querySelectorAll('.column').forEach(button => { button.disabled = false; });
 });
 
 find('.hint').innerHTML = HINT;
