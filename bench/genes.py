@@ -112,7 +112,7 @@ def twin_rows(engine, observed, chosen, cells=16, experiments=("Exp1", "Exp4")):
         pairs = {gene: twins(cells, gene, None, size, seed, genes, experiment, line) for gene in chosen}
         request = CounterfactualRequest(tuple(map(Treatment, chosen)), experiment, line)
         *_, answer = stream(engine, pairs[chosen[0]][0], request)
-        mean = lambda name: observed.where(perturbation=name, experiment=experiment, cell_type=line).images.mean(0)
+        mean = lambda name: observed.where(perturbation=name, cell_type=line).images.mean(0)
         for gene, treated in zip(chosen, answer.treated):
             before, after = (images.astype(float) for images in pairs[gene])
             shift = np.broadcast_to(mean(gene) - mean("EMPTY"), before.shape)

@@ -270,8 +270,8 @@ def check_options(*limits):      # (value, name, low, high) an option
     for value, name, low, high in limits: check_int(value, name, low, high)
 
 # %% ../nbs/40_cli.ipynb #49b043c5
-model_help = ("Model folder, a bundled model by its name (such as simulated-genes), or user/name or user/name@revision on "
-              "the Hub; bbbc021 if not given.")
+model_help = ("Model folder, a bundled model by its name (such as simulated-genes), or user/name or user/name@revision "
+              "on the Hub; bbbc021 if not given.")
 several_help = "Given several times, the page offers these models."
 guidance_help = "Guidance scale: 1 is the model as trained, above 1 exaggerates the perturbation."
 solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if the model has it, else multistep2."

@@ -157,10 +157,12 @@ def counterfactual(
 def sample_controls(
     engine:Engine, seeds,
     experiment:str|None=None,      # None takes the one with most control cells
-    **settings,                    # fields of `Sampling`
+    control:str|None=None,         # one of the controls; None takes the main one
+    **settings,                    # `cell_type`, and fields of `Sampling`
 )->tuple:                          # (B, C, H, W) uint8, and their source
     "Untreated cells from seeds, or `InputError`."
-    answer = engine.generate(engine.vocab.control, seeds=seeds, experiment=experiment, compare=False, **settings)
+    control = control or engine.vocab.control
+    answer = engine.generate(control, seeds=seeds, experiment=experiment, compare=False, **settings)
     r = answer.request
     return answer.images, dict(kind="drawn", seeds=list(r.seeds), experiment=r.experiment, cell_type=r.cell_type,
                                **r.sampling.record())

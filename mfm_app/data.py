@@ -926,8 +926,10 @@ def vocabulary(cells:Cells)->Vocabulary:
         if p.name in place and p.kind == "other" and usual: p.kind = usual[0][0]
     perturbations.sort(key=lambda p: (place.get(p.name, len(place)), p.moa.lower(), p.name.lower()))
     ordered = lambda column: sorted(train[column].unique(), key=lambda name: (len(name), name))
+    lines = train.groupby("experiment")["cell_type"].unique().map(sorted).to_dict()
+    mixed = all(len(seen) == train["cell_type"].nunique() for seen in lines.values())
     return Vocabulary(perturbations, ordered("experiment"), ordered("cell_type"), *controls[:1],
-                      other_controls=controls[1:])
+                      other_controls=controls[1:], lines={} if mixed else lines)
 
 # %% ../nbs/05_data.ipynb #bd29147f
 def conditions(

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['static', 'max_side', 'max_reel_bytes', 'significance_note', 'verdict_words', 'unpack_script', 'frame_html',
            'compressions', 'plotly_config', 'static_text', 'atlas_columns', 'atlas', 'atlases', 'treatment_label',
-           'run_of', 'frame_of', 'Reel', 'run_for', 'cell_count', 'sketch_note', 'done_line', 'effect_note',
-           'effect_figures', 'effects_of', 'drawing', 'neighbour_row', 'molecule_card', 'about_molecule', 'in_iframe',
-           'still_image', 'check_answer', 'cells_picture', 'answer_label', 'Card', 'progress', 'collect_steps',
-           'Compression', 'compressed_frame', 'frame_bytes', 'fit_frames', 'reconstruction_note', 'compression_note',
-           'script_json', 'viewer_constants', 'player_output', 'check_player', 'check_names', 'Player', 'Gallery',
-           'set_map_size', 'add_significance_buttons', 'plotly_output', 'effect_table', 'Heatmaps', 'heatmap_bundles',
-           'Editor']
+           'run_of', 'frame_of', 'Reel', 'run_for', 'run_across', 'cell_count', 'place_text', 'sketch_note',
+           'done_line', 'effect_note', 'effect_figures', 'effects_of', 'drawing', 'neighbour_row', 'molecule_card',
+           'about_molecule', 'in_iframe', 'still_image', 'check_answer', 'cells_picture', 'answer_label', 'Card',
+           'progress', 'collect_steps', 'Compression', 'compressed_frame', 'frame_bytes', 'fit_frames',
+           'reconstruction_note', 'compression_note', 'script_json', 'viewer_constants', 'player_output',
+           'check_player', 'check_names', 'run_of_answer', 'Player', 'Gallery', 'set_map_size',
+           'add_significance_buttons', 'plotly_output', 'effect_table', 'Heatmaps', 'heatmap_bundles', 'Editor']
 
 # %% ../nbs/30_display.ipynb #e3b97201
 import base64
@@ -37,7 +37,7 @@ from PIL import Image
 from .core import InputError, check_int
 from .counterfactual import Counterfactual
 from .effects import Comparison
-from .engine import Answer, Engine, MoleculeReport, Request, ResolvedRequest
+from .engine import AcrossCellTypes, Answer, Engine, MoleculeReport, Request, ResolvedRequest
 from .export import export_of
 from .molecules import draw, read_molecule
 from .sampling import SampleStep
@@ -96,13 +96,15 @@ def run_of(
     steps:int,
     legend:str,            # stands above the gallery
     series:int|None=None,  # the first group of those that are alternatives, shown large one at a time
+    stack:int|None=None,   # how many groups stand above one another in a column; None has no columns
+    picked:int=0,          # which column's effect is shown
 )->dict:                   # JSON types alone
     "The description of a run that the viewer needs before its first frame."
     channels, size = engine.model.channels, engine.model.net.shape[1:]
     of_each = [dict(name=c["name"], colour=c["colour"], rgb=colour_rgb(c["colour"])) for c in channels]
     return dict(id=uuid.uuid4().hex, n=len(names), names=names, groups=len(labels), labels=labels, legend=legend,
                 series=series, steps=steps, size=size, columns=atlas_columns(len(names), size[1]), channels=of_each,
-                shown=default_shown(channels))
+                shown=default_shown(channels), stack=stack, picked=picked)
 
 # %% ../nbs/30_display.ipynb #698666ea
 max_reel_bytes = 128 << 20      # of the steps of one run; the first of them give way
@@ -163,12 +165,36 @@ def run_for(
         legend = "Every seed: treated above, control from the same noise below."
     return run_of(engine, names or [f"seed {s}" for s in requests.seeds], labels, requests.sampling.steps, legend)
 
+# %% ../nbs/30_display.ipynb #affccd1f
+def run_across(
+    engine:Engine,
+    requests:list,          # `ResolvedRequest`s, one a cell type
+    cell_type:str="",       # whose effect is shown first
+)->dict:
+    "The description of a run across cell types: a column each, treated above control."
+    def labels(r):
+        names = [treatment_label(r), r.control.perturbation][:1 + r.compare]
+        return [f"{r.cell_type}: {name}" for name in names]
+    first, names = requests[0], [r.cell_type for r in requests]
+    legend = f"Every seed in {', '.join(names)}{': treated above, control below' * first.compare}."
+    return run_of(engine, [f"seed {s}" for s in first.seeds], sum(map(labels, requests), []), first.sampling.steps,
+                  legend, stack=1 + first.compare, picked=names.index(cell_type) if cell_type in names else 0)
+
 # %% ../nbs/30_display.ipynb #43d9d8de
 def cell_count(n:int)->str: return "1 cell" if n == 1 else f"{n} cells"
 
 
+def place_text(engine:Engine, provenance:dict)->str:
+    "In which experiments, and where there are several in which cell lines, cells were generated."
+    several = lambda value: ", ".join(dict.fromkeys([value] if isinstance(value, str) else value))
+    line = f", {several(provenance['cell_type'])}" if len(engine.vocab.cell_types) > 1 else ""
+    return f"experiment {several(provenance['experiment'])}{line}"
+
+
 def sketch_note(engine:Engine, answer)->str:
     "A warning where the untreated cells shown are of an experiment with few training controls, else an empty text."
+    if isinstance(answer, AcrossCellTypes):
+        return "".join(dict.fromkeys(sketch_note(engine, one) for one in answer.answers))
     request = answer.requests[0] if isinstance(answer, Counterfactual) else answer.request
     control, experiment = request.control.perturbation, answer.provenance["experiment"]
     seen = engine.vocab.perturbation(control).experiments.get(experiment)
@@ -177,13 +203,14 @@ def sketch_note(engine:Engine, answer)->str:
     return f" Only {seen} training cells of {control} are of this experiment, so untreated cells are a sketch too."
 
 
-def done_line(engine:Engine, answer)->str:      # an `Answer` or a `Counterfactual`
+def done_line(engine:Engine, answer)->str:      # an `Answer`, a `Counterfactual` or an `AcrossCellTypes`
     "One line: what was generated, how, for how long, and by which weights."
-    p, inverted = answer.provenance, isinstance(answer, Counterfactual)
-    cells = len(answer.original if inverted else answer.images)
-    treatment = "" if inverted else f": {treatment_label(answer.request)}"
+    p, inverted, across = answer.provenance, isinstance(answer, Counterfactual), isinstance(answer, AcrossCellTypes)
+    one = answer.answers[0] if across else answer
+    cells = len(one.original if inverted else one.images)
+    treatment = "" if inverted else f"{' in each cell line' * across}: {treatment_label(one.request)}"
     steps, unit = f"{p['steps']} steps{' each way' * inverted}", "an image" if inverted else "a cell"
-    return (f"{cell_count(cells)}{treatment}, experiment {p['experiment']}. "
+    return (f"{cell_count(cells)}{treatment}, {place_text(engine, p)}. "
             f"{p['solver']} in {steps}, {p['nfe']} network evaluations {unit}, guidance {p['cfg_scale']:g}; "
             f"{p['seconds']:.1f} s on {p['device']} in {p['dtype']}. "
             f"Weights {p['model']} {p['weights_sha256'][:12]}.{sketch_note(engine, answer)}")
@@ -299,8 +326,8 @@ def still_image(
 
 
 def check_answer(answer):
-    "`InputError` for anything but an `Answer` or a `Counterfactual`."
-    if isinstance(answer, (Answer, Counterfactual)): return
+    "`InputError` for anything but an `Answer`, a `Counterfactual` or an `AcrossCellTypes`."
+    if isinstance(answer, (Answer, Counterfactual, AcrossCellTypes)): return
     name = type(answer).__name__[:40]
     raise InputError(f"An answer of an engine or a counterfactual is shown, not {name!r}.")
 
@@ -460,6 +487,16 @@ def check_names(names, cells:int)->list:
         return list(names)
     raise InputError(f"The names of the cells must be a list of {cells} strings, one a cell.")
 
+# %% ../nbs/30_display.ipynb #a72e7f93
+def run_of_answer(engine:Engine, answer, names, cells:int)->dict:      # names: as `check_names` takes them
+    "The description of the run that led to an answer, or `InputError`."
+    if isinstance(answer, AcrossCellTypes):
+        run = run_across(engine, [one.request for one in answer.answers])
+        return run if names is None else run | dict(names=check_names(names, cells))
+    requests = answer.requests if isinstance(answer, Counterfactual) else answer.request
+    if names is not None or isinstance(requests, list): names = check_names(names, cells)
+    return run_for(engine, requests, names)
+
 # %% ../nbs/30_display.ipynb #ab11484c
 class Player:
     "A run to watch in a notebook, as on the page; the generated cells are in `.answer`. May raise `InputError`."
@@ -476,9 +513,7 @@ class Player:
         _, cells, *shape = steps[0].x1_pred.shape
         if shape != list(engine.model.net.shape):
             raise InputError("This answer is of another engine: its images have another shape.")
-        requests = self.answer.requests if isinstance(self.answer, Counterfactual) else self.answer.request
-        if names is not None or isinstance(requests, list): names = check_names(names, cells)
-        self.run = run_for(engine, requests, names)
+        self.run = run_of_answer(engine, self.answer, names, cells)
         names = [c["name"] for c in self.run["channels"]]
         shown = [names.index(name) for name in self.run["shown"]]
         self.frames, self.compression = fit_frames(steps, kilobytes, states, shown)
@@ -547,12 +582,12 @@ class Heatmaps:
     "What a treatment changed: `.maps` where, `.bars` and `.table` which features. May raise `InputError`."
     def __init__(
         self,
-        answer,             # an `Answer` with its control, or a `Counterfactual`
-        which:int=0,        # of several treatments
+        answer,             # an `Answer` or `AcrossCellTypes` with control, or a `Counterfactual`
+        which:int=0,        # of several treatments or cell types
     ):
         check_answer(answer)
         export, inverted = export_of(answer), isinstance(answer, Counterfactual)
-        if not export.comparisons: answer.comparison      # refuses with the reason
+        if not export.comparisons: getattr(answer, "answers", [answer])[0].comparison      # refuses with the reason
         check_int(which, "The place of the treatment", 0, len(export.comparisons) - 1)
         label, comparison = list(export.comparisons.items())[which]
         self.than = "the reconstruction" if inverted else "the control from the same noise"

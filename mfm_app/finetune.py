@@ -313,6 +313,7 @@ def random_model(
     "A model with random weights that reads the names of some cells, and molecules."
     cells, encode = cells or synthetic_cells(8), Morgan()
     config = new_config(vocabulary(cells), cells.channels, "nano/8", cells.images.shape[-1], nucleus=nucleus)
+    config["backbone"]["conv_width"] = 8
     model = Model(build(config), config, "0" * 64, "drawn", encode)
     torch.manual_seed(0)
     model.net = with_molecules(model, encode).eval()

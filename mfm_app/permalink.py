@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlencode
 
 from .core import InputError, check_int
 from .counterfactual import CounterfactualRequest, Treatment, resolve_counterfactual
-from .engine import Engine, Request, ResolvedRequest, max_cells, model_name
+from .engine import Engine, Request, ResolvedRequest, max_cells, model_name, requests_across
 from .sampling import Sampling, generation, inversion, sampling_of_record
 from .screen import ScreenSettings, check_settings
 from .viz import colour_table, rxrx1_colours
@@ -31,9 +31,9 @@ class View:
     model:str|None = None      # where several are served; None leaves it to the page
 
 
-treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, seed=int, cells=int, steps=int,
-                 guidance=float, solver=str, grid=str, show=str, cell=int)
-tabs = dict(explore=treatment, counterfactual=treatment | {"series": bool, "from": str},
+treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, cell_type=str, seed=int, cells=int,
+                 steps=int, guidance=float, solver=str, grid=str, show=str, cell=int)
+tabs = dict(explore=treatment | {"across": bool}, counterfactual=treatment | {"series": bool, "from": str},
             screen=dict(list=str, dose=float, cells=int, experiment=str), about={})      # tab -> field -> type
 aliases = dict(cfg_scale="guidance", guidance_scale="guidance")
 max_value = 4_000      # characters of one value
@@ -95,14 +95,15 @@ def sampling_of(fields:dict, default:Sampling)->Sampling:
 def request_of(fields:dict)->Request:
     "What the Explore tab is asked for; `Engine.resolve` checks it."
     get = fields.get
-    return Request(get("perturbation"), get("dose"), get("experiment"), seeds=seeds_of(fields, 16),
-                   sampling=sampling_of(fields, generation), molecule=get("molecule"))
+    return Request(get("perturbation"), get("dose"), get("experiment"), get("cell_type"), seeds_of(fields, 16),
+                   sampling_of(fields, generation), molecule=get("molecule"))
 
 # %% ../nbs/29_permalink.ipynb #a6d8a976
 def counterfactual_request_of(fields:dict)->CounterfactualRequest:
     "What the Counterfactual tab is asked for, with one dose; `resolve_counterfactual` checks it."
-    treatment = Treatment(fields.get("perturbation"), fields.get("dose"), fields.get("molecule"))
-    return CounterfactualRequest((treatment,), fields.get("experiment"), sampling=sampling_of(fields, inversion))
+    get = fields.get
+    treatment = Treatment(get("perturbation"), get("dose"), get("molecule"))
+    return CounterfactualRequest((treatment,), get("experiment"), get("cell_type"), sampling_of(fields, inversion))
 
 
 def settings_of(fields:dict)->ScreenSettings:
@@ -160,13 +161,14 @@ def channel_view(
     return dict(one=name, table=table) | (dict(contrast={name: levels}) if levels else {})
 
 # %% ../nbs/29_permalink.ipynb #cde70b22
-def fields_of_request(request:ResolvedRequest, **more)->dict:
-    "A resolved request as the fields of an address."
+def fields_of_request(engine:Engine, request:ResolvedRequest, **more)->dict:
+    "A resolved request as the fields of an address, which names the cell type only where there are several."
+    cell_type = request.cell_type if len(engine.vocab.cell_types) > 1 else None
     s, seeds, auto = request.sampling, request.seeds, Sampling()
     solver, grid = (auto.solver, auto.grid) if s.solver == "tuned" else (s.solver, s.grid)
     return dict(perturbation=request.perturbation, molecule=request.molecule, dose=request.dose_um,
-                experiment=request.experiment, seed=seeds[0], cells=len(seeds), steps=s.steps, guidance=s.cfg_scale,
-                solver=solver, grid=grid) | more
+                experiment=request.experiment, cell_type=cell_type, seed=seeds[0], cells=len(seeds), steps=s.steps,
+                guidance=s.cfg_scale, solver=solver, grid=grid) | more
 
 # %% ../nbs/29_permalink.ipynb #e911f54b
 def find_model(
@@ -195,13 +197,16 @@ def resolve_view(engine:Engine, view:View)->View:
         s = check_settings(engine, settings_of(fields))
         return View("screen", dict(list=fields.get("list", ""), dose=s.dose_um, cells=s.cells, experiment=s.experiment))
     if view.tab == "about" or not ("perturbation" in fields or "molecule" in fields): return View(view.tab)
-    if view.tab == "explore": return View("explore", fields_of_request(engine.resolve(request_of(fields))))
+    if view.tab == "explore":
+        request, across = engine.resolve(request_of(fields)), fields.get("across", False)
+        if across: requests_across(engine, request)
+        return View("explore", fields_of_request(engine, request, across=across))
     source, seeds = fields.get("from", "drawn"), seeds_of(fields, 8)
     if source not in ("drawn", "image"):
         raise InputError(f"In the address, from must be drawn or image, not '{source[:40]}'.")
     request, = resolve_counterfactual(counterfactual_request_of(fields), len(seeds), engine)
     more = {"seed": seeds[0], "cells": len(seeds), "series": fields.get("series", False), "from": source}
-    return View("counterfactual", fields_of_request(request, **more))
+    return View("counterfactual", fields_of_request(engine, request, **more))
 
 # %% ../nbs/29_permalink.ipynb #764215f3
 class Variable(str): "The name of a variable, written as it is."
@@ -241,14 +246,19 @@ def preamble(engine:Engine, *rooms)->str:
 gallery = "display.Gallery(answer)      # {} are the pixels\n"
 
 
-def code_for_cells(engine:Engine, request:ResolvedRequest)->str:
+def code_for_cells(
+    engine:Engine, request:ResolvedRequest,
+    across:bool=False,      # in every cell type
+)->str:
     "Code that generates what a request of the Explore tab generated."
     r = request
     compare = None if r.compare or engine.vocab.is_control(r.perturbation) else False
     what = [r.perturbation] if r.molecule is None else []
-    line = call("session.generate", *what, molecule=r.molecule, dose_um=r.dose_um, experiment=r.experiment,
+    function, of = ("engine.across", [Variable("session")]) if across else ("session.generate", [])
+    line = call(function, *of, *what, molecule=r.molecule, dose_um=r.dose_um, experiment=r.experiment,
                 cell_type=r.cell_type, seeds=r.seeds, **r.sampling.record(), compare=compare)
-    return f"{preamble(engine, 'display')}answer = {line}\n{gallery.format('answer.images and answer.control')}"
+    pixels = "in answer.answers, one a cell line, images and control" if across else "answer.images and answer.control"
+    return f"{preamble(engine, 'display')}answer = {line}\n{gallery.format(pixels)}"
 
 # %% ../nbs/29_permalink.ipynb #761f8884
 def code_for_counterfactual(
@@ -259,8 +269,10 @@ def code_for_counterfactual(
     "Code that treats the cells of the Counterfactual tab again; an image has to be there under its own name."
     r, session, rooms = requests[0], Variable("session"), ["counterfactual", "display"]
     if source["kind"] == "drawn":
-        sampling = sampling_of_record(source).record()
-        controls = call("counterfactual.sample_controls", session, source["seeds"], source["experiment"], **sampling)
+        control = None if r.control.perturbation == engine.vocab.control else r.control.perturbation
+        cell_type = source["cell_type"] if len(engine.vocab.cell_types) > 1 else None
+        controls = call("counterfactual.sample_controls", session, source["seeds"], source["experiment"],
+                        control=control, cell_type=cell_type, **sampling_of_record(source).record())
         cells = f"cells, source = {controls}\n"
     else:
         rooms += ["images", "preprocess"]

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Format', 'Solver', 'Grid', 'type_words', 'short_repr', 'arguments', 'own_arguments', 'returned', 'max_screened',
            'hypothesis', 'no_tables', 'image_arguments', 'fidelity_means', 'no_effect', 'pools', 'exception_handlers',
-           'in_api', 'fits', 'describe_hint', 'check_fits', 'as_gradio_error', 'upload_path', 'describe_endpoint',
-           'endpoint_of', 'perturbation_facts', 'vocabulary', 'report_facts', 'molecule', 'request_facts', 'preview',
-           'step_facts', 'file_data', 'table_rows', 'short', 'sampling_from', 'generate', 'read_data_address',
-           'read_image', 'control_cells', 'fidelity_facts', 'counterfactual', 'counterfactual_facts',
-           'robustness_facts', 'effects', 'screen', 'api', 'unknown_call']
+           'in_api', 'molecule_example', 'fits', 'describe_hint', 'check_fits', 'as_gradio_error', 'upload_path',
+           'describe_endpoint', 'endpoint_of', 'perturbation_facts', 'vocabulary', 'report_facts', 'molecule',
+           'request_facts', 'preview', 'step_facts', 'file_data', 'table_rows', 'short', 'sampling_from', 'generate',
+           'read_data_address', 'read_image', 'control_cells', 'fidelity_facts', 'counterfactual',
+           'counterfactual_facts', 'robustness_facts', 'effects', 'screen', 'api', 'unknown_call', 'api_text']
 
 # %% ../nbs/36_ui_api.ipynb #616c16e8
 import base64
@@ -43,7 +43,7 @@ from .preprocess import ImportOptions, prepare_cells
 from .sampling import Sampling, SampleStep, generation, inversion, screening
 from .solvers import grids, solvers
 from .screen import ScreenFolder, ScreenSettings, read_settings, screen_into, write_zip
-from .ui_parts import coverage_text
+from .ui_parts import coverage_text, default_perturbation
 from .ui_session import discard, error_text, read_upload, upload_folder, with_deadline
 from .viz import data_uri, show
 from .vocabulary import coverage, usual_dose
@@ -319,11 +319,14 @@ def control_cells(
     image:tuple|None,            # a `Micrograph`, and its name
     labels:tuple|None,           # a label image, and its name
     options:ImportOptions, experiment:str|None,
+    control:str|None=None,       # of the generated cells; None takes the main one
+    cell_type:str|None=None,     # likewise; None takes the first
 )->tuple:                        # (B, C, H, W) uint8, their source, micrometres a pixel, notes
     "The untreated cells that are asked about: generated, or of an image; or `InputError`."
     if image is None and (labels, options) != (None, ImportOptions()): raise InputError(image_arguments)
     if image is None:
-        return *sample_controls(engine, [0, 1, 2, 3] if seeds is None else seeds, experiment), None, []
+        seeds = [0, 1, 2, 3] if seeds is None else seeds
+        return *sample_controls(engine, seeds, experiment, control, cell_type=cell_type), None, []
     if seeds is not None:
         raise InputError("Give either seeds, from which controls are generated, or an image, not both.")
     prepared = prepare_cells(engine.model, image[0], options, image[1], *(labels or ()))
@@ -363,7 +366,8 @@ def counterfactual(
     requests = resolve_counterfactual(request, 1, engine)
     options = ImportOptions(channels and tuple(channels), nucleus_px, match, chosen and tuple(chosen),
                             insist=insist, labelled=labelled)
-    cells, source, um_per_px, notes = control_cells(engine, seeds, image, labels, options, experiment)
+    where = requests[0].experiment, requests[0].control.perturbation, requests[0].cell_type
+    cells, source, um_per_px, notes = control_cells(engine, seeds, image, labels, options, *where)
     answer = yield from step_facts(engine, stream(engine, cells, request, source))
     facts = counterfactual_facts(engine, answer, requests, notes)
     yield facts, file_data(*write_export(export_of(answer, um_per_px), file))
@@ -488,3 +492,13 @@ curl -sN ADDRESS/gradio_api/call/generate/$ID
 Whatever is wrong with a call is answered in one sentence. A call may take five minutes. Uploads are deleted once read,
 files that were handed out after some hours.
 """
+
+# %% ../nbs/36_ui_api.ipynb #0e165a79
+def api_text(engine:Engine)->str:
+    "How to call the page, with a perturbation of this model in the examples."
+    name = json.dumps(default_perturbation(engine), ensure_ascii=False).replace("'", "\\u0027")
+    text = in_api if engine.molecules.reads else in_api.replace(molecule_example, 'perturbation="taxol"')
+    return text.replace('"taxol"', name)
+
+
+molecule_example = 'molecule="CN1CCC[C@H]1c1cccnc1", dose_um=10'

@@ -8,10 +8,11 @@ __all__ = ['file_types', 'label_types', 'max_held_bytes', 'holding', 'found_word
            'welcome', 'hint', 'ImageSession', 'hold', 'import_upload', 'channel_fields', 'intensity_table',
            'image_message', 'prepare', 'import_image', 'forget_image', 'relabel', 'import_labels', 'change_labelled',
            'remove_labels', 'chosen_in', 'change_channels', 'change_nucleus', 'change_chosen', 'insist_on',
-           'insist_field', 'reimport', 'apply_pending_choice', 'doses_of', 'counterfactual_request_from', 'cells_from',
-           'fidelity_line', 'share_of', 'treatment_effects', 'counterfactual_outputs', 'treat', 'show_treatment',
-           'counterfactual_validity', 'field_values', 'request_of_view', 'reopen', 'label_fields', 'image_fields',
-           'source_fields', 'connect_image', 'connect_sides', 'result_column', 'counterfactual_tab', 'connect_treat']
+           'insist_field', 'reimport', 'apply_pending_choice', 'doses_of', 'has_series', 'counterfactual_request_from',
+           'drawn_controls', 'cells_from', 'fidelity_line', 'share_of', 'treatment_effects', 'counterfactual_outputs',
+           'treat', 'show_treatment', 'counterfactual_validity', 'field_values', 'request_of_view', 'reopen',
+           'label_fields', 'image_fields', 'source_fields', 'connect_image', 'series_and_place', 'connect_fields',
+           'connect_sides', 'result_column', 'counterfactual_tab', 'connect_treat']
 
 # %% ../nbs/34_ui_counterfactual.ipynb #0fc4a88d
 import json
@@ -34,12 +35,13 @@ from .permalink import View, code_for_counterfactual, counterfactual_request_of,
 from .plausibility import Implausible
 from .preprocess import ImportOptions, PreparedCells, max_prepared, percentiles, prepare_cells
 from .sampling import Sampling, SampleStep, inversion
-from .ui_parts import (answer_or_error, cell_fields, check_treatment, component, connect_molecule,
-                              connect_perturbation, effect_panel, experiment_field, export_buttons, field_validity,
-                              field_output, molecule_dose, on_open, perturbation_dose, reel_for, sampling_event,
+from .ui_parts import (answer_or_error, cell_fields, cell_type_field, check_treatment, component,
+                              connect_molecule, connect_perturbation, connect_place, default_perturbation,
+                              effect_panel, experiment_field, export_buttons, field_output, field_validity,
+                              known_dose, molecule_dose, on_open, perturbation_dose, reel_for, sampling_event,
                               sampling_fields, seed_range, share_message, stale, treatment_from, treatment_outputs,
                               treatment_tabs, treatment_values, upload_field, viewer)
-from .ui_session import (Output, Session, address_revision, error_line, hidden_field, number_changes,
+from .ui_session import (Output, Session, address_revision, error_line, follow, hidden_field, number_changes,
                                 private, read_upload, request_js, revision_field, set_on_open, valid, validity,
                                 with_deadline)
 from .viz import composite, data_uri, show
@@ -275,22 +277,35 @@ def doses_of(engine:Engine, by:str, name:str, dose_um:float, series:bool)->list:
     vocab = engine.vocab
     if not series: return [dose_um]
     if by == "perturbation": return sorted(vocab.perturbation(name).doses)[-max_treatments:] or [None]
-    low, high = vocab.dose_range(vocab.unlisted)
+    if not (allowed := vocab.dose_range(vocab.unlisted)): return [None]
+    low, high = allowed
     return [min(max(float(f"{d:.3g}"), low), high) for d in np.geomspace(low, high, 5)]
+
+# %% ../nbs/34_ui_counterfactual.ipynb #11c40bc6
+def has_series(engine:Engine, by:str, name:str)->bool:
+    "Whether there are several doses, of a compound or of molecules."
+    return len((engine.vocab.perturbation(name) if by == "perturbation" else engine.vocab.unlisted).doses) > 1
 
 
 def counterfactual_request_from(engine:Engine, by, name, dose, smiles, molecule_dose, series, experiment, steps,
-                                cfg_scale, solver, grid)->CounterfactualRequest:
+                                cfg_scale, solver, grid, cell_type=None)->CounterfactualRequest:
     "A `CounterfactualRequest` from the fields of the tab; may raise `InputError`."
-    treatment = Treatment(**treatment_from(by, name, dose, smiles, molecule_dose))
+    treatment = Treatment(**treatment_from(by, name, known_dose(engine, name, dose), smiles, molecule_dose))
     doses = doses_of(engine, by, name, treatment.dose_um, series)
     treatments = tuple(replace(treatment, dose_um=d) for d in doses)
-    return CounterfactualRequest(treatments, experiment, sampling=Sampling(solver, steps, cfg_scale, grid))
+    return CounterfactualRequest(treatments, experiment, cell_type, Sampling(solver, steps, cfg_scale, grid))
 
 
-def cells_from(engine:Engine, session:ImageSession, source:str, cells, first, experiment)->tuple:
+def drawn_controls(engine:Engine, seeds, request:CounterfactualRequest)->tuple:
+    "Generated cells under the control of the treatment, and where they come from."
+    name, cell_type = request.treatments[0].perturbation, request.cell_type
+    control = None if name is None else engine.vocab.control_of(name)
+    return sample_controls(engine, seeds, request.experiment, control, cell_type=cell_type)
+
+
+def cells_from(engine:Engine, session:ImageSession, source:str, cells, first, request:CounterfactualRequest)->tuple:
     "The control cells that are treated, and where they come from; may raise `InputError`."
-    if source == "drawn": return sample_controls(engine, seed_range(first, cells), experiment)
+    if source == "drawn": return drawn_controls(engine, seed_range(first, cells), request)
     if session.prepared is None: raise InputError("Import an image first, or take generated controls.")
     if session.none_chosen: raise InputError("No nucleus is chosen; choose at least one in your image.")
     if session.question: raise InputError(implausible)
@@ -326,7 +341,7 @@ def share_of(engine:Engine, requests:list, source:dict, cells:int)->str:
     series, generated = len(requests) > 1, source["kind"] == "drawn"
     where = {"seed": None, "cells": None, "from": "image"}
     if generated: where = {"seed": source["seeds"][0], "cells": cells}
-    fields = fields_of_request(requests[0], series=series, **where) | ({"dose": None} if series else {})
+    fields = fields_of_request(engine, requests[0], series=series, **where) | ({"dose": None} if series else {})
     code = code_for_counterfactual(engine, requests, source)
     return share_message(View("counterfactual", fields), code, "" if generated else no_image)
 
@@ -361,7 +376,7 @@ def treat(engine:Engine, session:ImageSession, source, cells, first, *fields, re
     def start():
         request = counterfactual_request_from(engine, *fields)
         return counterfactual_outputs(engine, session, request,
-                                      *cells_from(engine, session, source, cells, first, request.experiment))
+                                      *cells_from(engine, session, source, cells, first, request))
     yield from answer_or_error(session, start, 5, revision)
 
 # %% ../nbs/34_ui_counterfactual.ipynb #ec8316c7
@@ -389,7 +404,7 @@ def counterfactual_validity(engine:Engine, session:ImageSession, source, cells, 
         wrong = 1 if by == "perturbation" else 3
         return [valid, valid, *seeds, *(treatment if i == wrong else valid for i in range(len(fields)))]
     doses = perturbation_dose(engine, name), by != "perturbation" and molecule_dose(engine, smiles)
-    good, count = [by, name, doses[0], smiles, doses[1], False, None, *good_sampling], 1
+    good, count = [by, name, doses[0], smiles, doses[1], False, None, *good_sampling, None], 1
     if source == "drawn" and seeds[0] == valid: count = int(cells)
     if source == "image" and session.prepared: count = len(session.prepared.cells)
     def check(*values): resolve_counterfactual(counterfactual_request_from(engine, *values), count, engine)
@@ -402,7 +417,8 @@ image_again = "Import your image again under *Your image*; everything else is as
 def field_values(engine:Engine, view:View)->list:
     "What stands in the fields of a view: tab and source, cells, first seed, `treatment_values`, series and the rest."
     fields = view.fields
-    rest = (fields[k] for k in ("experiment", "steps", "guidance", "solver", "grid"))
+    names = "experiment", "steps", "guidance", "solver", "grid", "cell_type"
+    rest = (gr.skip() if fields[k] is None else fields[k] for k in names)
     return [gr.Tabs(selected=fields["from"]), fields["from"], fields["cells"], fields["seed"],
             *treatment_values(engine, fields), fields["series"], *rest]
 
@@ -413,8 +429,8 @@ def request_of_view(engine:Engine, view:View)->tuple:
     by, name = ("molecule", engine.vocab.unlisted) if fields["molecule"] else ("perturbation", fields["perturbation"])
     doses = doses_of(engine, by, name, fields["dose"], fields["series"])
     treatments = tuple(replace(request.treatments[0], dose_um=d) for d in doses)
-    seeds = range(fields["seed"], fields["seed"] + fields["cells"])
-    return replace(request, treatments=treatments), *sample_controls(engine, seeds, request.experiment)
+    seeds, request = range(fields["seed"], fields["seed"] + fields["cells"]), replace(request, treatments=treatments)
+    return request, *drawn_controls(engine, seeds, request)
 
 # %% ../nbs/34_ui_counterfactual.ipynb #3c7e86b2
 def reopen(engine:Engine, session:ImageSession, view:View):
@@ -481,10 +497,32 @@ def connect_image(engine:Engine, session, field, file, message, channels, nucleu
     labels.clear(lambda *a: remove_labels(engine, *a), [session, *named], outputs, **private)
     labelled.input(lambda *a: change_labelled(engine, *a), [session, labelled, *named], outputs, **private)
 
+# %% ../nbs/34_ui_counterfactual.ipynb #9904067e
+def series_and_place(engine:Engine)->tuple:
+    "Whether to show a series of doses; experiment and cell line of the cells."
+    several = has_series(engine, "perturbation", default_perturbation(engine))
+    series = gr.Checkbox(False, label="Every dose seen in training", elem_id="cf-series", visible=several,
+                         info="The same cells under a series of doses")
+    control = engine.vocab.control_of(default_perturbation(engine))
+    experiment = experiment_field(engine, control, elem_id="cf-experiment",
+                                  info="Whose staining and intensities the cells have")
+    cell_type = cell_type_field(engine, experiment.value, elem_id="cf-cell-type", info="What the cells are")
+    return series, experiment, cell_type
+
+
+def connect_fields(engine:Engine, by, sides:list, name, series, experiment, cell_type):
+    "Series, experiments and cell line follow the treatment and one another."
+    depends_on, of = (by.elem_id, name.elem_id), engine.vocab.control_of
+    def answer(revision, by, name): return [gr.update(visible=has_series(engine, by, name))]
+    events = [name.input, *(side.select for side in sides)]
+    follow(events, depends_on, answer, [by, name], [Output(series, depends_on)])
+    connect_place(engine, cell_type, by, name, experiment, cell_type, of)
+    if len(engine.vocab.controls) > 1: connect_place(engine, name, by, name, experiment, cell_type, of)
+
 # %% ../nbs/34_ui_counterfactual.ipynb #e2bfa74e
 def connect_sides(tabs:list, field):
     "The open side is the one that counts; the image's component is there with its side alone."
-    updates = {field: gr.update(visible="hidden")}, {field: gr.update(visible=True)}, {}, {}
+    updates = {field: gr.update(visible="hidden")}, {field: gr.update(visible=True)}, *[{}] * len(tabs)
     for (tab, side, value), update in zip(tabs, updates): set_on_open(tab, side, value, update)
 
 # %% ../nbs/34_ui_counterfactual.ipynb #5eeed862
@@ -506,10 +544,7 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
         with gr.Column(scale=2, min_width=320):
             sources, by_seed, by_image, cells, first, image = source_fields(engine)
             sides, by_name, by_structure, named, molecule = treatment_tabs(engine, "cf-", "cf-what")
-            series = gr.Checkbox(False, label="Every dose seen in training", elem_id="cf-series",
-                                 info="The same cells under a series of doses")
-            experiment = experiment_field(engine, engine.vocab.control, elem_id="cf-experiment",
-                                          info="Whose staining and intensities the cells have")
+            series, experiment, cell_type = series_and_place(engine)
             sampling = sampling_fields("cf-", inversion, "Each way; more is finer and slower")
             with gr.Row(elem_id="cf-actions"):
                 go = gr.Button("Treat cells", variant="primary", elem_id="cf-go")
@@ -517,13 +552,15 @@ def counterfactual_tab(engine:Engine, blocks:gr.Blocks):
             status = gr.Markdown(elem_id="cf-status")
         with gr.Column(scale=5, min_width=480): field, player, *panels = result_column(session, status)
     connect_image(engine, session, field, *image)
-    connect_sides([(by_seed, source, "drawn"), (by_image, source, "image"), (by_name, by, "perturbation"),
-                   (by_structure, by, "molecule")], field)
+    by_structure = [by_structure] if engine.molecules.reads else []      # it counts where molecules are read
+    opened = (by_seed, source, "drawn"), (by_image, source, "image"), (by_name, by, "perturbation")
+    connect_sides([*opened, *((side, by, "molecule") for side in by_structure)], field)
     connect_perturbation(engine, *named)
-    if engine.model.encode is not None: connect_molecule(engine, *molecule)
+    if by_structure: connect_molecule(engine, *molecule)
+    connect_fields(engine, by, [by_name, *by_structure], named[0], series, experiment, cell_type)
     treatment = [named[0], named[2], molecule[0], molecule[3], series, experiment]
-    fields = [session, source, cells, first, by, *treatment, *sampling]
-    settings = [series, experiment, *sampling]
+    fields = [session, source, cells, first, by, *treatment, *sampling, cell_type]
+    settings = [series, experiment, *sampling, cell_type]
     number_changes(cells, first, *settings)
     opened = [Output(sources, (source.elem_id,)), *map(field_output, (source, cells, first))]
     opened += [*treatment_outputs(sides, by, *named, molecule[0], molecule[3]), *map(field_output, settings)]

@@ -6,8 +6,9 @@
 __all__ = ['compound_names', 'name_groups', 'group_of', 'kinds', 'well_covered', 'some_covered', 'stains', 'channel_colours',
            'shown_at_first', 'plain_name', 'Kind', 'Perturbation', 'coverage', 'merged', 'names_index', 'understood',
            'SearchedVocabulary', 'SpokenVocabulary', 'Vocabulary', 'usual_dose', 'check_dose', 'ConditionNames',
-           'resolve', 'condition', 'check_names', 'check_perturbation', 'check_vocabulary', 'contains_word',
-           'channel_words', 'guess_channels', 'colour_rgb', 'default_shown']
+           'seen_together', 'usual_experiment', 'usual_cell_type', 'resolve', 'condition', 'check_names',
+           'check_perturbation', 'check_lines', 'check_vocabulary', 'contains_word', 'channel_words', 'guess_channels',
+           'colour_rgb', 'default_shown']
 
 # %% ../nbs/01_vocabulary.ipynb #410f8bbb
 import math
@@ -144,6 +145,8 @@ class SearchedVocabulary:
     def unlisted(self): return merged("a new molecule", [p for p in self.treated if p.doses])
     @cached_property
     def index(self): return names_index(self.perturbations)
+    @cached_property
+    def rows(self): return {p.name: i for i, p in enumerate(self.perturbations)}      # name -> row of its table
 
     def perturbation(self, name)->Perturbation:      # a `Perturbation` is returned as it is
         "A perturbation by its name in any case, or by a synonym, or `InputError`."
@@ -158,7 +161,7 @@ class SearchedVocabulary:
     def dose_range(self, name)->tuple|None:
         "Smallest and largest allowed dose in micromolar; None where there is no dose."
         p = self.perturbation(name)
-        margin = self.dose_margin if p.name in self.names else 1
+        margin = self.dose_margin if p.name in self.rows else 1
         return (min(p.doses) / margin, max(p.doses) * margin) if p.doses else None
 
 # %% ../nbs/01_vocabulary.ipynb #9a1d1573
@@ -207,6 +210,7 @@ class Vocabulary(SpokenVocabulary):
     control:str = "DMSO"                              # name of the control, whatever it lacks
     dose_margin:float = 10.                           # allowed factor beyond the doses seen
     other_controls:list = field(default_factory=list) # names, where there are several
+    lines:dict = field(default_factory=dict)          # experiment -> cell types seen there; empty where all were
 
     def to_dict(self)->dict: return asdict(self)
     @classmethod
@@ -261,24 +265,40 @@ class ConditionNames:
         dose = torch.full((n,), math.nan if self.dose_um is None else self.dose_um)
         return Condition(y, e, c, dose, None if fp is None else fp.expand(n, -1))
 
+# %% ../nbs/01_vocabulary.ipynb #63551906
+def seen_together(vocab:Vocabulary, experiment:str, cell_type)->bool:      # cell_type: None for any
+    "Whether cells of a type were seen in an experiment, as far as the model was told."
+    lines = vocab.lines.get(experiment)
+    return not lines or str(cell_type or "any").lower() in ("any", *map(str.lower, lines))
+
+
+def usual_experiment(vocab:Vocabulary, p:Perturbation, cell_type=None)->str:
+    "The experiment with most cells of a perturbation, among those where the cell type was seen; or \"any\"."
+    there = [e for e in p.experiments if seen_together(vocab, e, cell_type)]
+    return max(there or p.experiments, key=p.experiments.get, default="any")
+
+
+def usual_cell_type(vocab:Vocabulary, experiment:str)->str:
+    "The first cell type seen in an experiment."
+    return next(iter(vocab.lines.get(experiment, vocab.cell_types)))
+
 # %% ../nbs/01_vocabulary.ipynb #7a6dabc2
 def resolve(
     vocab:Vocabulary,
     perturbation,                  # a name, in any case, or `vocab.unlisted`
     dose_um:float|None=None,       # micromolar; None takes the usual one, ignored where there is no dose
     experiment:str|None=None,      # None takes the one with most of its cells; "any" leaves it open
-    cell_type:str|None=None,       # None takes the first; "any" leaves it open
+    cell_type:str|None=None,       # None takes the first of the experiment; "any" leaves it open
 )->ConditionNames:
     "Names as they were typed, resolved once, or `InputError`."
     p = vocab.perturbation(perturbation)
-    experiment = experiment or max(p.experiments, key=p.experiments.get, default="any")
     def index(name, allowed, kind): return -1 if name == "any" else index_of_name(name, allowed, kind)
-    e = index(experiment, vocab.experiments, "experiment")
-    c = index(cell_type or vocab.cell_types[0], vocab.cell_types, "cell type")
-    y = vocab.names.index(p.name) if p.name in vocab.names else -1
     spelled = lambda allowed, i: "any" if i < 0 else allowed[i]
-    dose_um = check_dose(vocab, p, dose_um)
-    return ConditionNames(p.name, dose_um, spelled(vocab.experiments, e), spelled(vocab.cell_types, c), (y, e, c),
+    e = index(experiment or usual_experiment(vocab, p, cell_type), vocab.experiments, "experiment")
+    experiment = spelled(vocab.experiments, e)
+    c = index(cell_type or usual_cell_type(vocab, experiment), vocab.cell_types, "cell type")
+    labels = vocab.rows.get(p.name, -1), e, c
+    return ConditionNames(p.name, check_dose(vocab, p, dose_um), experiment, spelled(vocab.cell_types, c), labels,
                           understood(perturbation, p), vocab.treatment(p))
 
 
@@ -325,6 +345,15 @@ def check_perturbation(p:Perturbation, experiments:set):
     if wrong: raise InputError(f"The perturbation '{p.name[:60]}' in the vocabulary needs {wrong}.")
 
 # %% ../nbs/01_vocabulary.ipynb #7f2f5f97
+def check_lines(vocab:Vocabulary):
+    "`InputError` unless experiments name the cell types that were seen in them."
+    lines = vocab.lines
+    named = isinstance(lines, dict) and set(vocab.experiments).issuperset(lines) and all(
+        isinstance(seen, list) and seen and all(c in vocab.cell_types for c in seen) for seen in lines.values())
+    if not named: raise InputError("The lines in the vocabulary must give, for experiments that are listed, "
+                                   "the cell types seen there.")
+
+
 def check_vocabulary(d)->Vocabulary:      # d: as `Vocabulary.to_dict` makes it
     "The vocabulary of a config, or `InputError`."
     try: vocab = Vocabulary.from_dict(d)
@@ -340,6 +369,7 @@ def check_vocabulary(d)->Vocabulary:      # d: as `Vocabulary.to_dict` makes it
                              f"of the vocabulary, such as '{vocab.names[0][:60]}'.")
     experiments = set(vocab.experiments)
     for p in vocab.perturbations: check_perturbation(p, experiments)
+    check_lines(vocab)
     check_number(vocab.dose_margin, "dose_margin in the vocabulary", 1, 1e6)
     return vocab
 

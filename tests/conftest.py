@@ -2,6 +2,7 @@
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -91,19 +92,33 @@ def chromium():
         browser.close()
 
 
-def watched_page(browser):
-    "A page of a new context with two lists: `page.errors` (console, script) and `page.outside` (requests elsewhere)."
-    context = browser.new_context(viewport=dict(width=1280, height=900))
+@pytest.fixture(scope="module")
+def context(chromium):
+    "Where pages are opened; they share a cache, so that the first of a server's pages loads the scripts for all."
+    context = chromium.new_context(viewport=dict(width=1280, height=900))
     # Gradio calls the end of a stream an error when a page is left that is still hearing from the server.
     context.add_init_script("addEventListener('beforeunload', () => { console.error = () => {}; })")
+    yield context
+    context.close()
+
+
+def watched_page(context):
+    "A new page with two lists: `page.errors` (console, script) and `page.outside` (requests to other machines)."
     page = context.new_page()
     page.errors, page.outside = [], []
-    def note_request(request):
-        if urlsplit(request.url).hostname not in local | {None}: page.outside.append(request.url)
+    def note(asking):
+        if urlsplit(asking.url).hostname not in local | {None}: page.outside.append(asking.url)
     page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: page.errors.append(str(e)))
-    context.on("request", note_request)
+    for event in ("request", "popup"): page.on(event, note)
     return page
+
+
+def close(page):
+    "Close a page, and leave nothing of what it stored but the cache."
+    if urlsplit(page.url).hostname: page.context.new_cdp_session(page).send(
+        "Storage.clearDataForOrigin", dict(origin=page.url, storageTypes="cookies,local_storage,indexeddb"))
+    page.close()
 
 
 def check_quiet(page):
@@ -113,12 +128,28 @@ def check_quiet(page):
 
 
 @pytest.fixture
-def page(chromium):
+def page(context):
     "A fresh `watched_page`, on which nothing may go wrong."
-    page = watched_page(chromium)
+    page = watched_page(context)
     yield page
-    page.context.close()
+    close(page)
     check_quiet(page)
+
+
+@pytest.fixture(scope="module")
+def lent(context, request):
+    "Lends a page that tests share by a name, since opening one costs seconds; a new one after a failure."
+    pages = {}
+    @contextmanager
+    def lent(name, prepare):
+        page, failed_before = pages.pop(name, None) or watched_page(context), request.session.testsfailed
+        if page.url == "about:blank": prepare(page)
+        yield page
+        if request.session.testsfailed > failed_before: close(page)
+        else: pages[name] = page
+        check_quiet(page)
+    yield lent
+    for page in pages.values(): close(page)
 
 
 def typed(page, field, value):

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from conftest import check_quiet, typed, watched_page
+from conftest import typed
 
 from mfm_app.counterfactual import counterfactual, sample_controls
 from mfm_app.images import read_micrograph, read_provenance
@@ -55,24 +55,12 @@ def start_over(page):
     if page.input_value("#cf-dose .number") != "0.1": set_dose(page, 0.1)
 
 
-@pytest.fixture(scope="module")
-def open_pages(chromium):
-    "The page that tests share, if one is open."
-    pages = []
-    yield pages
-    for page in pages: page.context.close()
-
-
 @pytest.fixture
-def tab(open_pages, chromium, address, request):
-    "The Counterfactual tab of a page that the tests share, for opening one costs seconds; a new one after a failure."
-    page, failed_before = open_pages.pop() if open_pages else watched_page(chromium), request.session.testsfailed
-    if page.url == "about:blank": open_tab(page, address)
-    start_over(page)
-    yield page
-    if request.session.testsfailed > failed_before: page.context.close()
-    else: open_pages.append(page)
-    check_quiet(page)
+def tab(lent, address):
+    "The Counterfactual tab of a page that the tests share."
+    with lent("tab", lambda page: open_tab(page, address)) as page:
+        start_over(page)
+        yield page
 
 
 def set_number(page, field, value): typed(page, f"#cf-{field} input", value)

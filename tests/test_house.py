@@ -43,7 +43,7 @@ may_import = dict(
     engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects",
     counterfactual="core images sampling effects engine",
     validation="core vocabulary data sampling hub features evaluation engine counterfactual",
-    export="core viz images counterfactual",
+    export="core viz images engine counterfactual",
     screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
              "preprocess validation",
@@ -51,7 +51,7 @@ may_import = dict(
     display="core vocabulary viz molecules sampling effects engine counterfactual export",
     ui_session="core images scheduler",
     ui_parts="core vocabulary molecules solvers sampling engine export permalink display ui_session",
-    ui_explore="sampling engine permalink display ui_session ui_parts",
+    ui_explore="core sampling engine permalink display ui_session ui_parts",
     ui_counterfactual="core viz images sampling channels plausibility preprocess engine counterfactual export "
                       "permalink display ui_session ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",

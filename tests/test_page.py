@@ -3,6 +3,7 @@ import json
 import re
 import threading
 import time
+from contextlib import contextmanager
 
 import gradio as gr
 import pytest
@@ -40,13 +41,85 @@ def wait_for_rest(engine):
     net.calls = 0
 
 
-@pytest.fixture
-def explore(page, address, engine):
-    wait_for_rest(engine)
+def open_explore(page, address):
     page.goto(address)
     page.wait_for_selector("#generate")
     page.wait_for_selector("#dose .ticks button")
+
+
+@pytest.fixture
+def explore(page, address, engine):
+    "A fresh page."
+    wait_for_rest(engine)
+    open_explore(page, address)
     return page
+
+
+first_numbers = dict(cells=16, seed=0, steps=12)
+
+
+def open_all_fields(page, address):
+    open_explore(page, address)
+    page.get_by_role("button", name="Sampling").click()
+    page.wait_for_selector("#steps input")
+
+
+def start_over(page, side):
+    "The fields of a side as they are on a fresh page."
+    open_tab(page, "Explore"), open_tab(page, side)
+    for field, value in first_numbers.items():
+        if page.input_value(f"#{field} input") != str(value): set_number(page, field, value)
+    if side == "Molecule": return start_over_with_molecule(page)
+    if not page.input_value("#perturbation input").startswith("stabiliser"):
+        choose(page, "perturbation", "stabil", "stabiliser · Stabilising")
+        page.wait_for_function("document.querySelector('#about-perturbation').textContent.includes('Stabilising')")
+        page.wait_for_timeout(300)
+    if page.input_value("#dose .number") != "0.1": typed(page, "#dose .number", "0.1")
+
+
+def start_over_with_molecule(page):
+    if not hasattr(page, "first_smiles"): page.first_smiles = page.input_value("#smiles textarea")
+    if page.input_value("#smiles textarea") != page.first_smiles: type_smiles(page, page.first_smiles)
+    page.wait_for_selector("#molecule-card .verdict.known")
+    if page.input_value("#molecule-dose .number") != "0.1": typed(page, "#molecule-dose .number", "0.1")
+
+
+@pytest.fixture
+def shared(lent, address, engine):
+    "Lends a page that tests share by a name, one of its sides open with the fields of a fresh page."
+    @contextmanager
+    def shared(name, side):
+        wait_for_rest(engine)
+        with lent(name, lambda page: open_all_fields(page, address)) as page:
+            start_over(page, side)
+            yield page
+    return shared
+
+
+@pytest.fixture
+def used(shared):
+    with shared("used", "Perturbation") as page: yield page
+
+
+@pytest.fixture
+def refusals(shared):
+    "Nothing was ever generated on this page."
+    with shared("refusals", "Perturbation") as page: yield page
+
+
+@pytest.fixture
+def generated(lent, address, engine):
+    "A page with the cells that a newcomer sees, shared by tests that look at them."
+    wait_for_rest(engine)
+    def prepare(page):
+        open_explore(page, address)
+        generate(page)
+    with lent("generated", prepare) as page:
+        page.get_by_text("Reset contrast").click()
+        page.get_by_text("Predicted cell").click()
+        page.get_by_label("seed 0", exact=True).click()
+        page.locator("#viewer .scrub").press("End")
+        yield page
 
 
 def shows(page, selector, text, timeout=30):
@@ -76,6 +149,13 @@ def choose(page, field, typed, option):
 def set_number(page, field, value): typed(page, f"#{field} input", value)
 
 
+def open_tab(page, name):
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if tab.get_attribute("aria-selected") == "true": return
+    tab.click()
+    page.wait_for_timeout(300)      # until the server has heard of it
+
+
 def refused(page, engine):
     "Nothing was computed, no traceback shown; the browser's own note of the refusal (422) is expected."
     assert engine.model.net.calls == 0 and "Traceback" not in page.inner_text("body")
@@ -96,47 +176,44 @@ def test_a_newcomer_presses_generate_and_sees_cells_form(explore, engine):
     assert f"Weights {engine.model.name} 000000000000" in line
 
 
-def test_the_trajectory_scrubs_plays_and_obeys_the_keyboard(explore):
-    generate(explore)
-    where, end = explore.locator("#viewer .where"), pixels(explore)
-    scrub = explore.locator("#viewer .scrub")
+def test_the_trajectory_scrubs_plays_and_obeys_the_keyboard(generated):
+    where, end = generated.locator("#viewer .where"), pixels(generated)
+    scrub = generated.locator("#viewer .scrub")
     scrub.press("Home")
     assert where.text_content() == "t = 0.00, step 0 of 12"
-    start = pixels(explore)
+    start = pixels(generated)
     assert start != end
     scrub.press("ArrowRight")
     assert "step 1 of 12" in where.text_content()
-    explore.get_by_text("Noisy state").click()
+    generated.get_by_text("Noisy state").click()
     scrub.press("Home")
-    assert pixels(explore) != start
-    explore.get_by_text("Predicted cell").click()
-    explore.locator("#viewer .play").press("Enter")
-    shows(explore, "#viewer .where", "step 12 of 12", 10)
-    assert pixels(explore) == end
+    assert pixels(generated) != start
+    generated.get_by_text("Predicted cell").click()
+    generated.locator("#viewer .play").press("Enter")
+    shows(generated, "#viewer .where", "step 12 of 12", 10)
+    assert pixels(generated) == end
 
 
-def test_every_frame_arrives(explore):
-    generate(explore)
-    scrub, shown = explore.locator("#viewer .scrub"), set()
+def test_every_frame_arrives(generated):
+    scrub, shown = generated.locator("#viewer .scrub"), set()
     scrub.press("Home")
     for _ in range(13):
-        shown.add(explore.locator("#viewer .where").text_content())
+        shown.add(generated.locator("#viewer .where").text_content())
         scrub.press("ArrowRight")
     assert len(shown) == 13
 
 
-def test_channels_and_contrast_change_every_picture_at_once(explore):
-    generate(explore)
-    large, small = pixels(explore), pixels(explore, "#viewer .cell canvas")
-    for box in explore.locator("#viewer .channel input[type=checkbox]").all(): box.uncheck()
-    assert pixels(explore) != large and pixels(explore, "#viewer .cell canvas") != small
+def test_channels_and_contrast_change_every_picture_at_once(generated):
+    large, small = pixels(generated), pixels(generated, "#viewer .cell canvas")
+    for box in generated.locator("#viewer .channel input[type=checkbox]").all(): box.uncheck()
+    assert pixels(generated) != large and pixels(generated, "#viewer .cell canvas") != small
     data = "c => [...c.getContext('2d').getImageData(0, 0, 64, 64).data]"
-    canvas = explore.locator("#viewer .pair canvas").first.evaluate(data)
+    canvas = generated.locator("#viewer .pair canvas").first.evaluate(data)
     assert not any(value for i, value in enumerate(canvas) if i % 4 < 3)      # black, but for alpha
-    explore.get_by_text("Reset contrast").click()
-    assert pixels(explore) == large
-    explore.get_by_label("Actin: grey level shown as full colour").fill("90")
-    assert pixels(explore) != large and "0 to 90" in explore.locator("#viewer .channels").text_content()
+    generated.get_by_text("Reset contrast").click()
+    assert pixels(generated) == large
+    generated.get_by_label("Actin: grey level shown as full colour").fill("90")
+    assert pixels(generated) != large and "0 to 90" in generated.locator("#viewer .channels").text_content()
 
 
 def test_viewers_share_channels_and_contrast(page, engine):
@@ -160,50 +237,49 @@ def test_viewers_share_channels_and_contrast(page, engine):
     blocks.close()
 
 
-def test_a_seed_of_the_gallery_is_shown_large(explore):
-    generate(explore)
-    before = pixels(explore)
-    explore.get_by_label("seed 5", exact=True).click()
-    assert pixels(explore) != before
-    explore.get_by_label("seed 5", exact=True).press("ArrowLeft")
-    assert explore.locator("#viewer .cell[aria-selected=true]").get_attribute("aria-label") == "seed 4"
+def test_a_seed_of_the_gallery_is_shown_large(generated):
+    before = pixels(generated)
+    generated.get_by_label("seed 5", exact=True).click()
+    assert pixels(generated) != before
+    generated.get_by_label("seed 5", exact=True).press("ArrowLeft")
+    assert generated.locator("#viewer .cell[aria-selected=true]").get_attribute("aria-label") == "seed 4"
 
 
-def test_a_perturbation_is_found_by_its_mechanism(explore):
-    choose(explore, "perturbation", "swell", "sweller · Swelling")
-    explore.wait_for_function("document.querySelector('#about-perturbation').textContent.includes('Swelling')")
-    explore.wait_for_selector("#dose .ticks button[aria-label^='10 µM']")
-    explore.wait_for_timeout(500)      # the rest of what follows the name arrives
-    explore.click("#dose .ticks button[aria-label^='10 µM']")
-    generate(explore)
-    assert explore.locator("#viewer figcaption").first.text_content() == "sweller, 10 µM"
+def test_a_perturbation_is_found_by_its_mechanism(used):
+    choose(used, "perturbation", "swell", "sweller · Swelling")
+    used.wait_for_function("document.querySelector('#about-perturbation').textContent.includes('Swelling')")
+    used.wait_for_selector("#dose .ticks button[aria-label^='10 µM']")
+    used.wait_for_timeout(500)      # the rest of what follows the name arrives
+    used.click("#dose .ticks button[aria-label^='10 µM']")
+    generate(used)
+    assert used.locator("#viewer figcaption").first.text_content() == "sweller, 10 µM"
 
 
-def test_the_control_has_no_dose(explore):
-    choose(explore, "perturbation", "DMSO", "DMSO · untreated control")
-    explore.wait_for_function("document.querySelector('#dose .note').textContent.includes('no dose')")
-    generate(explore)
-    assert explore.locator("#viewer figcaption").first.text_content() == "DMSO"
+def test_the_control_has_no_dose(used):
+    choose(used, "perturbation", "DMSO", "DMSO · untreated control")
+    used.wait_for_function("document.querySelector('#dose .note').textContent.includes('no dose')")
+    generate(used)
+    assert used.locator("#viewer figcaption").first.text_content() == "DMSO"
 
 
-def test_the_dose_is_logarithmic_and_says_what_it_rests_on(explore):
-    note = explore.locator("#dose .note")
+def test_the_dose_is_logarithmic_and_says_what_it_rests_on(used):
+    note = used.locator("#dose .note")
     assert "training cells had this dose" in note.text_content()
-    explore.fill("#dose .number", "0.3"); explore.press("#dose .number", "Tab")
+    used.fill("#dose .number", "0.3"); used.press("#dose .number", "Tab")
     assert "interpolation" in note.text_content()
-    assert explore.locator("#dose .slide").input_value() == "492"  # thousandths: log(0.3 / 0.01) of log(10 / 0.01)
-    explore.fill("#dose .number", "8"); explore.press("#dose .number", "Tab")
+    assert used.locator("#dose .slide").input_value() == "492"  # thousandths: log(0.3 / 0.01) of log(10 / 0.01)
+    used.fill("#dose .number", "8"); used.press("#dose .number", "Tab")
     assert "extrapolation" in note.text_content()
 
 
 @pytest.mark.parametrize("typed", ["-5", "0", "1e9", "many", ""])
-def test_a_bad_dose_is_refused_where_it_was_given(explore, typed, engine):
-    explore.fill("#dose .number", typed); explore.press("#dose .number", "Tab")
-    assert explore.locator("#dose .note").text_content() == "Must be a number from 0.01 to 10 µM."
-    explore.click("#generate")
-    explore.wait_for_function("document.body.innerText.includes('0.01 to 10 µM')")
-    explore.wait_for_timeout(500)
-    assert refused(explore, engine) and explore.locator("#viewer .hint").is_visible()
+def test_a_bad_dose_is_refused_where_it_was_given(refusals, typed, engine):
+    refusals.fill("#dose .number", typed); refusals.press("#dose .number", "Tab")
+    assert refusals.locator("#dose .note").text_content() == "Must be a number from 0.01 to 10 µM."
+    refusals.click("#generate")
+    refusals.wait_for_function("document.body.innerText.includes('0.01 to 10 µM')")
+    refusals.wait_for_timeout(500)
+    assert refused(refusals, engine) and refusals.locator("#viewer .hint").is_visible()
 
 
 @pytest.mark.parametrize("field, value, text", [
@@ -213,13 +289,12 @@ def test_a_bad_dose_is_refused_where_it_was_given(explore, typed, engine):
     ("seed", -1, "The first seed must be a whole number from 0"),
     ("steps", 0, "Steps must be a whole number from 1 to 200, not '0'."),
 ])
-def test_a_bad_number_is_refused_at_its_field(explore, engine, field, value, text):
-    if field == "steps": explore.get_by_role("button", name="Sampling").click()
-    set_number(explore, field, value)
-    explore.click("#generate")
-    shows(explore, "body", text)
-    explore.wait_for_timeout(500)
-    assert refused(explore, engine)
+def test_a_bad_number_is_refused_at_its_field(refusals, engine, field, value, text):
+    set_number(refusals, field, value)
+    refusals.click("#generate")
+    shows(refusals, "body", text)
+    refusals.wait_for_timeout(500)
+    assert refused(refusals, engine)
 
 
 def wait_for_steps(page):
@@ -227,17 +302,17 @@ def wait_for_steps(page):
     page.wait_for_function("/step [1-9]/.test(document.querySelector('#viewer .where')?.textContent)")
 
 
-def test_stop_ends_the_run_and_the_next_one_works(explore, engine):
+def test_stop_ends_the_run_and_the_next_one_works(used, engine):
     engine.model.net.pause = 0.2
-    explore.click("#generate")
-    wait_for_steps(explore)
-    explore.click("#stop")
-    explore.wait_for_timeout(1500)
+    used.click("#generate")
+    wait_for_steps(used)
+    used.click("#stop")
+    used.wait_for_timeout(1500)
     stopped = engine.model.net.calls
-    explore.wait_for_timeout(1500)
+    used.wait_for_timeout(1500)
     assert engine.model.net.calls == stopped < 19
     engine.model.net.pause = 0
-    generate(explore)
+    generate(used)
 
 
 def newer_run_wins(page, engine):
@@ -252,11 +327,11 @@ def newer_run_wins(page, engine):
     assert engine.model.net.calls == calls < 2 * 19
 
 
-def test_generate_again_at_once_gives_the_new_cells(explore, engine):
+def test_generate_again_at_once_gives_the_new_cells(used, engine):
     engine.model.net.pause = 0.3
-    explore.click("#generate")
-    wait_for_steps(explore)
-    newer_run_wins(explore, engine)
+    used.click("#generate")
+    wait_for_steps(used)
+    newer_run_wins(used, engine)
 
 
 def test_generate_need_not_wait_for_what_a_link_asked_for(page, engine, address):
@@ -269,26 +344,26 @@ def test_generate_need_not_wait_for_what_a_link_asked_for(page, engine, address)
     newer_run_wins(page, engine)
 
 
-def test_what_fails_inside_stays_inside(explore, engine):
+def test_what_fails_inside_stays_inside(used, engine):
     engine.model.net.fails = True
-    explore.click("#generate")
-    shows(explore, "#status", "Something went wrong")
-    assert "secret" not in explore.inner_text("body") and "Traceback" not in explore.inner_text("body")
+    used.click("#generate")
+    shows(used, "#status", "Something went wrong")
+    assert "secret" not in used.inner_text("body") and "Traceback" not in used.inner_text("body")
     engine.model.net.fails = False
-    generate(explore)
-    assert "Something went wrong" not in explore.inner_text("body")
+    generate(used)
+    assert "Something went wrong" not in used.inner_text("body")
 
 
-def test_about_says_what_the_model_was_trained_on_and_how_to_cite_and_call_it(explore, address):
-    explore.get_by_role("tab", name="About").click()
-    explore.locator("#about", has_text="What it was trained on").wait_for()
-    about = explore.inner_text("#about")
+def test_about_says_what_the_model_was_trained_on_and_how_to_cite_and_call_it(used, address):
+    used.get_by_role("tab", name="About").click()
+    used.locator("#about", has_text="What it was trained on").wait_for()
+    about = used.inner_text("#about")
     assert all(text in about for text in ("2603.26790", "Few cells", "Licence of the data", "hypothesis"))
     sections = {"Cells of each compound": "sweller", "The whole model card": "Evaluation",
                 "Call it from Python": "engine.load(", "Call it from anywhere": f'Client("{address.rstrip("/")}'}
     for title, text in sections.items():
-        explore.locator("button", has_text=title).click()
-        explore.locator("[data-testid=markdown]:visible", has_text=text).first.wait_for()
+        used.locator("button", has_text=title).click()
+        used.locator("[data-testid=markdown]:visible", has_text=text).first.wait_for()
 
 
 def test_two_visitors_share_network_calls(engine):
@@ -309,13 +384,28 @@ def test_a_taken_port_is_named(address):
 # Molecules
 
 @pytest.fixture
-def molecule(explore, engine, monkeypatch):
-    "The molecule side; `page.requests` are those that reached the engine."
-    explore.requests, stream = [], engine.stream
-    monkeypatch.setattr(engine, "stream", lambda request: (explore.requests.append(request), stream(request))[1])
-    explore.get_by_role("tab", name="Molecule").click()
-    explore.wait_for_selector("#molecule-card .verdict")
-    return explore
+def requests(engine, monkeypatch):
+    "Those that reached the engine."
+    requests, stream = [], engine.stream
+    monkeypatch.setattr(engine, "stream", lambda request: (requests.append(request), stream(request))[1])
+    return requests
+
+
+@pytest.fixture
+def molecule(shared):
+    with shared("used", "Molecule") as page: yield page
+
+
+@pytest.fixture
+def refusing(shared):
+    "Nothing was ever generated on this page."
+    with shared("refusals", "Molecule") as page: yield page
+
+
+@pytest.fixture
+def drawing(shared):
+    "A page of tests that use the editor."
+    with shared("drawing", "Molecule") as page: yield page
 
 
 def type_smiles(page, text):
@@ -335,15 +425,23 @@ def open_editor(page):
     return page.frame_locator("#editor iframe"), next(f for f in page.frames if f.url.endswith("/ketcher.html"))
 
 
-def ten_times_slower(page, monkeypatch):
-    "Whatever the page waits for takes ten times as long: its own scripts, the network, and the server on a molecule."
-    browser = page.context.new_cdp_session(page)
-    browser.send("Emulation.setCPUThrottlingRate", dict(rate=10))
-    browser.send("Network.enable")
-    network = dict(offline=False, latency=500, downloadThroughput=-1, uploadThroughput=-1)
-    browser.send("Network.emulateNetworkConditions", network)
-    for name in ("read_molecule", "about_molecule", "molecule_dose"): late(monkeypatch, name, 0.3)
-    page.set_default_timeout(180 * seconds)
+@pytest.fixture
+def ten_times_slower(drawing, monkeypatch):
+    "Makes all that the page waits for take ten times as long: its scripts, the network, the server on a molecule."
+    browser = drawing.context.new_cdp_session(drawing)
+    def at_rate(rate, latency):
+        browser.send("Emulation.setCPUThrottlingRate", dict(rate=rate))
+        network = dict(offline=False, latency=latency, downloadThroughput=-1, uploadThroughput=-1)
+        browser.send("Network.emulateNetworkConditions", network)
+    def ten_times_slower():
+        browser.send("Network.enable")
+        at_rate(10, 500)
+        for name in ("read_molecule", "about_molecule", "molecule_dose"): late(monkeypatch, name, 0.3)
+        drawing.set_default_timeout(180 * seconds)
+    yield ten_times_slower
+    at_rate(1, 0)
+    browser.detach()
+    drawing.set_default_timeout(30 * seconds)
 
 
 def late(monkeypatch, name, wait):
@@ -380,54 +478,54 @@ def agree(page, frame, text, atoms, card=None):      # card: what is on it, if n
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_benzene_drawn_with_the_mouse_reaches_python(molecule, monkeypatch, slow):
-    set_number(molecule, "cells", 1)
-    inside, frame = open_editor(molecule)
-    if slow: ten_times_slower(molecule, monkeypatch)
-    type_smiles(molecule, "")
+def test_benzene_drawn_with_the_mouse_reaches_python(drawing, ten_times_slower, slow, requests):
+    for field in ("cells", "steps"): set_number(drawing, field, 1)
+    inside, frame = open_editor(drawing)
+    if slow: ten_times_slower()
+    type_smiles(drawing, "")
     inside.get_by_test_id("template-0").click()
     inside.locator("div[data-testid=ketcher-canvas]").click(position=dict(x=400, y=200))
-    molecule.wait_for_function("document.querySelector('#smiles textarea').value === 'c1ccccc1'")
-    card_shows(molecule, "c1ccccc1")
-    generate(molecule)
-    assert [r.molecule for r in molecule.requests] == ["c1ccccc1"] and molecule.requests[0].perturbation is None
-    assert molecule.locator("#viewer figcaption").first.text_content().startswith("c1ccccc1, ")
+    drawing.wait_for_function("document.querySelector('#smiles textarea').value === 'c1ccccc1'")
+    card_shows(drawing, "c1ccccc1")
+    generate(drawing)
+    assert [r.molecule for r in requests] == ["c1ccccc1"] and requests[0].perturbation is None
+    assert drawing.locator("#viewer figcaption").first.text_content().startswith("c1ccccc1, ")
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_a_ring_drawn_just_after_the_box_was_emptied_stays_alone(molecule, monkeypatch, slow):
-    inside, frame = open_editor(molecule)
-    if slow: ten_times_slower(molecule, monkeypatch)
+def test_a_ring_drawn_just_after_the_box_was_emptied_stays_alone(drawing, ten_times_slower, slow):
+    inside, frame = open_editor(drawing)
+    if slow: ten_times_slower()
     for wait in (0, 100) if slow else (0, 100, 300, 1000):
-        canvas = drawn_first(molecule, inside, frame).bounding_box()
-        watch_box(molecule)
-        type_smiles(molecule, "")
-        molecule.wait_for_timeout(wait)
-        molecule.mouse.click(canvas["x"] + 400, canvas["y"] + 200)      # nothing is waited for
-        molecule.mouse.move(canvas["x"] + 400, canvas["y"] - 60)
-        agree(molecule, frame, "c1ccccc1", 6)
-        former = [text for text in molecule.evaluate("boxes") if "." in text or "CC(" in text]
+        canvas = drawn_first(drawing, inside, frame).bounding_box()
+        watch_box(drawing)
+        type_smiles(drawing, "")
+        drawing.wait_for_timeout(wait)
+        drawing.mouse.click(canvas["x"] + 400, canvas["y"] + 200)      # nothing is waited for
+        drawing.mouse.move(canvas["x"] + 400, canvas["y"] - 60)
+        agree(drawing, frame, "c1ccccc1", 6)
+        former = [text for text in drawing.evaluate("boxes") if "." in text or "CC(" in text]
         assert not former
 
 
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_of_drawing_typing_and_examples_the_last_stays(molecule, monkeypatch, slow):
-    inside, frame = open_editor(molecule)
-    if slow: ten_times_slower(molecule, monkeypatch)
+def test_of_drawing_typing_and_examples_the_last_stays(drawing, ten_times_slower, monkeypatch, slow):
+    inside, frame = open_editor(drawing)
+    if slow: ten_times_slower()
     else: late(monkeypatch, "read_molecule", 1)
-    canvas = drawn_first(molecule, inside, frame)
-    type_smiles(molecule, "")
+    canvas = drawn_first(drawing, inside, frame)
+    type_smiles(drawing, "")
     canvas.click(position=dict(x=400, y=200))
-    type_smiles(molecule, "CCO")      # before the ring is in the box, and before it is spelled as usual
-    agree(molecule, frame, "CCO", 3)
+    type_smiles(drawing, "CCO")      # before the ring is in the box, and before it is spelled as usual
+    agree(drawing, frame, "CCO", 3)
     canvas.click(position=dict(x=400, y=330))
-    molecule.wait_for_function("document.querySelector('#smiles textarea').value.includes('.')")
-    type_smiles(molecule, "CCCC")      # while the server spells the two
-    agree(molecule, frame, "CCCC", 4)
+    drawing.wait_for_function("document.querySelector('#smiles textarea').value.includes('.')")
+    type_smiles(drawing, "CCCC")      # while the server spells the two
+    agree(drawing, frame, "CCCC", 4)
     canvas.click(position=dict(x=400, y=330))
-    type_smiles(molecule, "CCN")
-    molecule.get_by_role("button", name="caffeine", exact=True).click()      # while both are on their way
-    agree(molecule, frame, "Cn1cnc2c1c(=O)n(C)c(=O)n2C", 14, card="Cn1c(=O)c2c(ncn2C)n(C)c1=O")
+    type_smiles(drawing, "CCN")
+    drawing.get_by_role("button", name="caffeine", exact=True).click()      # while both are on their way
+    agree(drawing, frame, "Cn1cnc2c1c(=O)n(C)c(=O)n2C", 14, card="Cn1c(=O)c2c(ncn2C)n(C)c1=O")
 
 
 def test_a_change_on_its_way_is_shown(molecule, monkeypatch):
@@ -443,13 +541,13 @@ def test_a_change_on_its_way_is_shown(molecule, monkeypatch):
     assert card.evaluate("e => getComputedStyle(e, '::after').content") == "none"
 
 
-def test_a_typed_smiles_is_drawn_in_the_editor_and_on_the_card(molecule):
-    _, frame = open_editor(molecule)
-    type_smiles(molecule, "CCN(CC)C(=O)c1ccccc1")
-    card_shows(molecule, "CCN(CC)C(=O)c1ccccc1")
+def test_a_typed_smiles_is_drawn_in_the_editor_and_on_the_card(drawing):
+    _, frame = open_editor(drawing)
+    type_smiles(drawing, "CCN(CC)C(=O)c1ccccc1")
+    card_shows(drawing, "CCN(CC)C(=O)c1ccccc1")
     frame.wait_for_function("ketcher.editor.struct().atoms.size === 13")
-    assert molecule.locator("#molecule-card svg").count() == 2 + 2 * 2      # light and dark; it and two neighbours
-    assert molecule.evaluate("document.activeElement.closest('#smiles') !== null")
+    assert drawing.locator("#molecule-card svg").count() == 2 + 2 * 2      # light and dark; it and two neighbours
+    assert drawing.evaluate("document.activeElement.closest('#smiles') !== null")
 
 
 stereo = dict(
@@ -459,11 +557,11 @@ stereo = dict(
 
 
 @pytest.mark.parametrize("smiles", stereo.values(), ids=stereo)
-def test_stereochemistry_survives_the_editor_both_ways(molecule, smiles):
-    _, frame = open_editor(molecule)
-    type_smiles(molecule, smiles)
+def test_stereochemistry_survives_the_editor_both_ways(drawing, smiles):
+    _, frame = open_editor(drawing)
+    type_smiles(drawing, smiles)
     standard = read_molecule(smiles).smiles
-    card_shows(molecule, standard)
+    card_shows(drawing, standard)
     frame.wait_for_function("n => ketcher.editor.struct().atoms.size === n && !document.body.inert",
                             arg=parse(smiles).GetNumAtoms())
     for drawn in ("ketcher.getSmiles()", "ketcher.getMolfile('v2000')", "ketcher.getMolfile('v3000')"):
@@ -527,24 +625,25 @@ no_molecules = {"": "Type a SMILES", "C(C)(C)(C)(C)C": "carbon takes at most 4",
 
 
 @pytest.mark.parametrize("typed, text", no_molecules.items())
-def test_what_is_no_molecule_is_refused_where_it_was_typed(molecule, engine, typed, text):
-    type_smiles(molecule, typed)
-    molecule.wait_for_selector("#molecule-card .refused, #molecule-card .hint")
-    assert text in molecule.inner_text("#molecule-card") and not molecule.locator("#molecule-card img").count()
-    molecule.click("#generate")
-    molecule.wait_for_timeout(1000)
-    assert refused(molecule, engine) and not molecule.requests
+def test_what_is_no_molecule_is_refused_where_it_was_typed(refusing, engine, typed, text, requests):
+    type_smiles(refusing, typed)
+    refusing.wait_for_selector("#molecule-card .refused, #molecule-card .hint")
+    card = refusing.locator("#molecule-card")
+    assert text in card.inner_text() and not card.locator("img").count()
+    refusing.click("#generate")
+    refusing.wait_for_timeout(1000)
+    assert refused(refusing, engine) and not requests
 
 
 @pytest.mark.parametrize("typed", ["0", "-1", "1e6", "much"])
-def test_a_bad_dose_of_a_molecule_is_refused_where_it_was_given(molecule, engine, typed):
-    molecule.fill("#molecule-dose .number", typed)
-    molecule.press("#molecule-dose .number", "Tab")
-    assert molecule.locator("#molecule-dose .note").text_content() == "Must be a number from 0.1 to 10 µM."
-    molecule.click("#generate")
-    molecule.wait_for_function("document.body.innerText.includes('0.1 to 10 µM is allowed')")
-    molecule.wait_for_timeout(500)
-    assert refused(molecule, engine) and not molecule.requests
+def test_a_bad_dose_of_a_molecule_is_refused_where_it_was_given(refusing, engine, typed, requests):
+    refusing.fill("#molecule-dose .number", typed)
+    refusing.press("#molecule-dose .number", "Tab")
+    assert refusing.locator("#molecule-dose .note").text_content() == "Must be a number from 0.1 to 10 µM."
+    refusing.click("#generate")
+    refusing.wait_for_function("document.body.innerText.includes('0.1 to 10 µM is allowed')")
+    refusing.wait_for_timeout(500)
+    assert refused(refusing, engine) and not requests
 
 
 def test_a_dose_that_was_chosen_stays_when_the_molecule_changes(molecule):
@@ -590,18 +689,18 @@ def test_passing_through_the_name_changes_nothing(explore):
     assert explore.input_value("#dose .number") == "0.3"
 
 
-def test_the_side_that_is_open_counts_however_late_the_server_is(molecule, monkeypatch):
+def test_the_side_that_is_open_counts_however_late_the_server_is(molecule, monkeypatch, requests):
     late(monkeypatch, "experiments", 1)
     set_number(molecule, "cells", 1)
     for side in ("Perturbation", "Molecule", "Perturbation"): molecule.get_by_role("tab", name=side).click()
     generate(molecule)
-    assert [r.molecule for r in molecule.requests] == [None]
+    assert [r.molecule for r in requests] == [None]
     molecule.get_by_role("tab", name="Molecule").click()
     generate(molecule)
-    assert molecule.requests[1].molecule
+    assert requests[1].molecule
 
 
-def test_the_side_clicked_last_counts_though_gradio_tells_of_the_others_later(molecule):
+def test_the_side_clicked_last_counts_though_gradio_tells_of_the_others_later(molecule, requests):
     set_number(molecule, "cells", 1)
     for last, expected in (("Molecule", True), ("Perturbation", False), ("Molecule", True)):
         names = [*("Molecule", "Perturbation") * 2, last]
@@ -612,31 +711,41 @@ def test_the_side_clicked_last_counts_though_gradio_tells_of_the_others_later(mo
             document.querySelector('#generate').click();
         }""", names)
         molecule.wait_for_function("document.querySelector('#viewer .provenance').textContent", timeout=60 * seconds)
-        assert bool(molecule.requests[-1].molecule) == expected
+        assert bool(requests[-1].molecule) == expected
         assert molecule.get_by_role("tab", name=last).get_attribute("aria-selected") == "true"
 
 
-def test_what_is_set_before_a_link_is_read_stays(page, address, engine, monkeypatch):
+@pytest.fixture
+def read_link(monkeypatch):
+    "A page reads the link by which it was opened once this is called."
+    asked, answer = threading.Event(), ui_parts.view_of_address
+    monkeypatch.setattr(ui_parts, "view_of_address", lambda *args: asked.wait(60) and answer(*args))
+    yield asked.set
+    asked.set()
+
+
+def test_what_is_set_before_a_link_is_read_stays(page, address, engine, read_link):
     wait_for_rest(engine)
-    late(monkeypatch, "view_of_address", 4)
     page.goto(f"{address}?perturbation=sweller&dose=1&cells=2&seed=7&steps=2")
     page.wait_for_selector("#dose .ticks button")
     set_number(page, "cells", 3)
     choose(page, "perturbation", "DMSO", "DMSO · untreated control")
+    read_link()
     page.wait_for_function("document.querySelector('#seed input').value === '7'")
     # what the link asks for is shown all the same
     page.locator("#viewer .provenance", has_text="sweller").wait_for(state="attached", timeout=60 * seconds)
     assert page.input_value("#cells input") == "3"
     assert page.input_value("#perturbation input") == "DMSO · untreated control"
+    shows(page, "#about-perturbation", "Untreated")
     assert "no dose" in page.inner_text("#dose .note") and "Untreated" in page.inner_text("#about-perturbation")
 
 
-def test_a_tab_opened_before_a_link_is_read_stays_open(page, address, engine, monkeypatch):
+def test_a_tab_opened_before_a_link_is_read_stays_open(page, address, engine, read_link):
     wait_for_rest(engine)
-    late(monkeypatch, "view_of_address", 2)
     page.goto(f"{address}?tab=counterfactual&perturbation=sweller&cells=1&steps=1")
     page.get_by_role("tab", name="Counterfactual").and_(page.locator("[aria-selected=true]")).wait_for()
     page.get_by_role("tab", name="About").click()
+    read_link()
     page.locator("#cf-viewer .provenance", has_text="1 cell").wait_for(state="attached", timeout=60 * seconds)
     assert page.get_by_role("tab", name="About").get_attribute("aria-selected") == "true"
     assert page.evaluate("location.search") == "?tab=about"

@@ -82,7 +82,7 @@ def evaluated(small):
     cells, model = small
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "min_real", 8)
-        patch.setattr(round_trips, "__defaults__", (None, [Sampling("euler", 1), Sampling("midpoint", 2)]))
+        patch.setattr(round_trips, "__defaults__", (None, [Sampling("euler", 1), Sampling("midpoint", 2)], None))
         patch.setattr(CounterfactualRequest.__init__, "__defaults__", (None, None, Sampling(steps=2)))
         patch.setitem(request_from.__kwdefaults__, "sampling", Sampling(steps=2))
         return model, evaluate_counterfactuals(model, cells, n=4)

@@ -1,7 +1,8 @@
 // Frames arrive one by one, a grey atlas for each channel that is looked at: cells row by row, group after group.
 // A group is one row of images. Where a run has a series, the groups from `run.series` on are alternatives:
-// one of them is shown large. Colour, contrast, the chosen cell and the step shown are all decided here,
-// so nothing waits for the server but a channel that is looked at for the first time.
+// one of them is shown large; where it has a `stack`, groups stand in columns of so many, such as treated above
+// control, and the effect of one column is shown. Colour, contrast, the chosen cell and the step shown are all
+// decided here, so nothing waits for the server but a channel that is looked at for the first time.
 const find = selector => element.querySelector(selector);
 const remote = typeof server === 'undefined' ? null : server;      // there is none in a notebook
 const GAMMA = 0.65, past = new Set();      // runs that gave way to a newer one
@@ -267,7 +268,12 @@ function channelsChanged() {
 function largePicture(group) {
   const figure = document.createElement('figure');
   figure.innerHTML = '<figcaption></figcaption>';
-  figure.firstChild.textContent = run.labels[group];
+  const heads = run.stack > 1 && group % run.stack === 0;      // a column, whose effect can be looked at
+  const caption = heads ? figure.firstChild.appendChild(document.createElement('button')) : figure.firstChild;
+  caption.textContent = run.labels[group];
+  if (!heads) return figure;
+  Object.assign(caption, { type: 'button', className: 'column', title: 'Show its effect below', disabled: true });
+  caption.addEventListener('click', () => { pickColumn(group / run.stack); trigger('input'); });
   return figure;
 }
 
@@ -302,7 +308,9 @@ function galleryCells() {
     cell.className = 'cell';
     cell.setAttribute('role', 'option');
     cell.setAttribute('aria-label', name);
-    const pictures = Array.from({ length: rows }, () => canvas(cell));
+    const sheet = run.stack ? cell.appendChild(document.createElement('div')) : cell;
+    sheet.classList.toggle('sheet', sheet !== cell);
+    const pictures = Array.from({ length: rows }, () => canvas(sheet));
     cell.append(name);
     cell.addEventListener('click', () => select(i));
     return { cell, pictures };
@@ -345,6 +353,11 @@ function pick(i) {
   redraw();
 }
 
+function pickColumn(i) {
+  find('.series').dataset.picked = JSON.stringify({ run: run.id, alternative: i });
+  element.querySelectorAll('.column').forEach((button, k) => button.setAttribute('aria-pressed', k === i));
+}
+
 function wipe() {
   const x = find('.wipe').value;
   find('.stack').style.setProperty('--x', `${x}%`);
@@ -364,6 +377,10 @@ function begin(start) {
   alternative = 0;
   told = JSON.stringify([run.shown.map(name => channels.findIndex(c => c.name === name)).sort((a, b) => a - b), false]);
   find('.pair').replaceChildren(...largeGroups().map(largePicture));
+  find('.stage').style.setProperty('--stack', run.stack ?? 1);
+  find('.pair').classList.toggle('columns', Boolean(run.stack));
+  find('.gallery').classList.toggle('wide', Boolean(run.stack));
+  if (run.stack) pickColumn(run.picked);
   layLarge();
   seriesControls();
   galleryCells();
@@ -438,7 +455,9 @@ watch('value', () => {
   if (run?.id !== message.run.id) begin(message.run);
   // Frames are decoded in the order they were sent.
   if (message.frame) arriving = arriving.then(() => show(message.frame)).catch(() => {});
-  if (message.done) find('.provenance').textContent = message.done;
+  if (!message.done) return;
+  find('.provenance').textContent = message.done;
+  element.querySelectorAll('.column').forEach(button => { button.disabled = false; });
 });
 
 find('.hint').innerHTML = HINT;
