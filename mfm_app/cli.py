@@ -196,13 +196,13 @@ def train_on(
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
     name, seed, checkpoint, cells = recipe["recipe"], recipe["seed"], out / "training.pt", with_shown(cells)
-    vocab = clearest_doses(vocabulary(cells), cells)
-    nucleus, laptop = nucleus_of(cells, nucleus), name == "laptop"
-    config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], laptop, nucleus)
-    config |= dict(data=data_record(cells), controls=controls_of(cells, nucleus), **phenotypes_record(cells))
+    nucleus, vocab, settings = nucleus_of(cells, nucleus), vocabulary(cells), recipe_settings[name]
+    config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], name == "laptop", nucleus)
     torch.manual_seed(seed)
-    settings = recipe_settings[name]
     run = start(build(config), checkpoint, recipe["optimiser"], recipe["learning_rate"], settings["ema_std"])
+    vocab = clearest_doses(vocab, cells)      # cells are measured once nothing is left to refuse
+    config |= dict(vocabulary=vocab.to_dict(), data=data_record(cells), controls=controls_of(cells, nucleus),
+                   **phenotypes_record(cells))
     batches = Batches(cells, vocab, recipe["batch"], settings["power"], settings["rot90"], seed)
     hook, coupling = snapshot_hook(out, config, vocab, recipe), recipe.get("coupling", "independent")
     train(run, batches, steps, checkpoint, recipe["times"], coupling, cooldown=cooldown, every={every: hook})

@@ -192,7 +192,16 @@ def open_panel(page, address):
 
 
 @pytest.fixture
-def effects(page, panel): return open_panel(page, panel)
+def effects(lent, panel):
+    "The empty panel, on a page that the tests share."
+    with lent("effects", lambda page: open_panel(page, panel)) as page:
+        page.set_viewport_size(dict(width=1280, height=900))
+        page.mouse.move(0, 0)
+        show(page, "first")
+        page.get_by_label("Significant pixels only").uncheck()
+        page.click("#none")
+        page.wait_for_selector("#effects .hint:visible")
+        yield page
 
 
 def wait_for_maps(page):
@@ -369,7 +378,8 @@ def test_maps_and_bars_are_side_by_side_on_a_wide_page_and_stacked_on_a_narrow_o
     assert tops()[0] < tops()[1] - 200
 
 
-def test_the_mouse_over_the_maps_scrolls_the_page_and_enlarges_only_in_that_mode(effects):
+def test_the_mouse_over_the_maps_scrolls_the_page_and_enlarges_only_in_that_mode(page, panel):
+    effects = open_panel(page, panel)
     effects.set_viewport_size(dict(width=1000, height=500))
     show(effects, "first")
     ranges = lambda: effects.evaluate("""['xaxis', 'xaxis2', 'xaxis3'].map(

@@ -331,14 +331,34 @@ def test_mfm_screen_stops_at_an_interrupt_and_reports_how_far_it_is(model_folder
 
 # On the page
 
-@pytest.fixture
-def tab(page, address):
+def open_tab(page, address):
     page.goto(address)
     page.get_by_role("tab", name="Screen").click()
     page.wait_for_selector("#screen .hint")
     page.fill("#screen-dose input", "1")
     page.press("#screen-dose input", "Tab")
+
+
+@pytest.fixture
+def tab(page, address):
+    "The tab on a fresh page."
+    open_tab(page, address)
     return page
+
+
+@pytest.fixture
+def used(lent, address):
+    "The tab on a page that tests share which run a screen."
+    with lent("used", lambda page: open_tab(page, address)) as page: yield page
+
+
+@pytest.fixture
+def refusals(lent, address):
+    "The tab on a page that tests share which run no screen."
+    with lent("refusals", lambda page: open_tab(page, address)) as page:
+        if page.input_value("#screen-list textarea"): paste(page, "")
+        if page.get_by_label("Clear").count(): page.locator("#screen-file").get_by_label("Clear").first.click()
+        yield page
 
 
 def wait_for(page, expression, **kwargs): page.wait_for_function(expression, **kwargs)
@@ -360,6 +380,7 @@ def paste(page, text):
 
 def run_on_page(page, text=None, rows=7):
     if text: paste(page, text)
+    page.evaluate("document.querySelector('#screen output').textContent = ''")      # that of an earlier run
     page.click("#screen-go")
     wait_until_done(page, rows)
 
@@ -409,40 +430,40 @@ def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
     assert "12 network evaluations a cell" in tab.locator("#screen-status").inner_text()
 
 
-def test_the_table_sorts_by_its_headers(tab):
-    run_on_page(tab, five)
-    header = tab.get_by_role("button", name="Molecule", exact=True)
+def test_the_table_sorts_by_its_headers(used):
+    run_on_page(used, five)
+    header = used.get_by_role("button", name="Molecule", exact=True)
     header.click()
-    names = column(tab)
+    names = column(used)
     assert names == sorted(names, key=str.lower)
-    assert tab.locator("#screen th[data-key=molecule]").get_attribute("aria-sort") == "ascending"
+    assert used.locator("#screen th[data-key=molecule]").get_attribute("aria-sort") == "ascending"
     header.press("Enter")
-    assert column(tab) == names[::-1]
+    assert column(used) == names[::-1]
 
 
-def test_a_row_shows_its_cells_by_click_and_by_keyboard(tab):
-    run_on_page(tab, five)
-    names = column(tab)
-    tab.locator("#screen .table tbody tr").nth(1).click()
-    check_chosen(tab, names[1])
-    tab.keyboard.press("Tab")
-    tab.locator("#screen .table tbody tr[tabindex='0']").focus()
-    tab.keyboard.press("ArrowDown")
-    tab.keyboard.press("Enter")
-    check_chosen(tab, names[2])
+def test_a_row_shows_its_cells_by_click_and_by_keyboard(used):
+    run_on_page(used, five)
+    names = column(used)
+    used.locator("#screen .table tbody tr").nth(1).click()
+    check_chosen(used, names[1])
+    used.keyboard.press("Tab")
+    used.locator("#screen .table tbody tr[tabindex='0']").focus()
+    used.keyboard.press("ArrowDown")
+    used.keyboard.press("Enter")
+    check_chosen(used, names[2])
 
 
-def test_a_point_of_the_map_shows_its_cells(tab):
-    run_on_page(tab, "CCO, 1, ethanol", 1)
-    position = tab.evaluate("""() => {
+def test_a_point_of_the_map_shows_its_cells(used):
+    run_on_page(used, "CCO, 1, ethanol", 1)
+    position = used.evaluate("""() => {
         const plot = document.querySelector('#screen .plot'), box = plot.getBoundingClientRect();
         const { xaxis, yaxis } = plot._fullLayout, trace = plot.data.find(t => t.customdata?.length);
         return [box.x + xaxis._offset + xaxis.d2p(trace.x[0]), box.y + yaxis._offset + yaxis.d2p(trace.y[0])];
     }""")
-    tab.mouse.move(*position)
-    tab.wait_for_timeout(300)
-    tab.mouse.click(*position)
-    check_chosen(tab, "ethanol")
+    used.mouse.move(*position)
+    used.wait_for_timeout(300)
+    used.mouse.click(*position)
+    check_chosen(used, "ethanol")
 
 
 def test_a_page_that_missed_a_message_asks_for_its_rows(tab):
@@ -493,24 +514,24 @@ def test_a_visitor_who_leaves_ends_the_screen(tab, engine):
     tab.errors.clear()      # of connections that were cut
 
 
-def test_more_than_the_page_takes_is_refused_in_the_status_line(tab, monkeypatch):
+def test_more_than_the_page_takes_is_refused_in_the_status_line(used, monkeypatch):
     monkeypatch.setattr(ui_screen, "max_screened", 3)
-    paste(tab, five)
-    tab.click("#screen-go")
-    wait_for_text(tab, "#screen-status", "The list holds more than 3 rows")
-    wait_for(tab, "document.querySelector('#screen output').textContent === 'Stopped after 0'")
-    assert tab.locator("#screen-go").is_enabled() and tab.locator("#screen-resume").is_disabled()
+    paste(used, five)
+    used.click("#screen-go")
+    wait_for_text(used, "#screen-status", "The list holds more than 3 rows")
+    wait_for(used, "document.querySelector('#screen output').textContent === 'Stopped after 0'")
+    assert used.locator("#screen-go").is_enabled() and used.locator("#screen-resume").is_disabled()
 
 
-def test_the_same_list_again_is_there_at_once_and_another_starts_afresh(tab, engine):
-    run_on_page(tab, five)
+def test_the_same_list_again_is_there_at_once_and_another_starts_afresh(used, engine):
+    run_on_page(used, five)
     engine.model.net.calls = 0
-    tab.click("#screen-go")
-    tab.wait_for_timeout(1 * seconds)
-    wait_until_done(tab, 7)
-    assert engine.model.net.calls == 0 and len(column(tab)) == 5
-    run_on_page(tab, "CCCC", 1)
-    assert column(tab) == ["CCCC"] and points(tab) == 1
+    used.click("#screen-go")
+    used.wait_for_timeout(1 * seconds)
+    wait_until_done(used, 7)
+    assert engine.model.net.calls == 0 and len(column(used)) == 5
+    run_on_page(used, "CCCC", 1)
+    assert column(used) == ["CCCC"] and points(used) == 1
 
 
 def test_an_internal_error_is_not_shown_and_the_screen_can_go_on(tab, engine, monkeypatch):
@@ -530,12 +551,12 @@ def upload(page, path):
     wait_for_text(page, "#screen-file", path.stem)
 
 
-def test_no_list_or_two_lists_are_refused(tab, tmp_path):
-    check_refused(tab, "#screen-list", "Paste a list, or choose a file below.")
+def test_no_list_or_two_lists_are_refused(refusals, tmp_path):
+    check_refused(refusals, "#screen-list", "Paste a list, or choose a file below.")
     (tmp_path / "list.smi").write_text("CCO")
-    upload(tab, tmp_path / "list.smi")
-    paste(tab, "CCO")
-    check_refused(tab, "#screen-list", "There are a pasted list and a file; empty one of them.")
+    upload(refusals, tmp_path / "list.smi")
+    paste(refusals, "CCO")
+    check_refused(refusals, "#screen-list", "There are a pasted list and a file; empty one of them.")
 
 
 bad_files = [
@@ -546,14 +567,14 @@ bad_files = [
     ("sheet.csv", b"PK\3\4", "save the table as .csv")]
 
 
-def test_a_bad_file_is_refused_at_its_field(tab, tmp_path):
+def test_a_bad_file_is_refused_at_its_field(refusals, tmp_path):
     for name, content, message in bad_files:
         (tmp_path / name).write_bytes(content)
-        tab.set_input_files("#screen-file input", tmp_path / name)
-        wait_for_text(tab, "#screen-status", message.replace("`", ""))
-        check_refused(tab, "#screen-file", message)
-        for _ in ("message", "file"): tab.locator("#screen-file").get_by_label("Clear").first.click()
-        tab.wait_for_selector("#screen-file input[type=file]", state="attached")
+        refusals.set_input_files("#screen-file input", tmp_path / name)
+        wait_for_text(refusals, "#screen-status", message.replace("`", ""))
+        check_refused(refusals, "#screen-file", message)
+        for _ in ("message", "file"): refusals.locator("#screen-file").get_by_label("Clear").first.click()
+        refusals.wait_for_selector("#screen-file input[type=file]", state="attached")
 
 
 bad_numbers = [
@@ -561,13 +582,13 @@ bad_numbers = [
     ("cells", "17", "Cells a molecule must be a whole number from 1 to 16, not '17'."), ("cells", "2.5", "not '2.5'")]
 
 
-def test_a_bad_number_is_refused_at_its_field(tab):
-    paste(tab, "CCO")
+def test_a_bad_number_is_refused_at_its_field(refusals):
+    paste(refusals, "CCO")
     for field, value, message in bad_numbers:
-        tab.fill(f"#screen-{field} input", value)
-        tab.press(f"#screen-{field} input", "Tab")
-        check_refused(tab, f"#screen-{field}", message)
-        tab.fill(f"#screen-{field} input", "1")
+        refusals.fill(f"#screen-{field} input", value)
+        refusals.press(f"#screen-{field} input", "Tab")
+        check_refused(refusals, f"#screen-{field}", message)
+        refusals.fill(f"#screen-{field} input", "1")
 
 
 def test_a_file_is_screened_and_everything_can_be_downloaded(tab, tmp_path):
@@ -589,17 +610,17 @@ def test_a_file_is_screened_and_everything_can_be_downloaded(tab, tmp_path):
     assert tab.locator(".main-svg").count() and tab.evaluate(plot) == 2
 
 
-def test_there_is_nothing_to_download_before_a_screen(tab):
-    tab.click("#screen-download")
-    wait_for_text(tab, "#screen-status", "nothing to download yet")
+def test_there_is_nothing_to_download_before_a_screen(refusals):
+    refusals.click("#screen-download")
+    wait_for_text(refusals, "#screen-status", "nothing to download yet")
 
 
-def test_the_example_is_a_list_that_runs(tab):
-    tab.click("#screen-example")
-    wait_for(tab, "document.querySelector('#screen-list textarea').value.includes('caffeine')")
-    rows = tab.input_value("#screen-list textarea").count("\n") + 1
-    run_on_page(tab, rows=rows)
-    assert {"sweller", "acid", "caffeine"} <= set(column(tab)) and tab.locator("#screen .refused").is_hidden()
+def test_the_example_is_a_list_that_runs(used):
+    used.click("#screen-example")
+    wait_for(used, "document.querySelector('#screen-list textarea').value.includes('caffeine')")
+    rows = used.input_value("#screen-list textarea").count("\n") + 1
+    run_on_page(used, rows=rows)
+    assert {"sweller", "acid", "caffeine"} <= set(column(used)) and used.locator("#screen .refused").is_hidden()
 
 
 def test_a_screen_is_deleted_when_its_visitor_leaves():
