@@ -18,7 +18,7 @@ from .core import InputError, check_int
 from .counterfactual import CounterfactualRequest, Treatment, resolve_counterfactual
 from .engine import Engine, Request, ResolvedRequest, max_cells, model_name, requests_across
 from .sampling import Sampling, generation, inversion, sampling_of_record
-from .screen import ScreenSettings, check_settings
+from .screen import ScreenSettings, check_settings, default_settings
 from .viz import colour_table, rxrx1_colours
 from .vocabulary import colour_rgb
 
@@ -106,9 +106,9 @@ def counterfactual_request_of(fields:dict)->CounterfactualRequest:
     return CounterfactualRequest((treatment,), get("experiment"), get("cell_type"), sampling_of(fields, inversion))
 
 
-def settings_of(fields:dict)->ScreenSettings:
+def settings_of(engine:Engine, fields:dict)->ScreenSettings:
     "What the Screen tab is asked for; `screen.check_settings` checks it."
-    default, get = ScreenSettings(), fields.get
+    default, get = default_settings(engine), fields.get
     return ScreenSettings(get("dose", default.dose_um), get("cells", default.cells), get("experiment"))
 
 # %% ../nbs/29_permalink.ipynb #1c764539
@@ -194,7 +194,7 @@ def resolve_view(engine:Engine, view:View)->View:
     channel_view(fields.get("show"), names)
     check_int(fields.get("cell", 0), "In the address, cell", 0, max_cells - 1)
     if view.tab == "screen":
-        s = check_settings(engine, settings_of(fields))
+        s = check_settings(engine, settings_of(engine, fields))
         return View("screen", dict(list=fields.get("list", ""), dose=s.dose_um, cells=s.cells, experiment=s.experiment))
     if view.tab == "about" or not ("perturbation" in fields or "molecule" in fields): return View(view.tab)
     if view.tab == "explore":

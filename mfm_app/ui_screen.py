@@ -31,8 +31,9 @@ from .display import drawing
 from .engine import Engine
 from .molecules import max_rows
 from .permalink import View, channel_view, code_for_screen, max_value
-from .screen import (Progress, ScreenFolder, ScreenSettings, check_screenable, check_settings, illustrate,
-                            max_cells_each, read_list, read_settings, screen_into, screen_provenance, write_zip)
+from .screen import (Progress, ScreenFolder, ScreenSettings, check_screenable, check_settings,
+                            default_settings, illustrate, max_cells_each, read_list, read_settings, screen_into,
+                            screen_provenance, write_zip)
 from .ui_parts import (component, experiment_field, field_output, field_validity, on_open, share_message,
                               static_url, upload_field)
 from .ui_session import Session, discard, error_line, number_changes, private, valid, validity
@@ -202,7 +203,7 @@ def screen_validity(engine:Engine, text, file, dose, cells, experiment)->list:
     if of_text == valid:
         readable = validity(lambda: read_list(engine, list_from(text, file)))
         of_text, of_file = (valid, readable) if file else (readable, valid)
-    default = ScreenSettings()
+    default = default_settings(engine)
     good = default.dose_um, default.cells, default.experiment
     check = lambda *fields: check_settings(engine, settings_from(*fields))
     return [of_text, of_file, *field_validity(check, (dose, cells, experiment), good)]
@@ -226,7 +227,7 @@ def example_list(engine:Engine)->str:
 # %% ../nbs/35_ui_screen.ipynb #01687989
 def screen_fields(engine:Engine)->tuple:
     "What is screened, and how: text, file, dose, cells, experiment."
-    default, reads = check_settings(engine, ScreenSettings()), engine.molecules.reads
+    default, reads = check_settings(engine, default_settings(engine)), engine.molecules.reads
     many, first_lines = engine.vocab.kind.many, "\n".join(example_list(engine).split("\n")[:3])
     text = gr.Textbox(label="Molecules" if reads else capital(many), lines=6, max_lines=10,
                       info=list_info if reads else names_info, placeholder=first_lines, elem_id="screen-list")

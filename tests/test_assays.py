@@ -13,8 +13,9 @@ from mfm_app.core import InputError
 from mfm_app.data import find_controls, read_cells, usual_controls, vocabulary, with_kind
 from mfm_app.engine import Engine
 from mfm_app.export import request_label
+from mfm_app.finetune import random_model
 from mfm_app.hub import Model, build, new_config
-from mfm_app.screen import ScreenFolder, ScreenSettings, check_settings, screen_into
+from mfm_app.screen import ScreenFolder, ScreenSettings, check_settings, default_settings, screen_into
 from mfm_app.simulator import synthetic_cells
 from mfm_app.validation import clearest_doses, excess_shift, phenotypes_of
 from mfm_app.vocabulary import Perturbation, Vocabulary, kinds, resolve, usual_dose
@@ -227,3 +228,14 @@ def test_effects_of_genes_without_pathways_resemble_genes(gene_cells):
 def test_kinds_have_all_their_words():
     assert all(kind.one and kind.many and kind.classes for kind in kinds.values())
     assert issubclass(InputError, Exception)
+
+
+def test_a_model_whose_doses_lie_elsewhere_is_screened_at_the_nearest_one():
+    model = random_model()
+    vocab = model.vocab
+    for p in vocab.perturbations: p.doses = {dose * 1_000: n for dose, n in p.doses.items()}
+    model.config["vocabulary"] = vocab.to_dict()
+    engine = Engine(model)
+    low, high = engine.vocab.dose_range(engine.vocab.unlisted)
+    assert default_settings(engine).dose_um == low > 10.
+    assert check_settings(engine, default_settings(engine)).dose_um == low
