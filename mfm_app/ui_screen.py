@@ -37,7 +37,7 @@ from .ui_parts import (component, experiment_field, field_output, field_validity
                               static_url, upload_field)
 from .ui_session import Session, discard, error_line, number_changes, private, valid, validity
 from .viz import data_uri, phenotype_map, show
-from .vocabulary import usual_dose
+from .vocabulary import capital, usual_dose
 
 # %% ../nbs/35_ui_screen.ipynb #d9ec9448
 max_screened = 2_000      # molecules
@@ -228,7 +228,7 @@ def screen_fields(engine:Engine)->tuple:
     "What is screened, and how: text, file, dose, cells, experiment."
     default, reads = check_settings(engine, ScreenSettings()), engine.molecules.reads
     many, first_lines = engine.vocab.kind.many, "\n".join(example_list(engine).split("\n")[:3])
-    text = gr.Textbox(label="Molecules" if reads else many[0].upper() + many[1:], lines=6, max_lines=10,
+    text = gr.Textbox(label="Molecules" if reads else capital(many), lines=6, max_lines=10,
                       info=list_info if reads else names_info, placeholder=first_lines, elem_id="screen-list")
     example = gr.Button("Fill in an example", size="sm", elem_id="screen-example")
     file = upload_field("or a .csv, .txt, .smi or .sdf file", list_types, "screen-file")
@@ -323,7 +323,8 @@ def screen_component(engine:Engine)->gr.HTML:
     "Progress, map, ranked table, and the cells of the molecule that is chosen."
     def get_cells(query): return molecule_cells(engine, query)
     def get_missed(query): return missed_rows(query)
-    constants = dict(plotly=static_url(), byName=not engine.molecules.reads, classes=engine.vocab.kind.classes)
+    constants = dict(plotly=static_url(), byName=not engine.molecules.reads, classes=engine.vocab.kind.classes,
+                     doses=any(p.doses for p in engine.vocab.treated))
     return component("screen", elem_id="screen", constants=constants,
                      server_functions=[get_cells, get_missed])
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['compound_names', 'name_groups', 'group_of', 'kinds', 'well_covered', 'some_covered', 'stains', 'channel_colours',
-           'shown_at_first', 'plain_name', 'Kind', 'Perturbation', 'coverage', 'merged', 'names_index', 'understood',
-           'SearchedVocabulary', 'SpokenVocabulary', 'Vocabulary', 'usual_dose', 'check_dose', 'ConditionNames',
-           'seen_together', 'usual_experiment', 'usual_cell_type', 'resolve', 'condition', 'check_names',
-           'check_perturbation', 'check_lines', 'check_vocabulary', 'contains_word', 'channel_words', 'guess_channels',
-           'colour_rgb', 'default_shown']
+           'shown_at_first', 'plain_name', 'Kind', 'capital', 'Perturbation', 'coverage', 'merged', 'names_index',
+           'understood', 'SearchedVocabulary', 'SpokenVocabulary', 'Vocabulary', 'usual_dose', 'check_dose',
+           'ConditionNames', 'seen_together', 'usual_experiment', 'usual_cell_type', 'resolve', 'condition',
+           'check_names', 'check_perturbation', 'check_lines', 'check_vocabulary', 'contains_word', 'channel_words',
+           'guess_channels', 'colour_rgb', 'default_shown']
 
 # %% ../nbs/01_vocabulary.ipynb #410f8bbb
 import math
@@ -65,6 +65,11 @@ class Kind:
     one:str         # one of them
     many:str        # several of them
     classes:str     # what one of its classes is called
+
+
+def capital(text:str)->str:
+    "A text with a capital at its start; a first word that has one already, as siRNA, stays as it is."
+    return text[:1].upper() + text[1:] if text.split(" ")[0].islower() else text
 
 
 kinds = {

@@ -141,7 +141,7 @@ def test_generated_controls_are_inverted_and_sampled_and_show_the_effect(page, a
     assert line.startswith("6 cells, experiment Week1. multistep2 in 2 steps each way, 4 network evaluations an image")
     assert "Weights drawn 000000000000" in line
     captions = page.locator("#cf-viewer .pair figcaption").all_text_contents()
-    assert captions == ["Original", "Reconstruction (still DMSO)", "stabiliser, 0.1 µM"]
+    assert captions == ["Original", "Reconstruction (still DMSO)", "stabiliser, 1 µM"]
     cells = page.locator("#cf-viewer .cell")
     assert cells.count() == 6 and cells.first.inner_text() == "seed 0"
     painted = brightest(page, "#cf-viewer canvas")
@@ -149,7 +149,7 @@ def test_generated_controls_are_inverted_and_sampled_and_show_the_effect(page, a
     quality = wait_for_text(page, "#cf-quality", "Reconstruction")
     assert " dB. Originals and reconstructions (inverted, then sampled as control) differ by DNA" in quality
     title = wait_for_text(page, "#cf-effects h3", "Effect")
-    assert title == "Effect of stabiliser, 0.1 µM: counterfactual minus reconstruction"
+    assert title == "Effect of stabiliser, 1 µM: counterfactual minus reconstruction"
     assert page.locator("#cf-effects .maps .heatmaplayer").count() >= 3
     assert page.locator("#cf-effects .profile .bars path").count() > 5
     assert page.locator("#cf-effects .switch input").is_enabled()
@@ -704,16 +704,16 @@ def test_explore_shows_its_effect_and_exports_it(page, address, tmp_path):
     for cells, enabled in ((6, True), (4, False)):
         for field, value in (("steps", 2), ("cells", cells)): typed(page, f"#{field} input", value)
         page.click("#generate")
-        wait_for_text(page, "#viewer .provenance", f"{cells} cells: stabiliser, 0.1 µM")
+        wait_for_text(page, "#viewer .provenance", f"{cells} cells: stabiliser, 1 µM")
         wait_for_effects(page, prefix="")
         wait_for_text(page, "#effects .note", f"{cells} cells")
-        title = "Effect of stabiliser, 0.1 µM: treated minus DMSO from the same noise"
+        title = "Effect of stabiliser, 1 µM: treated minus DMSO from the same noise"
         assert page.inner_text("#effects h3") == title
         assert page.locator("#effects .switch input").is_enabled() == enabled
     assert "at least 6 cells" in page.inner_text("#effects .switch .why")
     record, line = exported(page, "", "cells", 2, 4, tmp_path), page.inner_text("#viewer .provenance")
     assert record["seeds"] == [0, 1, 2, 3]
-    assert (record["perturbation"], record["dose_um"]) == ("stabiliser", .1)
+    assert (record["perturbation"], record["dose_um"]) == ("stabiliser", 1.)
     assert "{solver} in {steps} steps, {nfe} network evaluations a cell".format(**record) in line
     assert record["weights_sha256"][:12] in line and files_left() == []
 

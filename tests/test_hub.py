@@ -183,7 +183,8 @@ def test_models_that_come_with_the_package_go_by_their_names(hub, folder, tmp_pa
     by_name = from_pretrained(folder.name)
     assert by_name.sha256 == from_pretrained(folder).sha256 and by_name.name == folder.name
     assert by_name.source == ("bundled" if folder == bundled else folder.name)
-    with pytest.raises(InputError, match="Only a repository of the Hub has revisions"): from_pretrained(folder.name, "v1")
+    with pytest.raises(InputError, match="Only a repository of the Hub has revisions"):
+        from_pretrained(folder.name, "v1")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small if folder == bundled else bundled, tmp_path / folder.name)
     mine = from_pretrained(folder.name)

@@ -123,7 +123,7 @@ def test_models_with_and_without_nuclei_are_evaluated(monkeypatch, nucleus):
     model = random_model(cells, nucleus)
     quality = evaluate_model(model, cells, 20)
     assert "A classifier of real cells" in quality["table"]
-    monkeypatch.setattr(validation, "round_trips", lambda *_: [])
+    monkeypatch.setattr(validation, "round_trips", lambda *_, **where: [])
     shift, = evaluate_counterfactuals(model, cells, 6)["shifts"]
     assert any("nucleus" in feature for feature in shift["features"]) == (nucleus is not None)
     assert np.isfinite(shift["cosine"]) and len(shift["features"]) == len(shift["real"])

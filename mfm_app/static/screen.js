@@ -35,7 +35,7 @@ const allColumns = [
   { key: 'tanimoto', name: 'Nearest', width: 15,
     title: 'The compound with the most similar structure, and the Tanimoto similarity' },
 ];
-const columns = allColumns.filter(column => !byName || column.key !== 'tanimoto');
+const columns = allColumns.filter(({ key }) => (!byName || key !== 'tanimoto') && (doses || key !== 'dose_um'));
 const doseOf = result => result.dose_um === null ? '' : String(+result.dose_um.toPrecision(3));
 
 function make(tag, className, text) {
@@ -81,7 +81,7 @@ function line(result) {
   const said = [result.name, result.smiles].filter(Boolean).join(': ');
   molecule.title = result.notes ? `${said}\n${result.notes}` : said;
   if (result.notes) molecule.append(Object.assign(make('small', '', ' *'), { ariaLabel: `, ${result.notes}` }));
-  cell('number', doseOf(result) || '–');
+  if (doses) cell('number', doseOf(result) || '–');
   const strength = make('div', 'strength');
   strength.append(make('span', '', result.strength.toFixed(1)), make('i'));
   cell('', strength);
