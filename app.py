@@ -3,9 +3,7 @@ import gc
 import sys
 
 gc.disable()      # what is imported stays: a fifth of the start is spent on looking for garbage in it
-from mfm_app import cli, machine      # noqa: E402
-
-with machine.importing_gradio(): from mfm_app import ui      # noqa: F401
+from mfm_app import cli, ui      # noqa: E402, F401
 
 gc.freeze()
 gc.enable()

@@ -21,7 +21,10 @@ from html import escape
 from importlib.util import find_spec
 from urllib.parse import parse_qs, quote, urlencode
 
-import gradio as gr
+from .machine import check_machine, importing_gradio, keep_from_proxy, listen_address, past_proxies
+
+with importing_gradio(): import gradio as gr      # before another room does
+
 import httpx
 from gradio import http_server
 from gradio_client.utils import is_file_obj_with_meta, traverse
@@ -36,7 +39,6 @@ from .core import InputError
 from .display import static
 from .engine import Engine, among, load, model_name
 from .images import max_bytes
-from .machine import check_machine, keep_from_proxy, listen_address, past_proxies
 from .ui_api import api, api_text, exception_handlers
 from .ui_counterfactual import counterfactual_tab
 from .ui_explore import explore_tab

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import gradio as gr
 from gradio import route_utils
 
-from .core import InputError
+from .core import InputError, error_message
 from .images import read_micrograph
 from .scheduler import Deadline
 
@@ -40,11 +40,11 @@ def error_text(
     error:Exception,
     sorry:str="Nothing of yours is lost; try again.",      # follows an error that is no `InputError`
 )->str:
-    "What is shown of an error a handler raised; one that is not for users is logged and not shown."
+    "What is shown of an error a handler raised: what is the input's or the machine's; all but the input's is logged."
     if isinstance(error, InputError): return str(error)
     if isinstance(error, gr.Error): return str(error.message)      # such as ZeroGPU's, that the quota is spent
     logging.error("A handler failed", exc_info=error)
-    return f"Something went wrong on the server and was logged there. {sorry}"
+    return error_message(error) or f"Something went wrong on the server and was logged there. {sorry}"
 
 
 def error_line(*args, **kwargs)->str:     # as in `error_text`

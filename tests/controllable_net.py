@@ -13,5 +13,6 @@ class ControllableNet(torch.nn.Module):
     def forward(self, *args):
         self.calls += 1
         time.sleep(self.pause)
+        if isinstance(self.fails, Exception): raise self.fails
         if self.fails: raise RuntimeError("a secret in /some/folder")
         return self.net(*args)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from conftest import typed
 
+from mfm_app import plausibility
 from mfm_app.counterfactual import counterfactual, sample_controls
 from mfm_app.images import read_micrograph, read_provenance
 from mfm_app.preprocess import rescale
@@ -409,6 +410,43 @@ def test_channels_that_cannot_be_guessed_are_given_and_one_cell_or_several_are_t
     wait_for_text(tab, message, "One cell, several, or a field with many")
     assert tab.locator("#cf-field .hint").is_visible() and files_left() == []
     tab.get_by_label("Match intensities").check()
+
+
+@pytest.fixture
+def remembers_controls(engine, monkeypatch):
+    "The model knows how its controls look, so that an image can be implausible."
+    cells = synthetic_cells(60, seed=5)
+    monkeypatch.setattr(plausibility, "min_controls", 8)
+    known = plausibility.plausibility_statistics(cells.images[cells.is_control], cells.images[~cells.is_control][:60],
+                                                 ["DNA", "Actin", "Tubulin"])
+    monkeypatch.setitem(engine.model.config["controls"], "plausibility", known)
+
+
+def test_an_implausible_image_is_questioned_and_used_once_somebody_insists(tab, engine, remembers_controls, tmp_path):
+    cells = synthetic_cells(30, seed=6).where(perturbation="DMSO").images[:2]
+    for name, order in dict(right=[0, 1, 2], exchanged=[1, 2, 0]).items():
+        np.save(tmp_path / f"{name}.npy", np.ascontiguousarray(cells[:, order]))
+    upload(tab, tmp_path / "exchanged.npy")
+    question = wait_for_text(tab, message, "If it is right all the same, tick Use it anyway.")
+    assert question.startswith("⚠️ ") and "channels look exchanged" in question
+    assert "channels look exchanged" in tab.inner_text("#cf-field .notes")      # it is shown, but not used
+    rounds = engine.scheduler.rounds
+    tab.click("#cf-go")
+    wait_for_text(tab, status, "Your image looks implausible, as is said at its file; mend that, or tick Use it anyway")
+    assert engine.scheduler.rounds == rounds
+    insist = tab.get_by_label("Use it anyway")
+    insist.check()
+    tab.wait_for_function("at => !document.querySelector(at)?.innerText.trim()", arg=message)
+    assert treat(tab).startswith("2 cells, ") and tab.inner_text(status) == ""
+    assert "channels look exchanged" in wait_for_text(tab, "#cf-quality", "noise is reconstructed as well.")
+    with tab.expect_download() as download: tab.click("#cf-export-npz")
+    source = read_provenance(download.value.path())["source"]
+    assert source["insist"] and "channels look exchanged" in source["plausibility"]
+    insist.uncheck()
+    wait_for_text(tab, message, "tick Use it anyway")
+    upload(tab, tmp_path / "right.npy")
+    wait_for_text(tab, "#cf-field .notes", "farther from the mean of the training controls")
+    assert tab.inner_text(message) == "" and insist.is_hidden()
 
 
 # Bad files

@@ -19,7 +19,8 @@ skipped = settings["DEFAULT"]["tst_flags"].split()      # cells marked so run on
 # The processes are forked from one that has the libraries, which would take most of their time to import.
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(
-    ["mfm_app.cli", "mfm_app.space", "mfm_app.ui", "nbdev.test", "IPython", "matplotlib.pyplot"]
+    ["mfm_app.cli", "mfm_app.space", "mfm_app.ui", "nbdev.test", "IPython", "matplotlib.pyplot", "accelerate",
+     "scipy.stats", "skimage.feature", "sklearn.linear_model", "sklearn.metrics", "torchdiffeq"]
 )
 
 

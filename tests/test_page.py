@@ -357,6 +357,19 @@ def test_what_fails_inside_stays_inside(used, engine):
     assert "Something went wrong" not in used.inner_text("body")
 
 
+@pytest.mark.parametrize("error, text", [
+    (MemoryError(), "There is not enough memory for this;"),
+    (OSError(28, "No space left on device", "/some/folder/a.npz"), "'a.npz' cannot be read or written: No space left"),
+])
+def test_what_the_machine_cannot_do_is_said_as_the_command_line_says_it(used, engine, error, text):
+    set_number(used, "cells", 1)
+    engine.model.net.fails = error
+    used.click("#generate")
+    shows(used, "#status", text)
+    body = used.inner_text("body")
+    assert "Something went wrong" not in body and "/some" not in body and "Traceback" not in body
+
+
 def test_about_says_what_the_model_was_trained_on_and_how_to_cite_and_call_it(used, address):
     used.get_by_role("tab", name="About").click()
     used.locator("#about", has_text="What it was trained on").wait_for()

@@ -1,5 +1,6 @@
 "A public page: what visitors may send, wait for and read; what stays behind when they leave; what goes out."
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -264,8 +265,11 @@ def test_an_address_in_place_of_an_upload_is_not_fetched(address, monkeypatch):
     assert not fetched
 
 
+# First in an environment in which it cannot be served.
 served_alone = """
 import json, os, sys, time
+wrong = dict(GRADIO_SERVER_PORT="many", ALL_PROXY="socks5://127.0.0.1:9", all_proxy="socks5://127.0.0.1:9")
+os.environ.update(wrong)
 asked = set()
 def watch(event, args):
     if event == "socket.getaddrinfo": asked.add(str(args[0]))
@@ -273,9 +277,12 @@ def watch(event, args):
 sys.addaudithook(watch)
 import torch
 from mfm_app import ui
+from mfm_app.core import refusal
 from mfm_app.engine import Engine
 from mfm_app.finetune import random_model
 engine = Engine(random_model(), "cpu", torch.float32)
+print("REFUSED", refusal(ui.launch, engine, prevent_thread_lock=True))
+for name in wrong: del os.environ[name]
 ui.launch(engine, prevent_thread_lock=True, quiet=True)
 engine.generate("sweller", steps=1)
 time.sleep(3)
@@ -284,10 +291,21 @@ sys.stdout.flush(); os._exit(0)
 """
 
 
-def test_serving_asks_no_other_machine(monkeypatch):
-    for name in ("HF_HUB_OFFLINE", "GRADIO_ANALYTICS_ENABLED"): monkeypatch.delenv(name, raising=False)
-    done = subprocess.run([sys.executable, "-c", served_alone], cwd=root, capture_output=True, text=True, timeout=180)
-    line = next((line for line in done.stdout.splitlines() if line.startswith("ASKED")), None)
-    assert line, done.stderr[-2000:]
-    strangers = set(json.loads(line[6:])) - {"127.0.0.1", "localhost", "0.0.0.0", "::1", "", "None"}
+@pytest.fixture(scope="module")
+def told():
+    "What the process that serves alone prints, by its first word."
+    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "GRADIO_ANALYTICS_ENABLED")}
+    command = [sys.executable, "-c", served_alone]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=180)
+    told = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("ASKED ", "REFUSED ")))
+    assert len(told) == 2, done.stderr[-2000:]
+    return told
+
+
+def test_in_python_too_what_is_wrong_with_the_environment_is_one_sentence(told):
+    assert told["REFUSED"].startswith("GRADIO_SERVER_PORT must be a whole number") and "'many'" in told["REFUSED"]
+
+
+def test_serving_asks_no_other_machine(told):
+    strangers = set(json.loads(told["ASKED"])) - {"127.0.0.1", "localhost", "0.0.0.0", "::1", "", "None"}
     assert not strangers, strangers
