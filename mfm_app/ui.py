@@ -10,6 +10,13 @@ __all__ = ['unmeasured', 'always_weak', 'about_text', 'unknown_data', 'several_i
            'welcome_text', 'page', 'health', 'look', 'share_arenas', 'check_mcp', 'serve', 'further_pages',
            'app_settings', 'launch']
 
+# %% ../nbs/38_ui.ipynb #28141056
+from .machine import check_machine, importing_gradio, keep_from_proxy, listen_address, past_proxies
+
+with importing_gradio():      # before another room does
+    import gradio as gr
+    from gradio import http_server
+
 # %% ../nbs/38_ui.ipynb #e19bb78a
 import ctypes
 import json
@@ -21,12 +28,7 @@ from html import escape
 from importlib.util import find_spec
 from urllib.parse import parse_qs, quote, urlencode
 
-from .machine import check_machine, importing_gradio, keep_from_proxy, listen_address, past_proxies
-
-with importing_gradio(): import gradio as gr      # before another room does
-
 import httpx
-from gradio import http_server
 from gradio_client.utils import is_file_obj_with_meta, traverse
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException

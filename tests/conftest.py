@@ -92,12 +92,17 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def context(chromium):
-    "Where pages are opened; they share a cache, so that the first of a server's pages loads the scripts for all."
+def new_context(chromium):
     context = chromium.new_context(viewport=dict(width=1280, height=900))
     # Gradio calls the end of a stream an error when a page is left that is still hearing from the server.
     context.add_init_script("addEventListener('beforeunload', () => { console.error = () => {}; })")
+    return context
+
+
+@pytest.fixture(scope="module")
+def context(chromium):
+    "Where pages are opened; they share a cache, so that the first of a server's pages loads the scripts for all."
+    context = new_context(chromium)
     yield context
     context.close()
 
@@ -137,19 +142,20 @@ def page(context):
 
 
 @pytest.fixture(scope="module")
-def lent(context, request):
-    "Lends a page that tests share by a name, since opening one costs seconds; a new one after a failure."
+def lent(chromium, request):
+    """Lends a page that tests share by a name, since opening one costs seconds; a new one after a failure. Each has a
+    context of its own: an open page keeps connections, and Chromium allows six to a server in one context."""
     pages = {}
     @contextmanager
     def lent(name, prepare):
-        page, failed_before = pages.pop(name, None) or watched_page(context), request.session.testsfailed
+        page, failed_before = pages.pop(name, None) or watched_page(new_context(chromium)), request.session.testsfailed
         if page.url == "about:blank": prepare(page)
         yield page
-        if request.session.testsfailed > failed_before: close(page)
+        if request.session.testsfailed > failed_before: page.context.close()
         else: pages[name] = page
         check_quiet(page)
     yield lent
-    for page in pages.values(): close(page)
+    for page in pages.values(): page.context.close()
 
 
 def typed(page, field, value):
