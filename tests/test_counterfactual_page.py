@@ -423,10 +423,11 @@ def remembers_controls(engine, monkeypatch):
 
 
 def test_an_implausible_image_is_questioned_and_used_once_somebody_insists(tab, engine, remembers_controls, tmp_path):
-    cells = synthetic_cells(30, seed=6).where(perturbation="DMSO").images[:2]
+    cell = synthetic_cells(30, seed=6).where(perturbation="DMSO").images[0]
+    names = dict(axes="CYX", Channel=dict(Name=["DNA", "Actin", "Tubulin"]))      # which are false of one of them
     for name, order in dict(right=[0, 1, 2], exchanged=[1, 2, 0]).items():
-        np.save(tmp_path / f"{name}.npy", np.ascontiguousarray(cells[:, order]))
-    upload(tab, tmp_path / "exchanged.npy")
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", cell[order], photometric="minisblack", metadata=names)
+    upload(tab, tmp_path / "exchanged.ome.tif")
     question = wait_for_text(tab, message, "If it is right all the same, tick Use it anyway.")
     assert question.startswith("⚠️ ") and "channels look exchanged" in question
     assert "channels look exchanged" in tab.inner_text("#cf-field .notes")      # it is shown, but not used
@@ -437,16 +438,17 @@ def test_an_implausible_image_is_questioned_and_used_once_somebody_insists(tab, 
     insist = tab.get_by_label("Use it anyway")
     insist.check()
     tab.wait_for_function("at => !document.querySelector(at)?.innerText.trim()", arg=message)
-    assert treat(tab).startswith("2 cells, ") and tab.inner_text(status) == ""
+    assert treat(tab).startswith("1 cell, ") and tab.inner_text(status) == ""
     assert "channels look exchanged" in wait_for_text(tab, "#cf-quality", "noise is reconstructed as well.")
     with tab.expect_download() as download: tab.click("#cf-export-npz")
     source = read_provenance(download.value.path())["source"]
     assert source["insist"] and "channels look exchanged" in source["plausibility"]
     insist.uncheck()
     wait_for_text(tab, message, "tick Use it anyway")
-    upload(tab, tmp_path / "right.npy")
-    wait_for_text(tab, "#cf-field .notes", "farther from the mean of the training controls")
-    assert tab.inner_text(message) == "" and insist.is_hidden()
+    upload(tab, tmp_path / "right.ome.tif")
+    wait_for_text(tab, "#cf-field .whole figcaption", "right.ome.tif")
+    tab.wait_for_function("at => !document.querySelector(at)?.innerText.trim()", arg=message)
+    assert "farther from the mean of the training controls" in tab.inner_text("#cf-field .notes") and insist.is_hidden()
 
 
 # Bad files
