@@ -76,7 +76,7 @@ def test_a_model_is_found_by_its_name_or_its_end_and_nothing_else(ask, given, ot
     for asked in (other, names[0].split("/")[-1]):
         found, alike = ask(find_model, asked, names), [name for name in names if f"/{name}".endswith(f"/{asked}")]
         if asked in names or len(alike) == 1: assert found == (asked if asked in names else alike[0])
-        else: assert str(found).startswith(f"In the address, model must be {names[0]}"[:60])
+        else: assert str(found).startswith(str(InputError(f"In the address, model must be {names[0]}"))[:60])
 
 
 # Addresses
