@@ -455,13 +455,18 @@ def test_a_row_shows_its_cells_by_click_and_by_keyboard(used):
 
 def test_a_point_of_the_map_shows_its_cells(used):
     run_on_page(used, "CCO, 1, ethanol", 1)
+    wait_for(used, """() => {
+        const plot = document.querySelector('#screen .plot');
+        return plot.data?.reduce((n, trace) => n + (trace.customdata ? trace.x.length : 0), 0) === 1;
+    }""")
+    used.locator("#screen .plot").scroll_into_view_if_needed()
     position = used.evaluate("""() => {
         const plot = document.querySelector('#screen .plot'), box = plot.getBoundingClientRect();
         const { xaxis, yaxis } = plot._fullLayout, trace = plot.data.find(t => t.customdata?.length);
         return [box.x + xaxis._offset + xaxis.d2p(trace.x[0]), box.y + yaxis._offset + yaxis.d2p(trace.y[0])];
     }""")
     used.mouse.move(*position)
-    used.wait_for_timeout(300)
+    used.locator("#screen .plot .hovertext").first.wait_for()
     used.mouse.click(*position)
     check_chosen(used, "ethanol")
 
