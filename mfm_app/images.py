@@ -9,7 +9,7 @@ __all__ = ['primaries', 'magic_bytes', 'kinds', 'max_bytes', 'unsupported', 'fai
            'max_tag_values', 'max_plain_pages', 'pages_note', 'lzw', 'compressions', 'photometrics', 'overview',
            'saturated_share', 'readers', 'max_labels', 'no_pickles', 'label_readers', 'max_provenance_bytes', 'Dye',
            'Micrograph', 'failure', 'open_image_file', 'check_channel_count', 'check_shape', 'check_single_plane',
-           'to_um', 'um_of_resolution', 'set_pixel_size', 'split_colours', 'check_png_header', 'read_picture',
+           'to_um', 'um_of_resolution', 'set_pixel_size', 'split_colours', 'has_deep_colours', 'read_picture',
            'to_nchw', 'npy_header', 'check_dtype', 'read_npy', 'open_npz', 'member_text', 'read_npz', 'tiff_formats',
            'check_directories', 'open_tiff', 'Layout', 'nanometres', 'colour_of', 'ome_channel', 'ome_pages',
            'check_one_file', 'ome_about', 'ome_layout', 'resolutions', 'imagej_layout', 'plain_layout', 'stk_layout',
@@ -214,14 +214,13 @@ no_intensities = {      # by Pillow's mode
     "1": "has 1 bit a pixel, as a mask has; 8 or 16 are needed."}
 
 
-def check_png_header(head:bytes):
-    "`InputError` if the first 26 bytes of a PNG announce a palette, a mask or 16-bit colours."
+def has_deep_colours(head:bytes)->bool:
+    "Whether the first 26 bytes of a PNG announce colours of 16 bits; `InputError` if a palette or a mask."
     depth, colour_type = head[24:]      # colour_type: 0 grey, 2 RGB, 3 palette, 4 and 6 with alpha
     if head[12:16] != b"IHDR": raise ValueError("the header must come first")
     if colour_type == 3: raise InputError(no_intensities["P"])
     if depth < 8: raise InputError(no_intensities["1"].replace("1", str(depth), 1))
-    if depth > 8 and colour_type:
-        raise InputError("is a PNG of 16-bit colours, which decoders cut to 8 bits; save it as TIFF.")
+    return depth > 8 and colour_type > 0
 
 # %% ../nbs/04_images.ipynb #7dc94f58
 jpeg_note = "JPEG gives up fine detail to save space; PNG or TIFF would have kept it."
@@ -232,7 +231,7 @@ def read_picture(file, max_values:int)->Micrograph:
     "A grey or RGB image of Pillow's; `InputError` for palettes, masks, animations and CMYK."
     head = file.read(26)
     file.seek(0)
-    if head.startswith(b"\x89"): check_png_header(head)
+    deep = head.startswith(b"\x89") and has_deep_colours(head)
     with pillow_readers[head[:1]](file) as image:
         if getattr(image, "is_animated", False): raise InputError("is animated; one picture a file is read.")
         bands = image.getbands()
@@ -241,11 +240,13 @@ def read_picture(file, max_values:int)->Micrograph:
             raise InputError(f"has the colours {image.mode}, meant for print; grey and RGB are read.")
         check_shape((1, len(bands), *image.size[::-1]), max_values)
         image.load()
-        pixels = np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)[None]
+        if deep: file.seek(0)
+        colours = imagecodecs.png_decode(file.read()) if deep else np.asarray(image)
+        pixels = np.moveaxis(np.atleast_3d(colours), -1, 0)[None]
         per_inch = [um_of_resolution(dpi, "inch") for dpi in image.info.get("dpi", ())]
     m = Micrograph(pixels, notes=[jpeg_note] if head.startswith(b"\xff") else [])
     set_pixel_size(m, *per_inch or [None])
-    return split_colours(m, len(bands) in (2, 4))
+    return split_colours(m, pixels.shape[1] in (2, 4))
 
 # %% ../nbs/04_images.ipynb #8213b290
 def to_nchw(

@@ -12,20 +12,20 @@ __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings
            'ionic_metals', 'unusual_atom', 'max_table_bytes', 'on_light', 'on_dark', 'prefixes', 'powers',
            'molar_pattern', 'unit_names', 'other_units', 'number', 'quantity_pattern', 'ambiguous_comma', 'dose_word',
            'about_dose', 'max_rows', 'max_bytes', 'smiles_names', 'name_names', 'id_names', 'name_pattern',
-           'field_unit', 'unit_field', 'dose_field', 'max_cell_lines', 'readers', 'list_kinds', 'clean_text',
-           'one_line', 'is_atom', 'syntax_problem', 'from_smiles', 'check_block', 'from_block', 'split_extension',
-           'from_extended', 'extension_note', 'check_graph', 'chemistry_problem', 'align_block', 'parse', 'Fragment',
-           'metals', 'has_carbon', 'count_charges', 'fragment', 'check_mixture', 'bond_amines', 'check_ligands',
-           'parent_fragment', 'without_isotopes', 'cautions', 'standardise_once', 'Molecule', 'standardise_mol',
-           'read_molecule', 'map_chunks', 'molecule_or_error', 'standardise_chunk', 'standardise', 'Morgan',
-           'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules',
+           'field_unit', 'unit_field', 'dose_field', 'max_cell_lines', 'max_unread', 'readers', 'list_kinds',
+           'clean_text', 'one_line', 'is_atom', 'syntax_problem', 'from_smiles', 'check_block', 'from_block',
+           'split_extension', 'from_extended', 'extension_note', 'check_graph', 'chemistry_problem', 'align_block',
+           'parse', 'Fragment', 'metals', 'has_carbon', 'count_charges', 'fragment', 'check_mixture', 'bond_amines',
+           'check_ligands', 'parent_fragment', 'without_isotopes', 'cautions', 'standardise_once', 'Molecule',
+           'standardise_mol', 'read_molecule', 'map_chunks', 'molecule_or_error', 'standardise_chunk', 'standardise',
+           'Morgan', 'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules',
            'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest', 'draw', 'unit_problem',
            'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn', 'dose_columns', 'read_doses', 'Row',
            'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'find_typed', 'RowReader',
            'list_dose', 'name_notes', 'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line',
-           'cells_or_none', 'table_rows', 'Header', 'header_of', 'read_header', 'best_header', 'TableReader',
-           'rejoin_extension', 'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines', 'check_list',
-           'count_rows', 'read_rows']
+           'cells_or_none', 'table_rows', 'unread_notes', 'Header', 'header_of', 'read_header', 'best_header',
+           'TableReader', 'rejoin_extension', 'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines',
+           'check_list', 'count_rows', 'read_rows']
 
 # %% ../nbs/03_molecules.ipynb #1be674d1
 import csv
@@ -1138,6 +1138,24 @@ def table_rows(numbered, delimiter:str, width:int|None=None):      # yields line
         yield n, joined if cells is not None else text, cells
 
 # %% ../nbs/03_molecules.ipynb #02863c7b
+max_unread = 5      # titles that are named in full
+
+
+def unread_notes(
+    noun:str,        # "column" or "field"
+    titles:list,
+    indices,         # of those that are read or have a note of their own; None for what is not there
+    doses:list,      # `DoseColumn`s
+)->list:
+    "One note that names the columns of a list which are not read; none if all are."
+    read = {*indices, *(d.index for d in doses), *(d.beside for d in doses)}
+    unread = [repr(one_line(title)[:30]) for i, title in enumerate(titles) if i not in read and title.strip()]
+    if not unread: return []
+    if len(unread) > max_unread: unread[max_unread:] = [f"{len(unread) - max_unread:,} more"]
+    was = f"{noun}s {', '.join(unread)} were" if len(unread) > 1 else f"{noun} {unread[0]} was"
+    return [f"The {was} not read in this list."]
+
+# %% ../nbs/03_molecules.ipynb #f1cab2a8
 @dataclass(frozen=True)
 class Header:
     "What the columns of a table are."
@@ -1149,11 +1167,21 @@ class Header:
     doses:list              # `DoseColumn`s
 
     @property
+    def dose_like(self)->int|None:
+        "Index of the first column that may be a dose where none was read."
+        like = lambda title: re.search(r"\b(dos(e|age)|conc)", re.sub(r"[\W_]+", " ", title.lower()))
+        return None if self.doses else next((i for i, title in enumerate(self.titles) if like(title)), None)
+
+    @property
     def notes(self)->list:
-        "What was not read though it may be a dose."
-        if self.doses: return []
-        like = [t for t in self.titles if re.search(r"\b(dos(e|age)|conc)", re.sub(r"[\W_]+", " ", t.lower()))]
-        return [f"No dose was read from the column '{one_line(title)[:40]}'." for title in like[:1]]
+        "What is said of each row."
+        if self.dose_like is None: return []
+        return [f"No dose was read from the column '{one_line(self.titles[self.dose_like])[:40]}'."]
+
+    @property
+    def unread(self)->list:
+        "What is said once of the columns that are not read."
+        return unread_notes("column", self.titles, [self.structure, self.name, self.dose_like], self.doses)
 
 # %% ../nbs/03_molecules.ipynb #6ef74e3a
 def header_of(
@@ -1200,21 +1228,23 @@ def best_header(lines:list, known)->Header|None:      # lines: of the header and
 class TableReader(RowReader):
     "Rows of a table with a header."
     def __call__(self, numbered):      # yields `Row`s
-        table, width = self.table, len(self.table.titles)
+        table, width, notes = self.table, len(self.table.titles), self.table.notes + self.table.unread
         data = ((n, line) for n, line in numbered if n > table.last_line)
         for n, text, cells in table_rows(data, table.delimiter, width):
             if cells and len(cells) > width: cells = rejoin_extension(cells, table.delimiter)
             problem = "" if cells is None else f"The line has {len(cells)} cells; the header has {width}."
             if cells is None: problem = "The quotation marks of this line do not match."
-            if cells and len(cells) == width: yield self.cells(f"line {n}", text, cells)
+            if cells and len(cells) == width:
+                yield self.cells(f"line {n}", text, cells, notes)
+                notes = self.table.notes
             else: yield Row(f"line {n}", one_line(text), problem=problem)
 
-    def cells(self, place:str, text:str, cells:list)->Row:
+    def cells(self, place:str, text:str, cells:list, notes:list)->Row:
         table = self.table
         structure, name = ("" if i is None else cells[i] for i in (table.structure, table.name))
         if table.delimiter == ";":
             cells = [c.replace(",", ".") if dose_field.fullmatch(c) else c for c in cells]
-        return self.row(place, text, structure, name, cells, table.doses, table.notes)
+        return self.row(place, text, structure, name, cells, table.doses, notes)
 
 
 def rejoin_extension(cells:list, delimiter:str)->list:
@@ -1253,10 +1283,12 @@ class SDFReader(RowReader):
             return Row(place, one_line(text), problem=problem)
         end = next((i for i, line in enumerate(lines) if line.startswith("M  END")), len(lines) - 1) + 1
         fields = sdf_fields(lines[end:])
-        named, titles = {column_name(title): value for title, value in fields.items()}, list(fields)
-        name = (lines or [""])[0].strip() or next((named[n] for n in (*name_names, *id_names) if n in named), "")
+        titles, values, name = list(fields), list(fields.values()), (lines or [""])[0].strip()
+        names, doses = [column_name(title) for title in titles], dose_columns(titles)
+        named = None if name else next((names.index(n) for n in (*name_names, *id_names) if n in names), None)
+        notes = unread_notes("field", titles, [named], doses) if place.startswith("record 1 ") else []
         block = "\n".join(lines[:end]) + "\n"
-        return self.row(place, text, block, name, list(fields.values()), dose_columns(titles))
+        return self.row(place, text, block, name if named is None else values[named], values, doses, notes)
 
 # %% ../nbs/03_molecules.ipynb #187b8cb8
 readers = dict(lines=LineReader, smi=SmiReader, table=TableReader, records=SDFReader)

@@ -475,7 +475,6 @@ rng = np.random.default_rng(0)
 grain = rng.integers(0, 255, (3, 64, 64), np.uint8)
 palette = saved(lambda out: Image.fromarray(grain[0]).convert("P").save(out, "PNG"))
 stack = as_tiff(np.stack([grain] * 5), ome=True, metadata=dict(axes="ZCYX"))
-deep_colours = png(16, 2, 16, 16, rng.bytes(16 * (1 + 16 * 6)))
 bad_files = {
     "text.png": (b"This is a letter.", "is none of the kinds that are read: PNG, JPEG, BMP, TIFF, NPY and NPZ."),
     "short.png": (as_png(grain.transpose(1, 2, 0).copy())[:3000], "begins as PNG, but is damaged or cut short."),
@@ -488,7 +487,6 @@ bad_files = {
                 "holds NaN or infinity; every pixel must be a finite number."),
     "stack.ome.tif": (stack, "is a z-stack of 5 planes; take one plane or project it first."),
     "palette.png": (palette, "has a palette: its numbers stand for colours"),
-    "deep.png": (deep_colours, "is a PNG of 16-bit colours"),
     "pickle.npy": (as_npy(np.array([dict(a=1)] * 64, dtype=object)),
                    "holds pickled Python objects, which are never opened; save numbers."),
     "two.npy": (as_npy(grain[:2]),

@@ -649,6 +649,24 @@ def test_a_column_that_may_be_a_dose_but_is_not_read_is_named_and_a_mass_is_refu
     assert "mass" in str(ask(rows_of, tmp_path, "a.csv", "smiles,Dose (ug/mL)\nCCO,3\n"))
 
 
+def test_the_columns_that_are_not_read_are_named_once(tmp_path):
+    rows = list(rows_of(tmp_path, "a.csv", "plate,smiles,well,dose_um,name\nP1,CCO,A1,2,a\nP1,CCN,A2,3,b\n"))
+    assert [row.notes for row in rows] == [("The columns 'plate', 'well' were not read in this list.",), ()]
+    wide = ",".join(f"feature {i}" for i in range(40))
+    row, = rows_of(tmp_path, "a.csv", f"smiles,{wide}\nCCO{',1' * 40}\n")
+    assert row.notes[0].startswith("The columns 'feature 0', ") and "'feature 4', 35 more were not" in row.notes[0]
+    row, = rows_of(tmp_path, "a.csv", "smiles,batch\nCCO,1\n")
+    assert row.notes == ("The column 'batch' was not read in this list.",)
+
+
+def test_the_fields_of_an_sdf_that_are_not_read_are_named_once(tmp_path):
+    block = Chem.MolToMolBlock(Chem.MolFromSmiles("CCO"))
+    record = f"{block}> <dose_um>\n2\n\n> <supplier>\nX\n\n> <name>\nethanol\n\n$$$$\n"
+    first, second = rows_of(tmp_path, "a.sdf", record * 2)
+    assert first.notes == ("The field 'supplier' was not read in this list.",) and second.notes == ()
+    assert (first.name, first.dose_um) == ("ethanol", 2)
+
+
 def test_a_number_after_the_smiles_is_the_name_in_a_smi_file_and_a_dose_in_a_pasted_list(tmp_path):
     text = "CCO\t71\nCCN 5\nc1ccccc1\t241\nCCC 5 uM propane\n"
     smi, pasted = rows_of(tmp_path, "a.smi", text), list(read_rows(text))
