@@ -189,7 +189,7 @@ def usage_text(
     bundled = source == "bundled"
     return usage_template.format(
         argument="" if bundled else quoted(source), perturbation=quoted(perturbation),
-        option="" if bundled else f" --model {source}", revisions="" if bundled else revisions_text)
+        option="" if bundled else f" --model {source}", revisions=revisions_text if "/" in source else "")
 
 # %% ../nbs/14_card.ipynb #0f75294c
 method_citation = (

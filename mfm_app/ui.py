@@ -234,7 +234,7 @@ class BodyLimit:
 def model_line(engine:Engine)->str:
     "What a model knows, in a few words."
     vocab, channels = engine.vocab, len(engine.model.channels)
-    cells = ", ".join(vocab.cell_types) if len(vocab.cell_types) < 3 else f"{len(vocab.cell_types)} cell types"
+    cells = ", ".join(vocab.cell_types) if len(vocab.cell_types) < 3 else f"{len(vocab.cell_types)} cell lines"
     return f"{cells} · {channels} channel{'s' * (channels > 1)} · {vocab.counted}"
 
 
@@ -279,7 +279,7 @@ no_model = "There is no such model here; there are {}."
 # %% ../nbs/38_ui.ipynb #50f2947d
 welcome = ("# Watch a cell respond\nPick {one}{molecule}{dose}. A flow-matching model generates cells that received "
            "it, beside the same cells untreated; or import cells of your own. What it generates are hypotheses: the "
-           "lines under the {kind} say what they rest on.")
+           "lines under your choice say what they rest on.")
 tab_functions = dict(explore=explore_tab, counterfactual=counterfactual_tab, screen=screen_tab, about=about_tab)
 
 
@@ -288,7 +288,7 @@ def welcome_text(engine:Engine)->str:
     vocab, kind = engine.vocab, engine.vocab.kind.one.replace("compound", "drug")
     one = f"{'an' if kind[0] in 'aeiouO' or kind == 'siRNA' else 'a'} {kind}"
     dose = ", and a dose" if any(p.doses for p in vocab.treated) else ""
-    return welcome.format(one=one, kind=kind, molecule=" or draw a molecule" * engine.molecules.reads, dose=dose)
+    return welcome.format(one=one, molecule=" or draw a molecule" * engine.molecules.reads, dose=dose)
 
 
 def page(
