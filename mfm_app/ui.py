@@ -55,7 +55,8 @@ def trained_text(vocab)->str:
     "How many cells of what the model was trained on, in plain words, from most to least."
     groups = dict(well=[], some=[], few=[])
     for p in sorted(vocab.perturbations, key=lambda p: -p.cells): groups[coverage(p.cells)].append(p)
-    names = lambda ps: ", ".join(f"{p.name} {p.cells:,}" for p in ps[:8])
+    more = lambda ps: f" and {len(ps) - 8:,} more" if len(ps) > 8 else ""
+    names = lambda ps: ", ".join(f"{p.name} {p.cells:,}" for p in ps[:8]) + more(ps)
     well, some, few = groups.values()
     lines = [f"- **Well covered** ({well_covered:,} cells or more): {names(well)}. Their common look can be believed."]
     if not well: lines = [f"- **Well covered**: nothing; no perturbation has {well_covered:,} cells."]
