@@ -8,7 +8,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from mfm_app import ui
-from mfm_app.engine import load
+from mfm_app.engine import load, load_all
 from mfm_app.ui_screen import example_list
 
 folder = Path(__file__).parent.parent / "nbs/images"
@@ -36,13 +36,22 @@ def pictures(engine):
     yield "screen", 1000, dict(tab="screen", list=example_list(engine)), ranked
 
 
-def take():
-    engine = load()
+def pictures_of_genes(engine):
+    "Likewise, of the page with two models."
+    def compared(page):
+        page.wait_for_function(sampled, arg="#viewer", timeout=300_000)
+        page.locator("#effects .maps .main-svg").first.wait_for()
+    name, view = "simulated-genes", dict(perturbation="KIF11", across=1, cells=4)
+    yield "genes", 900, dict(model=name, **view), compared
+
+
+def take(engine, pictures):
+    "Serve what is given, and take its pictures."
     _, address, _ = ui.launch(engine, prevent_thread_lock=True, quiet=True)
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu"]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
-        for name, height, view, ready in pictures(engine):
+        for name, height, view, ready in pictures:
             page = browser.new_page(viewport=dict(width=1280, height=height), color_scheme="light")
             page.goto(f"{address}?{urlencode(view)}")
             ready(page)
@@ -53,4 +62,8 @@ def take():
         browser.close()
 
 
-if __name__ == "__main__": take()
+if __name__ == "__main__":
+    engine = load()
+    take(engine, pictures(engine))
+    engines = load_all(["bbbc021", "simulated-genes"])
+    take(engines, pictures_of_genes(engines["simulated-genes"]))
