@@ -8,8 +8,9 @@ __all__ = ['max_z', 'min_condition_cells', 'max_condition_cells', 'report_column
            'group_by_label', 'condition_distances', 'MorphologyReport', 'report_row', 'report_markdown',
            'compare_features', 'morphology_test', 'cosine', 'PhenotypeSpace', 'six_digits', 'space_to_dict',
            'space_from_dict', 'phenotype_space', 'Effect', 'effect_of', 'kid', 'score_predictions', 'stored_scores',
-           'calibrate', 'kid_of_subsets', 'in_support', 'interval_about', 'bootstrap', 'kid_draws', 'comparison',
-           'gap_closed', 'other_compound_recall', 'excess_shift', 'monotonicity', 'bounded', 'median_distance', 'mmd']
+           'calibrate', 'kid_of_subsets', 'in_support', 'interval_about', 'bootstrap', 'bounded', 'kid_draws',
+           'comparison', 'gap_closed', 'other_compound_recall', 'excess_shift', 'monotonicity', 'median_distance',
+           'mmd']
 
 # %% ../nbs/18_evaluation.ipynb #9b334231
 from dataclasses import dataclass
@@ -472,6 +473,11 @@ def bootstrap(
     draw = lambda cells: cells[rng.integers(len(cells), size=len(cells))]
     return interval_about(statistic(*sets), [statistic(*map(draw, sets)) for _ in range(repeats)])
 
+
+def bounded(figure:list, low:float=-1, high:float=1)->list:
+    "A figure and its interval within the limits that it can have."
+    return [float(np.clip(value, low, high)) for value in figure]
+
 # %% ../nbs/18_evaluation.ipynb #878936e9
 def kid_draws(
     a:np.ndarray,        # (N, D)
@@ -508,7 +514,7 @@ def comparison(
                    kid=interval_about(mean_kid, kid_draws(real, cells, seed=seed)))
     if not support: return figures
     sides = dict(precision=in_support(real, cells), recall=in_support(cells, real))
-    return figures | {name: bootstrap(np.mean, inside, seed=seed) for name, inside in sides.items()}
+    return figures | {name: bounded(bootstrap(np.mean, inside, seed=seed), 0) for name, inside in sides.items()}
 
 
 def gap_closed(
@@ -568,11 +574,6 @@ def monotonicity(
     enough = len(by_dose) > 2
     return dict(strengths={float(dose): excess_shift(cells, control) for dose, cells in by_dose.items()},
                 correlation=bounded(bootstrap(correlation, *by_dose.values(), seed=seed)) if enough else None)
-
-
-def bounded(figure:list, low:float=-1, high:float=1)->list:
-    "A figure and its interval within the limits that it can have."
-    return [float(np.clip(value, low, high)) for value in figure]
 
 # %% ../nbs/18_evaluation.ipynb #561a0b6b
 def median_distance(cells)->float:      # (N, D)
