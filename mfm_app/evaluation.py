@@ -521,9 +521,9 @@ def gap_closed(
     scores:dict,           # method -> `comparison`; "generated", "real cells" and "copy the control" among them
     figure:str="frechet",
 )->float|None:             # 1 as near as real cells are, 0 as far as a copy of the control; None where there is no gap
-    "Where generated cells stand between a copy of the control and real cells."
+    "Where generated cells stand between a copy of the control and real cells, if the intervals of these are apart."
     found = [scores.get(method, {}).get(figure) for method in ("copy the control", "generated", "real cells")]
-    if None in found or found[0][0] <= found[2][0]: return None
+    if None in found or found[0][1] <= found[2][2]: return None
     copy, generated, real = (value for value, *_ in found)
     return (copy - generated) / (copy - real)
 

@@ -704,13 +704,13 @@ def scores_figure(
     "Every figure of every set, a row a feature space."
     fig = new_figure(2.1 * len(titles) + 1.2, 1.5 * len(pooled) + .3)
     axes = fig.subplots(len(pooled), len(titles), squeeze=False)
-    for row, (space, scores) in zip(axes, pooled.items()):
+    for i, (row, (space, scores)) in enumerate(zip(axes, pooled.items())):
         sets = [name for name in set_colours if scores.get(name)]
         for ax, (key, title) in zip(row, titles.items()):
             draw_intervals(ax, {name: scores[name].get(key) for name in sets})
             ax.set_yticks(range(len(sets)), sets if ax is row[0] else [])
             ax.set_ylim(len(sets) - .5, -.5)
-            ax.set_title(title if row is axes[0] else "", fontsize=9)
+            ax.set_title(title if i == 0 else "", fontsize=9)
             if key in ("precision", "recall"): ax.set_xlim(-.03, 1.03)
         row[0].set_ylabel(space, fontsize=9)
     return fig
@@ -718,24 +718,24 @@ def scores_figure(
 # %% ../nbs/02_viz.ipynb #f7ef3b96
 def conditions_figure(
     conditions:dict,         # condition -> set -> figure -> [value, low, high]
-    key:str="frechet",
-    title:str="Fréchet distance",
     most:int=24,             # those with most cells
 ):                           # a Matplotlib figure
-    "One figure of each condition, of three sets above each other, from few cells paler."
+    "The Fréchet distance of each condition, three sets above each other."
     sets = ("generated", "real cells", "copy the control")
     size = lambda name: conditions[name]["generated"]["cells"]
     shown = sorted((c for c in conditions if conditions[c]["generated"]), key=size, reverse=True)[:most]
     fig = new_figure(6.4, .34 * len(shown) + 1)
     ax = fig.subplots()
     for i, name in enumerate(shown):
-        figures = {s: conditions[name].get(s, {}).get(key) for s in sets}
+        figures = {s: conditions[name].get(s, {}).get("frechet") for s in sets}
         draw_intervals(ax, figures, [i - .22, i, i + .22])
     for s in sets: ax.plot([], [], "o", color=set_colours[s], label=s)
     ax.set_yticks(range(len(shown)), [f"{name}  ({size(name)})" for name in shown], parse_math=False)
     ax.set_ylim(len(shown) - .5, -.7)
-    ax.set_xscale("symlog" if key == "kid" else "log")
-    ax.set_xlabel(f"{title}, with the number of cells in parentheses", fontsize=8)
+    ax.set_xscale("log")
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter): axis("{x:g}")
+    ax.tick_params(axis="x", which="both", labelsize=7)
+    ax.set_xlabel("Fréchet distance; in parentheses how many cells are compared", fontsize=8)
     fig.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return fig
 
@@ -766,12 +766,12 @@ def dose_figure(
         for source, answer in doses[name].items():
             dose, strength = zip(*answer["strengths"].items()) if answer["strengths"] else ((), ())
             ax.plot(dose, np.sqrt(np.clip(strength, 0, None)), "o-", ms=3, lw=1, color=set_colours[source], label=source)
-        ax.set(xscale="log", ylim=(0, None))
+        ax.set(xscale="log", ylim=(0, 1.15 * ax.get_ylim()[1]))
         ax.set_title(name, fontsize=8, parse_math=False)
         ax.tick_params(labelsize=6)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[len(shown):]: ax.set_axis_off()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     fig.supxlabel("dose, µM", fontsize=8)
     fig.supylabel("distance from the control, sd", fontsize=8)
     return fig
@@ -783,12 +783,13 @@ def beside_each_other(
     channels:list,       # {"name", "colour"} a channel
 ):                       # a Matplotlib figure
     "Real and generated cells of the same conditions."
-    fig = new_figure(7.5, .62 * len(real) + .4)
+    columns = max(map(len, [*real.values(), *generated.values()]))
+    fig = new_figure(7.5, .5 * len(real) + .4)
     axes = fig.subplots(len(real), 2, squeeze=False)
     for row, name in zip(axes, real):
         for ax, images in zip(row, (real[name], generated[name])):
-            ax.imshow(contact_sheet(composite(images, channels), max(1, len(images)), gap=1))
-            ax.set(xticks=[], yticks=[])
+            ax.imshow(contact_sheet(composite(images, channels), len(images), gap=1))
+            ax.set(xticks=[], yticks=[], xlim=(-.5, columns * (images.shape[-1] + 1) - .5), anchor="W")
             ax.spines[:].set_visible(False)
         row[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
     for ax, title in zip(axes[0], ("unseen real cells", "generated cells")): ax.set_title(title, fontsize=9)
