@@ -1,5 +1,5 @@
-"""How long judging takes, without generating: 5,000 simulated cells beside as many unseen, unconditional and copied ones
-in the morphology space, with every interval. `python bench/scores.py [--cells 5000]` prints Markdown."""
+"""How long judging takes, without generating: 5,000 simulated cells beside as many unseen, unconditional and copied
+ones in the morphology space, with every interval. `python bench/scores.py [--cells 5000]` prints Markdown."""
 import argparse
 import resource
 import time
@@ -42,10 +42,11 @@ judged = np.unique(tables["train"]["label"]).tolist()
 rows = [[f"{5 * n:,} cells judged, all of it", f"{seconds:.1f}"]]
 rows += [[f"morphology of {5 * n:,} cells", f"{timed(lambda: space(images['generated']))[1]:.1f}"]]
 a, b = features["unseen"], features["generated"]
-parts = {"a Fréchet distance, 54 features": lambda: frechet(a, b), "KID, 100 subsets of 100": lambda: kid_of_subsets(a, b),
-         "100 resampled KIDs": lambda: kid_draws(a, b), "precision and recall": lambda: (in_support(a, b), in_support(b, a))}
+parts = {"a Fréchet distance, 54 features": lambda: frechet(a, b),
+         "KID, 100 subsets of 100": lambda: kid_of_subsets(a, b), "100 resampled KIDs": lambda: kid_draws(a, b),
+         "precision and recall": lambda: (in_support(a, b), in_support(b, a))}
 rows += [[name, f"{timed(f)[1]:.2f}"] for name, f in parts.items()]
 wide, other = (np.random.default_rng(i).normal(size=(5 * n, 2048)).astype(np.float32) for i in (0, 1))
-rows += [[f"a Fréchet distance, 2,048 features", f"{timed(lambda: frechet(wide, other))[1]:.1f}"]]
+rows += [["a Fréchet distance, 2,048 features", f"{timed(lambda: frechet(wide, other))[1]:.1f}"]]
 print(markdown_table(["", "seconds"], rows, "lr"))
 print(f"\nMemory: {before:,.0f} MB with the images, {memory():,.0f} MB at most.")

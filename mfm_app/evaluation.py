@@ -428,7 +428,7 @@ def kid_of_subsets(
     subsets:int=100,
     seed:int=0,
 )->np.ndarray:           # (subsets,), or one value if the subset would be both sets
-    "KID of random subsets, whose mean is reported (Bińkowski et al. 2018, sec. 4); subsets as torch-fidelity draws them."
+    "KID of random subsets, whose mean is reported (Bińkowski et al. 2018, sec. 4); drawn as torch-fidelity does."
     a, b = np.asarray(a, float), np.asarray(b, float)
     rng, n = np.random.RandomState(seed), min(size, len(a), len(b))
     if n == len(a) == len(b): return np.array([kid(a, b)])
@@ -577,7 +577,7 @@ def monotonicity(
 
 # %% ../nbs/18_evaluation.ipynb #561a0b6b
 def median_distance(cells)->float:      # (N, D)
-    "The median distance between two different cells, the usual width of a Gaussian kernel (Gretton et al. 2012, sec. 8)."
+    "The median distance between two cells, the usual width of a Gaussian kernel (Gretton et al. 2012, sec. 8)."
     from sklearn.metrics import pairwise_distances
     distances = pairwise_distances(np.asarray(cells, float))
     return float(np.median(distances[np.triu_indices(len(distances), 1)]))
@@ -588,7 +588,7 @@ def mmd(
     b,                # (M, D) of others
     width:float,      # of the Gaussian kernel, in those units
 )->float:             # at least 0; 0 for equal sets; from samples of one distribution about (1/N + 1/M)^(1/2)
-    "Maximum mean discrepancy, the root of its biased estimate (Gretton et al. 2012, eq. 5); obeys the triangle inequality."
+    "Maximum mean discrepancy, the root of its biased estimate (Gretton et al. 2012, eq. 5), which is a metric."
     from sklearn.metrics.pairwise import rbf_kernel
     mean = lambda u, v: rbf_kernel(u, v, gamma=1 / (2 * width ** 2)).mean()
     return float(np.sqrt(max(mean(a, a) + mean(b, b) - 2 * mean(a, b), 0)))

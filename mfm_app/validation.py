@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['protocols', 'few_cells', 'max_conditions', 'few_text', 'small_text', 'bias_text', 'figure_titles', 'condition_note',
-           'space_text', 'seam_text', 'pooled_text', 'steps_tried', 'round_trip_settings', 'min_real',
-           'trained_conditions', 'cells_of', 'condition_label', 'generate_condition', 'check_judgeable', 'row_labels',
-           'conditions_to_generate', 'rows_to_generate', 'labelled_rows', 'generate_rows', 'copies_of_control',
-           'compared_rows', 'compare_sets', 'balanced_interval', 'specificity', 'dose_responses', 'Report', 'gaps',
-           'report_warnings', 'with_interval', 'comparison_table', 'condition_table', 'specificity_text', 'dose_text',
-           'report_text', 'never_seen', 'compare_never_seen', 'sources_of', 'report_of', 'report_pictures',
-           'write_report', 'morphology_of_conditions', 'seams_of', 'quality_record', 'judge', 'evaluate_model',
-           'class_labels', 'phenotypes_of', 'clearest_doses', 'round_trips', 'identity_share', 'rank_correlation',
-           'shift', 'evaluate_counterfactuals', 'unit_maps', 'twin_scores', 'twin_table']
+           'condition_titles', 'space_text', 'specificity_note', 'report_head', 'dose_head', 'seam_text', 'pooled_text',
+           'steps_tried', 'round_trip_settings', 'min_real', 'trained_conditions', 'cells_of', 'condition_label',
+           'generate_condition', 'check_judgeable', 'row_labels', 'conditions_to_generate', 'rows_to_generate',
+           'labelled_rows', 'generate_rows', 'copies_of_control', 'compared_rows', 'compare_sets', 'balanced_interval',
+           'specificity', 'dose_responses', 'Report', 'gaps', 'report_warnings', 'with_interval', 'comparison_table',
+           'condition_table', 'specificity_text', 'dose_text', 'report_text', 'never_seen', 'compare_never_seen',
+           'sources_of', 'report_of', 'report_pictures', 'write_report', 'morphology_of_conditions', 'seams_of',
+           'quality_record', 'judge', 'evaluate_model', 'class_labels', 'phenotypes_of', 'clearest_doses',
+           'round_trips', 'identity_share', 'rank_correlation', 'shift', 'evaluate_counterfactuals', 'unit_maps',
+           'twin_scores', 'twin_table']
 
 # %% ../nbs/25_validation.ipynb #6cb6fe25
 import json
@@ -130,7 +131,8 @@ def copies_of_control(train:Cells, table:pd.DataFrame)->np.ndarray:      # (N,) 
     "For every row of a table a random control of its experiment and cell type; of any, where these have none."
     rng, place = np.random.default_rng(0), ["experiment", "cell_type"]
     controls = pd.Series(np.flatnonzero(train.is_control))
-    here = {key: rows.to_numpy() for key, rows in controls.groupby([train.table[c][controls].to_numpy() for c in place])}
+    places = controls.groupby([train.table[c][controls].to_numpy() for c in place])
+    here = {key: rows.to_numpy() for key, rows in places}
     return np.array([rng.choice(here.get(key, controls)) for key in zip(*(table[c] for c in place))], int)
 
 
@@ -209,7 +211,7 @@ def dose_responses(
     is_control:np.ndarray, # of the training cells
     most:int=20,           # perturbations, those with most doses
 )->dict:                   # perturbation -> real, generated: `monotonicity`
-    "Does the effect of generated cells grow with the dose, and that of real ones? Against controls of the same experiments."
+    "How the effects of generated and of real cells grow with the dose, against controls of the same experiments."
     doses = tables["generated"].groupby("perturbation")["dose_um"].nunique()
     def response(name):
         here = {s: (t["perturbation"] == name).to_numpy() for s, t in tables.items()}
@@ -250,12 +252,12 @@ def gaps(report:Report)->dict:      # feature space -> figure -> pooled value, N
             for space, scores in report.pooled.items()}
 
 # %% ../nbs/25_validation.ipynb #b43690dd
-few_text = ("{few} of {all} conditions have fewer than {least} unseen cells: their intervals are wide, and none of them "
-            "should be believed alone.")
-small_text = ("There are only {n} unseen cells in all. Every figure here is a rough one: look at its interval, and at the "
-              "row of the real cells, before comparing models by it.")
-bias_text = ("{n} cells are fewer than three times the {d} features of {space}: a Fréchet distance from so few is mostly "
-             "bias. Compare it with the row of the real cells alone, or take KID, which has none.")
+few_text = ("{few} of {all} conditions have fewer than {least} unseen cells: their intervals are wide, and none of "
+            "them should be believed alone.")
+small_text = ("There are only {n} unseen cells in all. Every figure here is a rough one: look at its interval, and at "
+              "the row of the real cells, before comparing models by it.")
+bias_text = ("{n} cells are fewer than three times the {d} features of {space}: a Fréchet distance from so few is "
+             "mostly bias. Compare it with the row of the real cells alone, or take KID, which has none.")
 
 
 def report_warnings(report:Report)->list:
@@ -283,22 +285,24 @@ def comparison_table(scores:dict)->str:      # set -> `evaluation.comparison`
     return markdown_table(["cells", "number", *figure_titles.values()], rows, "lrrrrr")
 
 
-condition_note = ("\\* too few cells to be believed alone. The gap closed is given where the intervals of real cells and of copies "
-                  "of the control are apart.")
+condition_note = ("\\* too few cells to be believed alone. The gap closed is given where the intervals of real cells "
+                  "and of copies of the control are apart.")
+condition_titles = ["condition", "cells", "Fréchet, generated", "real cells", "copy the control", "KID, generated",
+                    "gap closed, KID"]
 
 
 def condition_table(conditions:dict, most:int=60)->str:      # condition -> set -> `evaluation.comparison`
     "A row a condition, those with most unseen cells first."
-    judged = sorted((c for c in conditions if conditions[c]["generated"]), key=lambda c: -conditions[c]["generated"]["cells"])
+    size = lambda c: conditions[c]["generated"]["cells"]
+    judged = sorted((c for c in conditions if conditions[c]["generated"]), key=size, reverse=True)
     def row(c):
         of = lambda name, key: with_interval(conditions[c].get(name, {}).get(key), 1 if key == "frechet" else 2)
         gap = gap_closed(conditions[c], "kid")
-        few = "*" if conditions[c]["generated"]["cells"] < min_condition_cells else ""
-        return [c + few, conditions[c]["generated"]["cells"], of("generated", "frechet"), of("real cells", "frechet"),
+        few = "*" if size(c) < min_condition_cells else ""
+        return [c + few, size(c), of("generated", "frechet"), of("real cells", "frechet"),
                 of("copy the control", "frechet"), of("generated", "kid"), "–" if gap is None else f"{gap:.2f}"]
-    titles = ["condition", "cells", "Fréchet, generated", "real cells", "copy the control", "KID, generated", "gap closed, KID"]
     more = f"\n\n{len(judged) - most:,} more conditions are in report.json." if len(judged) > most else ""
-    return markdown_table(titles, map(row, judged[:most]), "lrrrrrr") + more + "\n\n" + condition_note
+    return markdown_table(condition_titles, map(row, judged[:most]), "lrrrrrr") + more + "\n\n" + condition_note
 
 # %% ../nbs/25_validation.ipynb #c5a27ae7
 space_text = """## {space}
@@ -312,29 +316,39 @@ Gap closed between a copy of the control (0) and real cells (1): {gap}.
 {conditions}"""
 
 
+specificity_note = ("Balanced accuracy of a classifier trained on real cells. Mechanisms are asked of a classifier "
+                    "that has not seen the compound; intervals are over compounds there.")
+
+
 def specificity_text(found:dict)->str:
     "What the classifiers say, as Markdown."
     sources = dict(unseen="unseen real cells", generated="generated", unconditional="unconditional")
     share = lambda figure: "–" if figure is None else "{:.0%} ({:.0%} to {:.0%})".format(*figure)
     rows = [[name, *(share(found[kind].get(s)) for kind in ("condition", "mechanism"))] for s, name in sources.items()]
     titles = ["cells", f"right condition, of {found['conditions']}", f"right mechanism, of {found['mechanisms']}"]
-    return (markdown_table(titles, rows, "lrr") + "\n\nBalanced accuracy of a classifier trained on real cells. Mechanisms "
-            "are asked of a classifier that has not seen the compound; intervals are over compounds there.")
+    return f"{markdown_table(titles, rows, 'lrr')}\n\n{specificity_note}"
 
 
 def dose_text(doses:dict)->str:
     "Rank correlation of effect and dose, as Markdown."
-    rows = [[name, ", ".join(f"{d:g}" for d in answer["generated"]["strengths"]),
-             *(with_interval(answer[s]["correlation"]) for s in ("generated", "real"))] for name, answer in doses.items()]
+    def row(name, answer):
+        given = ", ".join(f"{dose:g}" for dose in answer["generated"]["strengths"])
+        return [name, given, *(with_interval(answer[s]["correlation"]) for s in ("generated", "real"))]
+    rows = [row(*item) for item in doses.items()]
     return markdown_table(["perturbation", "doses, µM", "generated", "real cells"], rows, "llrr")
 
 # %% ../nbs/25_validation.ipynb #3aebfb2d
+report_head = ("# Evaluation\n\nProtocol: {protocol}, {what}. {generated:,} cells were generated; {compared:,} of "
+               "them are compared with as many unseen real ones. In parentheses the interval in which 95 % of the values of "
+               "resampled cells lie.")
+dose_head = ("## Does the effect grow with the dose?\n\nRank correlation of the strength of the effect with the "
+             "dose; the strength is the distance from controls of the same experiments.")
+
+
 def report_text(report:Report)->str:
     "The report as Markdown, without its figures."
     percent = lambda value: "–" if value is None else f"{value:.0%}"
-    parts = [f"# Evaluation\n\nProtocol: {report.protocol}, {protocols[report.protocol]}. "
-             f"{report.cells['generated']:,} cells were generated; {report.cells['compared']:,} of them are compared with "
-             "as many unseen real ones. In parentheses the interval in which 95 % of the values of resampled cells lie."]
+    parts = [report_head.format(protocol=report.protocol, what=protocols[report.protocol], **report.cells)]
     parts += [f"> **Careful.** {text}" for text in report.warnings]
     for space, scores in report.pooled.items():
         gap = ", ".join(f"{percent(gaps(report)[space][key])} by {figure_titles[key]}" for key in ("frechet", "kid"))
@@ -344,8 +358,7 @@ def report_text(report:Report)->str:
         parts.append(f"## Compounds never seen, {space}\n\n{comparison_table(scores)}")
     parts.append(f"## Specificity\n\n{specificity_text(report.specificity)}")
     if report.doses:
-        parts.append("## Does the effect grow with the dose?\n\nRank correlation of the strength of the effect with the "
-                     f"dose.\n\n{dose_text(report.doses)}")
+        parts.append(f"{dose_head}\n\n{dose_text(report.doses)}")
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/25_validation.ipynb #ccd056fb

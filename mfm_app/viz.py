@@ -752,7 +752,7 @@ def specificity_figure(
         ax.set_title(title, fontsize=9)
     return fig
 
-
+# %% ../nbs/02_viz.ipynb #be0c11be
 def dose_figure(
     doses:dict,       # perturbation -> set -> {"strengths": {dose: number}, "correlation": [value, low, high]}
     most:int=8,       # perturbations
@@ -765,7 +765,8 @@ def dose_figure(
     for ax, name in zip(axes, shown):
         for source, answer in doses[name].items():
             dose, strength = zip(*answer["strengths"].items()) if answer["strengths"] else ((), ())
-            ax.plot(dose, np.sqrt(np.clip(strength, 0, None)), "o-", ms=3, lw=1, color=set_colours[source], label=source)
+            distance, colour = np.sqrt(np.clip(strength, 0, None)), set_colours[source]
+            ax.plot(dose, distance, "o-", ms=3, lw=1, color=colour, label=source)
         ax.set(xscale="log", ylim=(0, 1.15 * ax.get_ylim()[1]))
         ax.set_title(name, fontsize=8, parse_math=False)
         ax.tick_params(labelsize=6)

@@ -16,7 +16,8 @@ from mfm_app.finetune import random_model
 from mfm_app.simulator import synthetic_cells
 from mfm_app.validation import check_judgeable, judge, write_report
 
-stains = [dict(name=name, colour=colour) for name, colour in zip("abcdef", "blue green red cyan magenta yellow".split())]
+colours = "blue green red cyan magenta yellow".split()
+stains = [dict(name=name, colour=colour) for name, colour in zip("abcdef", colours)]
 rng = np.random.default_rng(0)
 
 
@@ -101,10 +102,10 @@ def scores_of_both(path, n, **which):
     cells = synthetic_cells(n, 32)
     real, generated = (cells.where(perturbation=name).images[:n] for name in ("DMSO", "sweller"))
     space = inception_space(stains[:3], path)
-    theirs = calculate_metrics(input1=Pictures(generated), input2=Pictures(real), cuda=False, verbose=False, cache=False,
-                               batch_size=1, feature_extractor="inception-v3-compat", feature_layer_prc="2048",
-                               feature_extractor_weights_path=str(path), kid_subset_size=n - 2, kid_subsets=10,
-                               samples_shuffle=False, **which)
+    theirs = calculate_metrics(
+        input1=Pictures(generated), input2=Pictures(real), cuda=False, verbose=False, cache=False, batch_size=1,
+        feature_extractor="inception-v3-compat", feature_layer_prc="2048", feature_extractor_weights_path=str(path),
+        kid_subset_size=n - 2, kid_subsets=10, samples_shuffle=False, **which)
     return space(real), space(generated), theirs
 
 
@@ -144,8 +145,8 @@ class Anything: pass
 
 
 @pytest.mark.parametrize("content, words", [
-    (None, "is no file"), ({"a": torch.zeros(2)}, "has no weights of"), ({"a": Anything()}, "cannot be read as weights"),
-    (b"PK", "cannot be read as weights")])
+    (None, "is no file"), ({"a": torch.zeros(2)}, "has no weights of"),
+    ({"a": Anything()}, "cannot be read as weights"), (b"PK", "cannot be read as weights")])
 @pytest.mark.parametrize("name", ["inception", "dinov2"])
 def test_a_file_that_has_no_such_weights_is_refused(tmp_path, name, content, words):
     path = tmp_path / "weights.pth"
@@ -189,7 +190,8 @@ def pretend(monkeypatch, cells, what):
     "Let the generator return real training cells of the same condition, or controls whatever it is asked for."
     train = cells.where(split="train")
     def generate_rows(model, rows, seeds, device):
-        names = ["DMSO"] * len(seeds) if what == "controls" or rows.y is None else [model.vocab.names[y] for y in rows.y]
+        untreated = what == "controls" or rows.y is None
+        names = ["DMSO"] * len(seeds) if untreated else [model.vocab.names[y] for y in rows.y]
         doses = [None] * len(seeds) if rows.dose_um is None else rows.dose_um.tolist()
         here = lambda name, dose: np.flatnonzero((train.table["perturbation"] == name)
                                                  & (np.isclose(train.table["dose_um"], dose or 0) | (name == "DMSO")))
