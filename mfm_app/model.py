@@ -281,8 +281,11 @@ def pretrained(
     image_size:int,       # pixels along a side; position embeddings are resampled to it
     weights=None,         # a state dict; None takes the weights on the Hub
 )->nn.Module:             # images -> (B, D) features, in eval mode
-    "A network of timm without its classifier."
+    "A vision transformer of timm without its classifier; `RuntimeError` for weights of another network."
     from timm import create_model
-    overlay = None if weights is None else dict(state_dict=weights)
-    net = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=image_size)
+    from timm.models.vision_transformer import checkpoint_filter_fn
+    net = create_model(name, pretrained=weights is None, num_classes=0, img_size=image_size)
+    if weights is not None:
+        missing, _ = net.load_state_dict(checkpoint_filter_fn(weights, net), strict=False)
+        if missing: raise RuntimeError(f"The weights lack {missing[0]}.")
     return net.eval().requires_grad_(False)

@@ -339,8 +339,8 @@ def dose_text(doses:dict)->str:
 
 # %% ../nbs/25_validation.ipynb #3aebfb2d
 report_head = ("# Evaluation\n\nProtocol: {protocol}, {what}. {generated:,} cells were generated; {compared:,} of "
-               "them are compared with as many unseen real ones. In parentheses the interval in which 95 % of the values of "
-               "resampled cells lie.")
+               "them are compared with as many unseen real ones. In parentheses the interval in which 95 % of the "
+               "values of resampled cells lie.")
 dose_head = ("## Does the effect grow with the dose?\n\nRank correlation of the strength of the effect with the "
              "dose; the strength is the distance from controls of the same experiments.")
 
