@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help', 'grid_help',
            'control_help', 'nucleus_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
-           'left_out_text', 'no_trials_text', 'main', 'preview_conditions', 'training_record', 'data_record',
-           'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook',
-           'train_on', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former', 'check_options',
-           'train_command', 'finetune_command', 'evaluate_command', 'tune_command', 'format_of', 'sample_command',
-           'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command',
-           'serve_command', 'push_command', 'space_command']
+           'left_out_text', 'no_trials_text', 'space_help', 'protocol_help', 'no_unseen_controls', 'main',
+           'preview_conditions', 'training_record', 'data_record', 'some_treated', 'phenotypes_record', 'controls_of',
+           'named_nucleus', 'nucleus_of', 'snapshot_hook', 'train_on', 'recipe_with', 'in_channels', 'read_resized',
+           'option', 'former', 'check_options', 'train_command', 'finetune_command', 'judged_counterfactuals',
+           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
+           'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
+           'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import sys
@@ -28,9 +29,10 @@ from .core import Condition, InputError, check_int, error_message, index_of_name
 from .data import Batches, Cells, read_cells, resize, vocabulary, with_kind, with_shown
 from .engine import Engine, load, load_all
 from .export import export_of, formats, write_export
+from .features import feature_spaces, network_spaces
 from .finetune import FinetuneConfig, check_trainable, finetune_and_test
 from .flow import couplings, sample_t
-from .hub import build, config_writers, load_model, new_config, push_to_hub, save_model, write_files
+from .hub import Model, build, config_writers, load_model, new_config, push_to_hub, save_model, write_files
 from .machine import check_machine, check_writable, print_anything
 from .molecules import Morgan, read_embeddings
 from .plausibility import max_treated, plausibility_statistics
@@ -42,7 +44,8 @@ from .solvers import grids, solvers
 from .space import upload_space, write_space
 from .training import Run, start, train
 from .tuning import tune_model
-from .validation import clearest_doses, evaluate_counterfactuals, evaluate_model, phenotypes_of
+from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenotypes_of, protocols,
+                                write_report)
 from .viz import loss_curve, show
 from .vocabulary import Vocabulary, condition, kinds
 
@@ -333,26 +336,47 @@ def finetune_command(
     print(loaded.config["molecules"].get("table", no_trials_text))
 
 # %% ../nbs/40_cli.ipynb #6b46a2ca
+space_help = (f"A further feature space: {', '.join(network_spaces)}; with a file of its weights as in "
+              "inception=weights.pth, else they are downloaded. Again for several; morphology is always there.")
+protocol_help = f"{'; '.join(f'{name}: {what}' for name, what in protocols.items())}."
+no_unseen_controls = "Counterfactuals were not judged: the data have no unseen controls."
+
+
+def judged_counterfactuals(model:Model, cells:Cells, n:int)->dict:
+    "How counterfactuals are judged, as `config['quality']` has it; {} without unseen controls, which is printed."
+    if len(cells.where(perturbation=cells.control, split="iid")):
+        return dict(counterfactual=evaluate_counterfactuals(model, cells, n))
+    print(no_unseen_controls)
+    return {}
+
+# %% ../nbs/40_cli.ipynb #0e9407f2
 @app.command("evaluate")
 def evaluate_command(
     model:option(Path, "Model folder; its card gets the result."),
     data:option(Path, "Folder of real cells with an iid split, or simulated cells by their name."),
-    n:option(int, "Cells to sample for each condition.")=256,
+    n:option(int, "Cells to sample for each condition; the protocol paper has a number of its own.")=256,
+    out:option(Path|None, "Folder of the report; `report` in the model's folder if not given.")=None,
+    protocol:option(str, protocol_help)="conditions",
+    space:option(list[str]|None, space_help)=None,
     control:option(list[str]|None, control_help)=None,
     nucleus:option(str, "Name of the channel that shows nuclei, or none; as the model says if not given.")="",
 ):
-    "Evaluate a model on real cells it has not seen, and write the result into its card."
+    "Evaluate a model on real cells it has not seen; write a report, and the result into the model's card."
     check_int(n, "--n", 20, 10_000)
-    check_writable(model)
+    protocol, out = list(protocols)[index_of_name(protocol, protocols, "protocol")], out or model / "report"
+    for folder in (model, out): check_writable(folder)
     loaded = load_model(model)
     if nucleus: loaded.config["nucleus"] = named_nucleus(nucleus, [c["name"] for c in loaded.channels])
+    spaces = feature_spaces(space or [], loaded.channels, pick_device())
     cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
-    loaded.config |= dict(quality=evaluate_model(loaded, cells, n), controls=controls_of(cells, loaded.nucleus),
+    quality, report, pictures = judge(loaded, cells, n, protocol, spaces)
+    loaded.config |= dict(quality=quality, controls=controls_of(cells, loaded.nucleus),
                          vocabulary=clearest_doses(loaded.vocab, cells).to_dict())
     loaded.config |= {} if "phenotypes" in loaded.config else phenotypes_record(cells)
-    loaded.config["quality"]["counterfactual"] = evaluate_counterfactuals(loaded, cells, n // 4)
+    quality |= judged_counterfactuals(loaded, cells, n // 4)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
-    print(loaded.config["quality"]["table"])
+    write_report(out, report, pictures)
+    print(f"{quality['table']}\n\nThe report is in {out / 'report.md'}.")
 
 # %% ../nbs/40_cli.ipynb #db461205
 @app.command("tune")

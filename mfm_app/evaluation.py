@@ -8,7 +8,9 @@ __all__ = ['max_z', 'min_condition_cells', 'max_condition_cells', 'report_column
            'group_by_label', 'condition_distances', 'MorphologyReport', 'report_row', 'report_markdown',
            'compare_features', 'morphology_test', 'cosine', 'PhenotypeSpace', 'six_digits', 'space_to_dict',
            'space_from_dict', 'phenotype_space', 'Effect', 'effect_of', 'kid', 'score_predictions', 'stored_scores',
-           'calibrate']
+           'calibrate', 'kid_of_subsets', 'in_support', 'interval_about', 'bootstrap', 'bounded', 'kid_draws',
+           'comparison', 'gap_closed', 'other_compound_recall', 'excess_shift', 'monotonicity', 'median_distance',
+           'mmd']
 
 # %% ../nbs/18_evaluation.ipynb #9b334231
 from dataclasses import dataclass
@@ -417,3 +419,176 @@ def calibrate(
     count = lambda side: [int(right[side].sum()), int(side.sum())]
     near = tanimoto >= threshold
     return dict(threshold=round(float(threshold), 3), near=count(near), far=count(~near))
+
+# %% ../nbs/18_evaluation.ipynb #ccb0e468
+def kid_of_subsets(
+    a,                   # (N, D) features of some cells
+    b,                   # (M, D) of others
+    size:int=100,        # cells a subset, as many as there are if there are fewer
+    subsets:int=100,
+    seed:int=0,
+)->np.ndarray:           # (subsets,), or one value if the subset would be both sets
+    "KID of random subsets, whose mean is reported (Bińkowski et al. 2018, sec. 4); drawn as torch-fidelity does."
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    rng, n = np.random.RandomState(seed), min(size, len(a), len(b))
+    if n == len(a) == len(b): return np.array([kid(a, b)])
+    draw = lambda cells: cells[rng.choice(len(cells), n, replace=False)]
+    return np.array([kid(draw(a), draw(b)) for _ in range(subsets)])
+
+# %% ../nbs/18_evaluation.ipynb #767ea814
+def in_support(
+    reference,      # (N, D) features that span the support
+    cells,          # (M, D)
+    k:int=3,        # the neighbour that a ball around a reference cell reaches to
+)->np.ndarray:      # (M,) bool
+    "Which cells lie in a ball around a reference cell (Kynkäänniemi et al. 2019, eq. 1), a block at a time."
+    from sklearn.metrics import pairwise_distances_chunked
+    reference, cells = np.asarray(reference, float), np.asarray(cells, float)
+    k = min(k, len(reference) - 1)
+    kth = lambda block, start: np.partition(block, k, axis=1)[:, k]
+    radius = np.concatenate(list(pairwise_distances_chunked(reference, reduce_func=kth)))
+    inside = lambda block, start: (block <= radius).any(1)
+    return np.concatenate(list(pairwise_distances_chunked(cells, reference, reduce_func=inside)))
+
+# %% ../nbs/18_evaluation.ipynb #4ed0c964
+def interval_about(
+    estimate:float,
+    draws,               # (R,) the same figure of resampled cells
+    share:float=.95,
+)->list:                 # [estimate, low, high]
+    "Percentiles of a bootstrap about its mean, moved to the estimate (Efron & Tibshirani 1993, sec. 10)."
+    draws, tail = np.asarray(draws, float), 50 * (1 - share)
+    low, high = np.percentile(draws - draws.mean(), [tail, 100 - tail])
+    return [float(estimate), float(estimate + low), float(estimate + high)]
+
+
+def bootstrap(
+    statistic,           # sets of cells -> float
+    *sets,               # (N, ...) each
+    repeats:int=100,
+    seed:int=0,
+)->list:                 # [estimate, low, high]
+    "A figure of some sets of cells, with the interval in which 95 % of its resampled values lie."
+    rng = np.random.default_rng(seed)
+    draw = lambda cells: cells[rng.integers(len(cells), size=len(cells))]
+    return interval_about(statistic(*sets), [statistic(*map(draw, sets)) for _ in range(repeats)])
+
+
+def bounded(figure:list, low:float=-1, high:float=1)->list:
+    "A figure and its interval within the limits that it can have."
+    return [float(np.clip(value, low, high)) for value in figure]
+
+# %% ../nbs/18_evaluation.ipynb #878936e9
+def kid_draws(
+    a:np.ndarray,        # (N, D)
+    b:np.ndarray,        # (M, D)
+    repeats:int=100,
+    most:int=1000,       # cells of each that are resampled
+    seed:int=0,
+)->np.ndarray:           # (repeats,)
+    "KID of resampled cells from one kernel matrix; a cell drawn twice is no pair with itself."
+    from sklearn.metrics.pairwise import polynomial_kernel
+    rng, kernel = np.random.default_rng(seed), lambda u, v: polynomial_kernel(u, v, degree=3, coef0=1)
+    a, b = (rng.permutation(v)[:most] for v in (a, b))
+    count = lambda v: rng.multinomial(len(v), np.full(len(v), 1 / len(v)), size=repeats).astype(float)
+    def within(v, w):
+        k, pairs = kernel(v, v), w.sum(1) ** 2 - (w ** 2).sum(1)
+        np.fill_diagonal(k, 0)
+        return np.einsum("ri,ri->r", w @ k, w) / np.maximum(pairs, 1)
+    wa, wb = count(a), count(b)
+    return within(a, wa) + within(b, wb) - 2 * np.einsum("ri,ri->r", wa @ kernel(a, b), wb) / (len(a) * len(b))
+
+# %% ../nbs/18_evaluation.ipynb #9143cf27
+def comparison(
+    real,                   # (N, D) features of unseen real cells, in comparable units
+    cells,                  # (M, D) of the cells that are judged
+    support:bool=True,      # precision and recall as well
+    seed:int=0,
+)->dict:                    # name -> [value, low, high]; cells is a number
+    "Fréchet distance, KID, precision and recall of some cells beside real ones; {} where a set has a single cell."
+    real, cells = np.asarray(real, float), np.asarray(cells, float)
+    if min(len(real), len(cells)) < 2: return {}
+    repeats = 100 if real.shape[1] <= 256 else 10      # features of a network take a second each time
+    mean_kid = kid_of_subsets(real, cells, seed=seed).mean()
+    figures = dict(cells=len(cells), frechet=bootstrap(frechet, real, cells, repeats=repeats, seed=seed),
+                   kid=interval_about(mean_kid, kid_draws(real, cells, seed=seed)))
+    if not support: return figures
+    sides = dict(precision=in_support(real, cells), recall=in_support(cells, real))
+    return figures | {name: bounded(bootstrap(np.mean, inside, seed=seed), 0) for name, inside in sides.items()}
+
+
+def gap_closed(
+    scores:dict,           # method -> `comparison`; "generated", "real cells" and "copy the control" among them
+    figure:str="frechet",
+)->float|None:             # 1 as near as real cells are, 0 as far as a copy of the control; None where there is no gap
+    "Where generated cells stand between a copy of the control and real cells, if the intervals of these are apart."
+    found = [scores.get(method, {}).get(figure) for method in ("copy the control", "generated", "real cells")]
+    if None in found or found[0][1] <= found[2][2]: return None
+    copy, generated, real = (value for value, *_ in found)
+    return (copy - generated) / (copy - real)
+
+# %% ../nbs/18_evaluation.ipynb #65575493
+def other_compound_recall(
+    train:tuple,           # real training cells: features (N, D), mechanisms (N,), compounds (N,)
+    sets:dict,             # name -> the same of cells to be classified
+    most:int=100,          # training cells of a compound
+)->dict:                   # name -> share of the cells of each compound, compound -> (right, all)
+    "How often cells show the mechanism of their compound to a classifier trained on other compounds; {} without any."
+    features, mechanisms, compounds = (np.asarray(v) for v in train)
+    few = pd.Series(compounds).groupby(compounds).cumcount().to_numpy() < most
+    features, mechanisms, compounds = features[few], mechanisms[few], compounds[few]
+    of = pd.Series(mechanisms).groupby(compounds).first()
+    several = of.groupby(of).size().loc[lambda n: n > 1].index
+    right = {name: {} for name in sets}
+    for compound in of[of.isin(several)].index:
+        others, known = compounds != compound, of[compound]
+        parts = {name: cells[np.asarray(c) == compound] for name, (cells, _, c) in sets.items()}
+        parts = {name: (part, [known] * len(part)) for name, part in parts.items() if len(part)}
+        if not parts: continue
+        for name, result in classify(features[others], mechanisms[others], parts).items():
+            right[name][compound] = (int(np.trace(result.confusion)), int(result.confusion.sum()))
+    return right
+
+# %% ../nbs/18_evaluation.ipynb #8d5d37e7
+def excess_shift(
+    treated:np.ndarray,      # (N, D) features
+    control:np.ndarray,      # (M, D)
+)->float:
+    "Squared distance of two means, less what samples of one population would show; 0 on average without an effect."
+    distance = np.square(treated.mean(0) - control.mean(0))
+    chance = treated.var(0, ddof=1) / len(treated) + control.var(0, ddof=1) / len(control)
+    return float((distance - chance).sum())
+
+
+def monotonicity(
+    by_dose:dict,             # dose -> (n, D) features of cells that received it
+    control:np.ndarray,       # (M, D) of untreated cells
+    seed:int=0,
+)->dict:                      # strengths, a number a dose; correlation [value, low, high], None from fewer than 3 doses
+    "Strength of the effect at each dose, and its rank correlation with the dose (Spearman 1904), cells resampled."
+    by_dose = {dose: cells for dose, cells in sorted(by_dose.items()) if len(cells) > 1}
+    ranks = np.arange(len(by_dose))
+    def correlation(*groups):
+        strengths = pd.Series([excess_shift(cells, control) for cells in groups]).rank()
+        return np.corrcoef(ranks, strengths)[0, 1] if strengths.nunique() > 1 else 0.
+    enough = len(by_dose) > 2
+    return dict(strengths={float(dose): excess_shift(cells, control) for dose, cells in by_dose.items()},
+                correlation=bounded(bootstrap(correlation, *by_dose.values(), seed=seed)) if enough else None)
+
+# %% ../nbs/18_evaluation.ipynb #561a0b6b
+def median_distance(cells)->float:      # (N, D)
+    "The median distance between two cells, the usual width of a Gaussian kernel (Gretton et al. 2012, sec. 8)."
+    from sklearn.metrics import pairwise_distances
+    distances = pairwise_distances(np.asarray(cells, float))
+    return float(np.median(distances[np.triu_indices(len(distances), 1)]))
+
+
+def mmd(
+    a,                # (N, D) features of some cells, in comparable units
+    b,                # (M, D) of others
+    width:float,      # of the Gaussian kernel, in those units
+)->float:             # at least 0; 0 for equal sets; from samples of one distribution about (1/N + 1/M)^(1/2)
+    "Maximum mean discrepancy, the root of its biased estimate (Gretton et al. 2012, eq. 5), which is a metric."
+    from sklearn.metrics.pairwise import rbf_kernel
+    mean = lambda u, v: rbf_kernel(u, v, gamma=1 / (2 * width ** 2)).mean()
+    return float(np.sqrt(max(mean(a, a) + mean(b, b) - 2 * mean(a, b), 0)))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['sizes', 'add_product', 'modulate', 'rms_norm', 'zero_init', 'Block', 'PatchStem', 'PatchHead', 'ConvStem', 'UpBlock',
-           'ConvHead', 'sincos_pos_embed', 'stem_and_head', 'MiT', 'init_weights', 'mit', 'parameter_count']
+           'ConvHead', 'sincos_pos_embed', 'stem_and_head', 'MiT', 'init_weights', 'mit', 'parameter_count',
+           'pretrained']
 
 # %% ../nbs/07_model.ipynb #b6e2cecc
 import torch
@@ -273,3 +274,18 @@ def mit(
 def parameter_count(module:nn.Module)->int:
     "How many trainable parameters a module has."
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+# %% ../nbs/07_model.ipynb #4e6f2725
+def pretrained(
+    name:str,             # of timm, such as "vit_small_patch14_dinov2.lvd142m"
+    image_size:int,       # pixels along a side; position embeddings are resampled to it
+    weights=None,         # a state dict; None takes the weights on the Hub
+)->nn.Module:             # images -> (B, D) features, in eval mode
+    "A vision transformer of timm without its classifier; `RuntimeError` for weights of another network."
+    from timm import create_model
+    from timm.models.vision_transformer import checkpoint_filter_fn
+    net = create_model(name, pretrained=weights is None, num_classes=0, img_size=image_size)
+    if weights is not None:
+        missing, _ = net.load_state_dict(checkpoint_filter_fn(weights, net), strict=False)
+        if missing: raise RuntimeError(f"The weights lack {missing[0]}.")
+    return net.eval().requires_grad_(False)

@@ -6,13 +6,15 @@
 __all__ = ['most_of_a_primary', 'table_points', 'rxrx1_colours', 'mechanism_colours', 'verdict_symbols', 'point_hover', 'grey',
            'faint_grey', 'clear', 'page_layout', 'smallest_limit', 'limit_quantile', 'increase', 'decrease',
            'uncertain', 'sans_serif', 'effect_page_layout', 'colour_bar', 'max_columns', 'hover_names',
-           'effect_columns', 'level_table', 'check_names', 'adds_up', 'composite', 'colour_table', 'look_up',
-           'rxrx1_picture', 'picture', 'channel_rows', 'contact_sheet', 'enlarge', 'show', 'new_figure', 'rendered',
-           'few_colours', 'data_uri', 'loss_curve', 'two_histograms', 'statistics_figure', 'mechanism_trace',
-           'label_boxes', 'overlap', 'label_positions', 'landmark_trace', 'phenotype_map', 'map_page', 'treated_above',
-           'effect_limit', 'check_effects', 'pixel_layer', 'channel_layers', 'map_axes', 'map_grid', 'effect_maps',
-           'effect_picture', 'feature_name', 'hover_text', 'largest_effects', 'bar_layout', 'whisker_range',
-           'profile_bars', 'summary_picture', 'name_rows', 'round_trip_curve', 'shift_figure']
+           'effect_columns', 'set_colours', 'level_table', 'check_names', 'adds_up', 'composite', 'colour_table',
+           'look_up', 'rxrx1_picture', 'picture', 'channel_rows', 'contact_sheet', 'enlarge', 'show', 'new_figure',
+           'rendered', 'few_colours', 'data_uri', 'loss_curve', 'two_histograms', 'statistics_figure',
+           'mechanism_trace', 'label_boxes', 'overlap', 'label_positions', 'landmark_trace', 'phenotype_map',
+           'map_page', 'treated_above', 'effect_limit', 'check_effects', 'pixel_layer', 'channel_layers', 'map_axes',
+           'map_grid', 'effect_maps', 'effect_picture', 'feature_name', 'hover_text', 'largest_effects', 'bar_layout',
+           'whisker_range', 'profile_bars', 'summary_picture', 'name_rows', 'round_trip_curve', 'shift_figure',
+           'draw_intervals', 'scores_figure', 'conditions_figure', 'specificity_figure', 'dose_figure',
+           'beside_each_other']
 
 # %% ../nbs/02_viz.ipynb #d6fde84c
 import base64
@@ -677,4 +679,119 @@ def shift_figure(
         ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("counterfactual minus reconstruction, sd")
     axes[0, -1].legend(fontsize=7, frameon=False, loc="lower right", handletextpad=0)
+    return fig
+
+# %% ../nbs/02_viz.ipynb #b963abe5
+set_colours = {"real cells": "0.45", "generated": "C1", "unconditional": "C0", "copy the control": "C3",
+               "unseen": "0.45", "real": "0.45"}
+
+
+def draw_intervals(ax, figures:dict, places=None):      # set -> [value, low, high] or None
+    "Points with their intervals, a row a set, the first on top."
+    for (name, figure), y in zip(figures.items(), places or range(len(figures))):
+        if figure is None: continue
+        value, low, high = figure
+        ax.plot([low, high], [y, y], color=set_colours[name], lw=2, solid_capstyle="butt", alpha=.6)
+        ax.plot(value, y, "o", ms=5, color=set_colours[name])
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+
+# %% ../nbs/02_viz.ipynb #a3ec3fc4
+def scores_figure(
+    pooled:dict,      # feature space -> set -> figure -> [value, low, high]
+    titles:dict,      # figure -> what stands above its panel
+):                    # a Matplotlib figure
+    "Every figure of every set, a row a feature space."
+    fig = new_figure(2.1 * len(titles) + 1.2, 1.5 * len(pooled) + .3)
+    axes = fig.subplots(len(pooled), len(titles), squeeze=False)
+    for i, (row, (space, scores)) in enumerate(zip(axes, pooled.items())):
+        sets = [name for name in set_colours if scores.get(name)]
+        for ax, (key, title) in zip(row, titles.items()):
+            draw_intervals(ax, {name: scores[name].get(key) for name in sets})
+            ax.set_yticks(range(len(sets)), sets if ax is row[0] else [])
+            ax.set_ylim(len(sets) - .5, -.5)
+            ax.set_title(title if i == 0 else "", fontsize=9)
+            if key in ("precision", "recall"): ax.set_xlim(-.03, 1.03)
+        row[0].set_ylabel(space, fontsize=9)
+    return fig
+
+# %% ../nbs/02_viz.ipynb #f7ef3b96
+def conditions_figure(
+    conditions:dict,         # condition -> set -> figure -> [value, low, high]
+    most:int=24,             # those with most cells
+):                           # a Matplotlib figure
+    "The Fréchet distance of each condition, three sets above each other."
+    sets = ("generated", "real cells", "copy the control")
+    size = lambda name: conditions[name]["generated"]["cells"]
+    shown = sorted((c for c in conditions if conditions[c]["generated"]), key=size, reverse=True)[:most]
+    fig = new_figure(6.4, .34 * len(shown) + 1)
+    ax = fig.subplots()
+    for i, name in enumerate(shown):
+        figures = {s: conditions[name].get(s, {}).get("frechet") for s in sets}
+        draw_intervals(ax, figures, [i - .22, i, i + .22])
+    for s in sets: ax.plot([], [], "o", color=set_colours[s], label=s)
+    ax.set_yticks(range(len(shown)), [f"{name}  ({size(name)})" for name in shown], parse_math=False)
+    ax.set_ylim(len(shown) - .5, -.7)
+    ax.set_xscale("log")
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter): axis("{x:g}")
+    ax.tick_params(axis="x", which="both", labelsize=7)
+    ax.set_xlabel("Fréchet distance; in parentheses how many cells are compared", fontsize=8)
+    fig.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return fig
+
+# %% ../nbs/02_viz.ipynb #051b7473
+def specificity_figure(
+    panels:dict,      # title -> set -> [value, low, high]
+):                    # a Matplotlib figure
+    "Shares of cells that are recognised, a panel a question."
+    fig = new_figure(3.4 * len(panels), 1.7)
+    for ax, (title, figures) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        draw_intervals(ax, figures)
+        ax.set_yticks(range(len(figures)), figures)
+        ax.set(ylim=(len(figures) - .5, -.5), xlim=(-.03, 1.03))
+        ax.set_title(title, fontsize=9)
+    return fig
+
+# %% ../nbs/02_viz.ipynb #be0c11be
+def dose_figure(
+    doses:dict,       # perturbation -> set -> {"strengths": {dose: number}, "correlation": [value, low, high]}
+    most:int=8,       # perturbations
+):                    # a Matplotlib figure
+    "Strength of the effect over the dose, of real and of generated cells, a panel a perturbation."
+    shown, columns = list(doses)[:most], min(4, len(doses))
+    rows = -(-len(shown) // columns)
+    fig = new_figure(2.1 * columns, 1.8 * rows + .3)
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax, name in zip(axes, shown):
+        for source, answer in doses[name].items():
+            dose, strength = zip(*answer["strengths"].items()) if answer["strengths"] else ((), ())
+            distance, colour = np.sqrt(np.clip(strength, 0, None)), set_colours[source]
+            ax.plot(dose, distance, "o-", ms=3, lw=1, color=colour, label=source)
+        ax.set(xscale="log", ylim=(0, 1.15 * ax.get_ylim()[1]))
+        ax.set_title(name, fontsize=8, parse_math=False)
+        ax.tick_params(labelsize=6)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes[len(shown):]: ax.set_axis_off()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    fig.supxlabel("dose, µM", fontsize=8)
+    fig.supylabel("distance from the control, sd", fontsize=8)
+    return fig
+
+# %% ../nbs/02_viz.ipynb #90993f32
+def beside_each_other(
+    real:dict,           # condition -> (n, C, H, W) uint8
+    generated:dict,      # condition -> (n, C, H, W) uint8
+    channels:list,       # {"name", "colour"} a channel
+):                       # a Matplotlib figure
+    "Real and generated cells of the same conditions."
+    columns = max(map(len, [*real.values(), *generated.values()]))
+    fig = new_figure(7.5, .5 * len(real) + .4)
+    axes = fig.subplots(len(real), 2, squeeze=False)
+    for row, name in zip(axes, real):
+        for ax, images in zip(row, (real[name], generated[name])):
+            ax.imshow(contact_sheet(composite(images, channels), len(images), gap=1))
+            ax.set(xticks=[], yticks=[], xlim=(-.5, columns * (images.shape[-1] + 1) - .5), anchor="W")
+            ax.spines[:].set_visible(False)
+        row[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
+    for ax, title in zip(axes[0], ("unseen real cells", "generated cells")): ax.set_title(title, fontsize=9)
     return fig

@@ -211,7 +211,9 @@ def test_a_synonym_is_answered_with_what_was_understood(tmp_path, mfm):
     (["serve", "--model", "{own}"], "is not a model folder: it has no config.json."),
     (["serve", "--port", "70000"], "The port must be a whole number from 1 to 65,535"),
     (["evaluate", "--model", "{bundled}", "--data", "{own}"],
-     "two conditions or more with 100 training cells each; these data have 0."),
+     "judged on cells it has not seen; the data have none in the split iid."),
+    (["evaluate", "--model", "{bundled}", "--data", "{own}", "--space", "inception=none.pth"], "'none.pth' is no file"),
+    (["evaluate", "--model", "{bundled}", "--data", "{own}", "--protocol", "mine"], "Unknown protocol 'mine'"),
 ])
 def test_what_is_refused_is_refused_in_one_line(own_folder, tmp_path, monkeypatch, mfm, args, message):
     monkeypatch.chdir(tmp_path)

@@ -34,7 +34,7 @@ may_import = dict(
     card="core vocabulary",
     hub="core vocabulary molecules model conditioning solvers sampling card",
     tuning="core vocabulary solvers sampling hub",
-    features="core",
+    features="core vocabulary viz model",
     evaluation="core features",
     effects="core features",
     channels="core vocabulary images features",
@@ -42,7 +42,7 @@ may_import = dict(
     preprocess="core images hub features channels plausibility",
     engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects",
     counterfactual="core images sampling effects engine",
-    validation="core vocabulary data sampling hub features evaluation engine counterfactual",
+    validation="core vocabulary viz data sampling hub features evaluation engine counterfactual",
     export="core viz images engine counterfactual",
     screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
@@ -62,7 +62,7 @@ may_import = dict(
        "ui_screen ui_api",
     space="core hub engine",
     cli="core vocabulary viz molecules data simulator flow solvers sampling training hub tuning channels plausibility "
-        "preprocess engine validation export screen finetune machine ui space",
+        "preprocess features engine validation export screen finetune machine ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`
