@@ -69,8 +69,9 @@ def feature_columns(titles, columns:dict|None)->dict:      # of `well_columns` o
     if unknown := sorted(set(columns or {}) - set(well_columns)):
         raise InputError(f"'{unknown[0][:60]}' is no feature that wells and cells share; these are "
                          f"{', '.join(well_columns)}.")
-    found = {name: next((t for t in (name, theirs) if t in titles), None) for name, theirs in well_columns.items()}
-    found = columns or {name: title for name, title in found.items() if title}
+    usual = lambda name: next((t for t in (name, well_columns[name]) if t in titles), None)
+    title_of = columns.get if columns else usual
+    found = {name: title for name in well_columns if (title := title_of(name))}
     if len(found) >= 3: return found
     raise InputError(f"The table of wells has {len(found)} of the features that wells and cells share, and 3 are needed: "
                      f"{', '.join(list(well_columns.values())[:3])} and so on; give a mapping of names.")
