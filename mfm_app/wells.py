@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy      # scipy.stats is imported when first used
 
 from .core import InputError, markdown_table, pick_device
 from .data import Cells, read_table, take_table
@@ -219,7 +220,9 @@ def agreement(
 
 def rank_correlations(predicted:pd.DataFrame, true:pd.DataFrame)->pd.Series:      # (D,)
     "Spearman's correlation of each feature over conditions; 0 where one of them does not vary."
-    return predicted.rank().corrwith(true.rank()).fillna(0)
+    a, b = (ranks - ranks.mean(0) for ranks in (scipy.stats.rankdata(x, axis=0) for x in (predicted, true)))
+    spread = np.sqrt((a ** 2).sum(0) * (b ** 2).sum(0))
+    return pd.Series((a * b).sum(0) / np.where(spread > 0, spread, 1), predicted.columns)
 
 # %% ../nbs/41_wells.ipynb #d781d905
 def nearest_mechanism(effects:pd.DataFrame, moa:pd.Series)->float:      # moa: of each condition

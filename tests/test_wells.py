@@ -31,6 +31,7 @@ treated = [(name, dose, e, 100 * gain * area + i, 10 * gain * dna, .9 - shape)
            for name, dose, area, dna, shape in (("a1", 1., 2, 1, 0), ("a1", 10., 4, 1, 0), ("a2", 1., 3, 1, 0),
                                                 ("b1", 1., 1, 1 / 2, .2), ("b2", 1., 1, 1 / 3, .3))]
 example = wells_of(untreated + treated)
+example_truth = truth_of(example)
 
 
 # Effects
@@ -41,7 +42,7 @@ def test_an_effect_is_a_log_ratio_for_sizes_and_intensities_and_a_difference_for
 
 
 def test_wells_are_compared_with_controls_of_their_own_experiment_so_that_gains_cancel():
-    truth = truth_of(example)
+    truth = example_truth
     raw = truth.effects * truth.scale
     assert np.allclose(raw.loc[("a1", 1.)], [np.log(2), 0, 0], atol=.02)
     assert np.allclose(raw.loc[("b1", 1.)], [0, np.log(.5), -.2], atol=.02)
@@ -50,7 +51,7 @@ def test_wells_are_compared_with_controls_of_their_own_experiment_so_that_gains_
 
 
 def test_a_well_of_a_condition_is_compared_with_its_replicates_alone():
-    truth = truth_of(example)
+    truth = example_truth
     assert len(truth.replicates) == 30 and all(np.allclose(one, others, atol=.1) for _, one, others in truth.replicates)
 
 
@@ -58,13 +59,13 @@ def test_untreated_wells_set_the_strength_that_chance_reaches():
     rng = np.random.default_rng(0)
     noisy = [(name, dose, e, area * np.exp(rng.normal(0, .3)), dna, shape)
              for name, dose, e, area, dna, shape in untreated + treated]
-    assert truth_of(wells_of(noisy)).chance > 3 * truth_of(example).chance
+    assert truth_of(wells_of(noisy)).chance > 3 * example_truth.chance
 
 
 # Agreement
 
 def test_agreement_has_known_answers():
-    true = truth_of(example).effects
+    true = example_truth.effects
     rows = agreement(true * 2, true)
     assert np.allclose(rows["cosine"], 1) and np.allclose(rows["ratio"], 2)
     assert np.allclose(agreement(-true, true)["cosine"], -1)
@@ -72,7 +73,7 @@ def test_agreement_has_known_answers():
 
 
 def test_the_nearest_effect_of_another_compound_has_its_mechanism_or_not():
-    truth = truth_of(example)
+    truth = example_truth
     assert nearest_mechanism(truth.effects, truth.conditions["moa"]) == 1
     swapped = truth.conditions["moa"].copy()
     swapped[:] = ["a", "b", "b", "a", "b"]
@@ -81,14 +82,14 @@ def test_the_nearest_effect_of_another_compound_has_its_mechanism_or_not():
 
 
 def test_the_mean_of_the_others_never_has_the_compound_itself():
-    truth = truth_of(example)
+    truth = example_truth
     mates = of_others(truth.effects, truth.conditions["moa"])
     assert np.allclose(mates.loc[("a1", 1.)], truth.effects.loc[("a2", 1.)])
     assert np.allclose(of_others(truth.effects).loc[("b1", 1.)], truth.effects.drop("b1").mean())
 
 
 def test_doses_are_in_order_where_the_stronger_one_is_the_stronger_one_in_the_wells():
-    true = truth_of(example).effects
+    true = example_truth.effects
     assert dose_order(true, true) == (1, 1)
     reverse = true.copy()
     reverse.loc[("a1", 1.)], reverse.loc[("a1", 10.)] = true.loc[("a1", 10.)].copy(), true.loc[("a1", 1.)].copy()
@@ -96,7 +97,7 @@ def test_doses_are_in_order_where_the_stronger_one_is_the_stronger_one_in_the_we
 
 
 def test_every_figure_lies_in_its_interval():
-    truth = truth_of(example)
+    truth = example_truth
     rng = np.random.default_rng(1)
     figures = score(truth.effects + rng.normal(0, .5, truth.effects.shape), truth.effects, truth.conditions["moa"])
     for name in ("spearman", "cosine", "ratio"):
@@ -111,7 +112,7 @@ def test_what_is_said_of_a_condition_follows_limits_of_the_wells(cosine, strengt
 
 
 def test_limits_come_from_replicates_and_from_other_mechanisms():
-    truth = truth_of(example)
+    truth = example_truth
     found = limits(truth, truth.effects)
     assert found["replicate"] > .99 and abs(found["other"]) < .3
 
