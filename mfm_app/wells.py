@@ -8,7 +8,8 @@ __all__ = ['shapes', 'levels', 'stains', 'of_nuclei', 'of_cells', 'well_columns'
            'in_experiments', 'by_condition', 'Truth', 'strength', 'left_out_wells', 'chance_strength', 'truth_of',
            'mean_profile', 'drawn_effects', 'agreement', 'rank_correlations', 'nearest_mechanism', 'of_others',
            'dose_order', 'interval', 'score', 'effects_of_cells', 'replicate_effects', 'reliability', 'limits',
-           'WellsReport', 'judge', 'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed', 'said_of_wells']
+           'WellsReport', 'judge', 'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed', 'facts_of_wells',
+           'said_of_wells']
 
 # %% ../nbs/41_wells.ipynb #ea213e43
 from dataclasses import dataclass, field
@@ -435,6 +436,12 @@ def most_changed(features:list, row:dict)->str:      # row: of `to_record`
     return f"{where} {feature_words[features[most]]} is {measured:.1f} times the control's, in drawn cells {drawn:.1f} times."
 
 # %% ../nbs/41_wells.ipynb #3f36ddee
+def facts_of_wells(record:dict, name:str)->list:      # record: `config["wells"]`; name: of a perturbation
+    "What measured wells say of each dose, as JSON takes it."
+    keys = "dose_um", "reliability", "cosine", "strength", "ratio"
+    return [{key: row[key] for key in keys} for row in record.get("conditions", []) if row["perturbation"] == name]
+
+
 def said_of_wells(
     record:dict,      # `config["wells"]`; empty without one
     name:str,         # of a perturbation

@@ -7,8 +7,13 @@ import pandas as pd
 import pytest
 
 from mfm_app import wells as w
+from mfm_app.card import model_card
 from mfm_app.display import static
+from mfm_app.engine import Engine
 from mfm_app.hub import bundled_folder, load_model
+from mfm_app.ui import about
+from mfm_app.ui_api import vocabulary
+from mfm_app.ui_parts import about_perturbation, coverage_text
 from mfm_app.wells import (Wells, agreement, dose_order, effect, feature_columns, judge, limits, nearest_mechanism,
                            of_others, read_wells, reliability, score, strength, to_record, truth_of, well_columns)
 
@@ -201,3 +206,30 @@ def test_a_record_of_a_judgement_is_plain_json(bundled_wells):
     assert {row["perturbation"] for row in record["conditions"]} == {"taxol", "emetine"}
     assert all(len(row["true"]) == len(row["drawn"]) == 14 for row in record["conditions"])
     assert record["table"].startswith("Effects of 5 conditions") and report.conditions["cosine"].median() > .6
+
+
+# Where it is read
+
+@pytest.fixture
+def judged():
+    "An engine of the bundled model with a record of three conditions."
+    model = load_model(bundled_folder("bbbc021"))
+    row = dict(cosine=.9, strength=3., ratio=1.1, true=[np.log(2), 0], drawn=[np.log(1.8), 0])
+    rows = [row | dict(perturbation="taxol", dose_um=dose, reliability=verdict)
+            for dose, verdict in ((.3, "confirmed"), (1., "contradicted"), (3., "none"))]
+    model.config["wells"] = dict(features=["Tubulin_mean", "DNA_nucleus_mean"], conditions=rows, table="Said first.")
+    return Engine(model)
+
+
+def test_beside_a_perturbation_stands_what_the_wells_say_of_each_dose_and_of_its_strongest_feature(judged):
+    said = about_perturbation(judged, "taxol")
+    assert "confirm 0.3 µM, contradict 1 µM and show no effect at 3 µM." in said
+    assert "the tubulin is 2.0 times the control's, in drawn cells 1.8 times." in said
+    assert coverage_text["some"] not in said and coverage_text["few"] in about_perturbation(judged, "emetine")
+
+
+def test_api_card_and_about_have_it_too(judged):
+    facts = {p["name"]: p["measured_wells"] for p in next(vocabulary(judged))["perturbations"]}
+    assert [row["reliability"] for row in facts["taxol"]] == ["confirmed", "contradicted", "none"]
+    assert facts["emetine"] == []
+    assert "## Measured wells\nSaid first." in model_card(judged.model.config) and "- Said first." in about(judged)
