@@ -6,26 +6,28 @@
 __all__ = ['table_columns', 'splits', 'not_square', 'row_rules', 'usual_titles', 'kind_words', 'usual_controls', 'no_kind',
            'system_names', 'suffixes', 'ignored_marks', 'stain_words', 'lone', 'channel_marks', 'max_wells',
            'channel_titles', 'one_cell_a_file', 'stain_colours', 'dose_value', 'check_images', 'is_text', 'check_rows',
-           'check_table', 'Cells', 'complete_table', 'some_of', 'left_out', 'delimiter_of', 'csv_rows', 'read_table',
-           'plain_title', 'take_columns', 'dose_column', 'take_doses', 'same_name', 'one_spelling', 'is_missing',
-           'clean_names', 'find_controls', 'perturbation_notes', 'take_table', 'is_hidden', 'leads_back', 'list_files',
-           'data_file', 'read_shard', 'read_description', 'about_of', 'images_of_rows', 'unused_notes', 'read_shards',
-           'read_image', 'check_alike', 'to_bytes', 'depth_notes', 'image_notes', 'read_images', 'mark_order',
-           'cells_by_mark', 'ChannelFiles', 'channel_files', 'check_same_cell', 'join_channels', 'plain_path',
-           'find_names', 'is_image', 'table_of_csv', 'table_of_folders', 'most_different', 'mark_shown', 'with_shown',
-           'nearest_colour', 'said_colour', 'colour_channels', 'name_channels', 'read_folder', 'read_cells',
-           'with_kind', 'perturbation_of', 'check_kinds', 'vocabulary', 'conditions', 'with_structure', 'fingerprints',
-           'dequantise', 'augment', 'Batches', 'resize']
+           'check_table', 'Cells', 'complete_table', 'some_of', 'left_out', 'delimiter_of', 'csv_rows', 'text_of',
+           'read_table', 'plain_title', 'take_columns', 'dose_column', 'take_doses', 'same_name', 'one_spelling',
+           'is_missing', 'clean_names', 'find_controls', 'perturbation_notes', 'take_table', 'is_hidden', 'leads_back',
+           'list_files', 'data_file', 'read_shard', 'read_description', 'about_of', 'images_of_rows', 'unused_notes',
+           'read_shards', 'read_image', 'check_alike', 'to_bytes', 'depth_notes', 'image_notes', 'read_images',
+           'mark_order', 'cells_by_mark', 'ChannelFiles', 'channel_files', 'check_same_cell', 'join_channels',
+           'plain_path', 'find_names', 'is_image', 'table_of_csv', 'table_of_folders', 'most_different', 'mark_shown',
+           'with_shown', 'nearest_colour', 'said_colour', 'colour_channels', 'name_channels', 'read_folder',
+           'read_cells', 'with_kind', 'perturbation_of', 'check_kinds', 'vocabulary', 'conditions', 'with_structure',
+           'fingerprints', 'dequantise', 'augment', 'Batches', 'resize']
 
 # %% ../nbs/05_data.ipynb #3480831f
 import colorsys
 import csv
+import gzip
 import io
 import json
 import os
 import posixpath
 import re
 import unicodedata
+import zlib
 from collections import Counter
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -214,11 +216,18 @@ def csv_rows(text:str)->list:      # (line on which it begins, cells) a row that
     return rows
 
 
+def text_of(path:Path)->str:
+    "The text of a file in UTF-8, unpacked if it is gzip."
+    data = path.read_bytes()
+    if data.startswith(b"\x1f\x8b"): data = gzip.decompress(data)
+    return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig").read()
+
+
 def read_table(path:Path)->tuple:      # table of text, the line of each of its rows
     "A table in UTF-8 whose first row has the titles, or `InputError`."
     if not path.is_file(): raise InputError(f"{path.name} is missing from the data folder.")
-    try: rows = csv_rows(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, csv.Error) as e:
+    try: rows = csv_rows(text_of(path))
+    except (ValueError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise InputError(f"{path.name} cannot be read as CSV in UTF-8: {str(e).strip()[:150]}.") from None
     if not rows: raise InputError(f"{path.name} is empty.")
     titles = [title.strip() or f"column {i + 1}" for i, title in enumerate(rows[0][1])]

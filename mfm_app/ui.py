@@ -77,6 +77,7 @@ def weak_text(config:dict)->str:
     "Where the model is weak, as far as it was measured."
     quality, molecules = config.get("quality", {}), config.get("molecules", {})
     lines = [quality.get("table", unmeasured).split("\n")[0]]
+    if "wells" in config: lines.append(config["wells"]["table"].split("\n")[0])
     if calibration := molecules.get("calibration"):
         right, total = (sum(counts) for counts in zip(calibration["near"], calibration["far"]))
         lines.append(f"Of {total} compounds that were held out, {right} came out with the right mechanism: "

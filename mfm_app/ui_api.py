@@ -47,6 +47,7 @@ from .ui_parts import coverage_text, default_perturbation
 from .ui_session import discard, error_text, read_upload, upload_folder, with_deadline
 from .viz import data_uri, show
 from .vocabulary import coverage, usual_dose
+from .wells import facts_of_wells
 
 # %% ../nbs/36_ui_api.ipynb #3c2c88d3
 Format, Solver, Grid = (Literal[tuple(names)] for names in (formats, ["auto", "tuned", *solvers], ["auto", *grids]))
@@ -178,18 +179,19 @@ def endpoint_of(f, engine:Engine):
 max_screened, hypothesis = 200, "Generated cells are hypotheses of a model, not measurements."
 
 
-def perturbation_facts(vocab, p)->dict:
+def perturbation_facts(engine:Engine, p)->dict:
     "A perturbation as JSON takes it."
+    vocab, record = engine.vocab, engine.model.config.get("wells", {})
     return dict(name=p.name, kind=p.kind, gene=p.gene, synonyms=p.synonyms, mechanism=p.moa, smiles=p.smiles,
                 control=vocab.is_control(p), cells_seen=p.cells, believe=coverage_text[coverage(p.cells)],
-                doses_seen_um=sorted(p.doses))
+                doses_seen_um=sorted(p.doses), measured_wells=facts_of_wells(record, p.name))
 
 
 def vocabulary(engine:Engine)->dict:
     """List what the model knows: compounds and genes with their mechanisms and doses, controls, experiments, cell
     types, channels and limits. Ask this first."""
     vocab, model = engine.vocab, engine.model
-    perturbations = [perturbation_facts(vocab, p) | dict(
+    perturbations = [perturbation_facts(engine, p) | dict(
         usual_dose_um=usual_dose(p), dose_range_um=vocab.dose_range(p), experiments=list(p.experiments))
         for p in vocab.perturbations]
     yield dict(model=model.name, weights_sha256=model.sha256, control=vocab.control, controls=vocab.controls,
@@ -220,7 +222,7 @@ def request_facts(engine:Engine, request:ResolvedRequest)->dict:
     "What the model knows of what is asked, and how far to believe it."
     if request.report: return report_facts(request.report)
     p = engine.vocab.perturbation(request.perturbation)
-    facts = perturbation_facts(engine.vocab, p)
+    facts = perturbation_facts(engine, p)
     facts |= dict(cells_seen_in_experiment=p.experiments.get(request.experiment, 0))
     return facts | (dict(understood=request.names.note) if request.names.note else {})
 

@@ -41,6 +41,7 @@ from .solvers import grids, solvers
 from .ui_session import (Output, Session, address_revision, answer_message, change_js, error_line, follow,
                                 hidden_field, latest_only, number_changes, on_leave, private, take_newest, validity)
 from .vocabulary import capital, coverage, kinds, seen_together, usual_cell_type, usual_dose
+from .wells import said_of_wells
 
 # %% ../nbs/32_ui_parts.ipynb #803495f8
 def component(
@@ -139,7 +140,8 @@ def about_perturbation(engine:Engine, name:str)->str:
     words = [kinds[p.kind].after and f"{kinds[p.kind].after}{f' of {p.gene}' if p.gene else ''}", p.moa]
     said = engine.vocab.class_of(p) if engine.vocab.is_control(p) else ", ".join(filter(None, words))
     said = (said or engine.vocab.class_of(p)) and f"**{capital(said)}.** "
-    return f"{said}Trained on {p.cells:,} cells. {coverage_text[coverage(p.cells)]}"
+    judged = said_of_wells(engine.model.config.get("wells", {}), p.name) or coverage_text[coverage(p.cells)]
+    return f"{said}Trained on {p.cells:,} cells. {judged}"
 
 
 def default_perturbation(engine:Engine)->str:

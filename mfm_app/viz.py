@@ -9,12 +9,12 @@ __all__ = ['most_of_a_primary', 'table_points', 'rxrx1_colours', 'mechanism_colo
            'effect_columns', 'set_colours', 'level_table', 'check_names', 'adds_up', 'composite', 'colour_table',
            'look_up', 'rxrx1_picture', 'picture', 'channel_rows', 'contact_sheet', 'enlarge', 'show', 'new_figure',
            'rendered', 'few_colours', 'data_uri', 'loss_curve', 'two_histograms', 'statistics_figure',
-           'mechanism_trace', 'label_boxes', 'overlap', 'label_positions', 'landmark_trace', 'phenotype_map',
-           'map_page', 'treated_above', 'effect_limit', 'check_effects', 'pixel_layer', 'channel_layers', 'map_axes',
-           'map_grid', 'effect_maps', 'effect_picture', 'feature_name', 'hover_text', 'largest_effects', 'bar_layout',
-           'whisker_range', 'profile_bars', 'summary_picture', 'name_rows', 'round_trip_curve', 'shift_figure',
-           'draw_intervals', 'scores_figure', 'conditions_figure', 'specificity_figure', 'dose_figure',
-           'beside_each_other']
+           'mechanism_trace', 'agreement_axes', 'agreement_figure', 'label_boxes', 'overlap', 'label_positions',
+           'landmark_trace', 'phenotype_map', 'map_page', 'treated_above', 'effect_limit', 'check_effects',
+           'pixel_layer', 'channel_layers', 'map_axes', 'map_grid', 'effect_maps', 'effect_picture', 'feature_name',
+           'hover_text', 'largest_effects', 'bar_layout', 'whisker_range', 'profile_bars', 'summary_picture',
+           'name_rows', 'round_trip_curve', 'shift_figure', 'draw_intervals', 'scores_figure', 'conditions_figure',
+           'specificity_figure', 'dose_figure', 'beside_each_other']
 
 # %% ../nbs/02_viz.ipynb #d6fde84c
 import base64
@@ -312,6 +312,37 @@ def mechanism_trace(
     return go.Scatter(x=[p["x"] for p in own], y=[p["y"] for p in own], name=mechanism, mode="markers",
                       marker=dict(color=colour, size=9, symbol=symbols, line_width=1.5, line_color=colour),
                       customdata=texts, hovertemplate=point_hover, showlegend=False)
+
+# %% ../nbs/02_viz.ipynb #71fa3ad5
+def agreement_axes(ax, rows, x:str, y:str, colours:dict, **labels):      # rows: dicts with moa, x and y
+    "Points of one colour a mechanism."
+    for mechanism, colour in colours.items():
+        own = [row for row in rows if row["moa"] == mechanism]
+        ax.scatter([row[x] for row in own], [row[y] for row in own], s=18, color=colour, label=mechanism or "not known")
+    ax.set(**labels)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def agreement_figure(
+    conditions:list,      # dicts with moa, strength (measured), ratio (drawn over measured) and cosine
+    limits:dict,          # chance (of strength), replicate (of cosine)
+):                        # a Matplotlib figure
+    "Drawn effects against those that were measured."
+    rows = [row | dict(drawn=row["strength"] * row["ratio"]) for row in conditions]
+    names = sorted({row["moa"] for row in rows})
+    palette = [*mechanism_colours, *(f"C{i}" for i in range(10))]
+    colours = {name: palette[i % len(palette)] for i, name in enumerate(names)}
+    fig = new_figure(9, 3.6)
+    left, right = fig.subplots(1, 2)
+    agreement_axes(left, rows, "strength", "drawn", colours, xlabel="strength measured in wells", ylabel="drawn")
+    top = 1.08 * max(max(row["strength"], row["drawn"]) for row in rows)
+    left.plot([0, top], [0, top], color="0.7", lw=1, zorder=0)
+    agreement_axes(right, rows, "strength", "cosine", colours, xlabel="strength measured in wells", ylabel="cosine")
+    right.axvline(limits["chance"], color="0.7", lw=1, ls=":")
+    right.axhline(limits["replicate"], color="0.7", lw=1, ls=":")
+    handles, labels = left.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
+    return fig
 
 # %% ../nbs/02_viz.ipynb #5a2c687d
 def label_boxes(

@@ -1,0 +1,235 @@
+"Wells as the judge: effects with known answers, tables of every kind, and what is said of a condition."
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfm_app import wells as w
+from mfm_app.card import model_card
+from mfm_app.display import static
+from mfm_app.engine import Engine
+from mfm_app.hub import bundled_folder, load_model
+from mfm_app.ui import about
+from mfm_app.ui_api import vocabulary
+from mfm_app.ui_parts import about_perturbation, coverage_text
+from mfm_app.wells import (Wells, agreement, dose_order, effect, feature_columns, judge, limits, nearest_mechanism,
+                           of_others, read_wells, reliability, score, strength, to_record, truth_of, well_columns)
+
+features = ["nucleus_area_px", "DNA_nucleus_mean", "nucleus_solidity"]
+
+
+def table(rows):
+    "Wells of (perturbation, dose, experiment, area, DNA, solidity)."
+    columns = ["perturbation", "dose_um", "experiment", *features]
+    mechanism = lambda t: t["perturbation"].str[:1].where(t["perturbation"] != "DMSO", "")
+    return pd.DataFrame(rows, columns=columns).assign(moa=mechanism)
+
+
+def wells_of(rows): return Wells(table(rows), features, "DMSO")
+
+
+untreated = [("DMSO", None, e, 100 * gain + i, 10 * gain, .9) for e, gain in (("one", 1), ("two", 3)) for i in range(8)]
+treated = [(name, dose, e, 100 * gain * area + i, 10 * gain * dna, .9 - shape)
+           for e, gain in (("one", 1), ("two", 3)) for i in range(3)
+           for name, dose, area, dna, shape in (("a1", 1., 2, 1, 0), ("a1", 10., 4, 1, 0), ("a2", 1., 3, 1, 0),
+                                                ("b1", 1., 1, 1 / 2, .2), ("b2", 1., 1, 1 / 3, .3))]
+example = wells_of(untreated + treated)
+example_truth = truth_of(example)
+
+
+# Effects
+
+def test_an_effect_is_a_log_ratio_for_sizes_and_intensities_and_a_difference_for_shapes():
+    found = effect(pd.DataFrame([[200., 5., .7]], columns=features), pd.DataFrame([[100., 10., .9]], columns=features))
+    assert np.allclose(found, [np.log(2), np.log(.5), -.2])
+
+
+def test_wells_are_compared_with_controls_of_their_own_experiment_so_that_gains_cancel():
+    truth = example_truth
+    raw = truth.effects * truth.scale
+    assert np.allclose(raw.loc[("a1", 1.)], [np.log(2), 0, 0], atol=.02)
+    assert np.allclose(raw.loc[("b1", 1.)], [0, np.log(.5), -.2], atol=.02)
+    assert np.allclose((truth.effects ** 2).mean(), 1)
+    assert truth.conditions["wells"].eq(6).all() and truth.chance < .2
+
+
+def test_a_well_of_a_condition_is_compared_with_its_replicates_alone():
+    truth = example_truth
+    assert len(truth.replicates) == 30 and all(np.allclose(one, others, atol=.1) for _, one, others in truth.replicates)
+
+
+def test_untreated_wells_set_the_strength_that_chance_reaches():
+    rng = np.random.default_rng(0)
+    noisy = [(name, dose, e, area * np.exp(rng.normal(0, .3)), dna, shape)
+             for name, dose, e, area, dna, shape in untreated + treated]
+    assert truth_of(wells_of(noisy)).chance > 3 * example_truth.chance
+
+
+# Agreement
+
+def test_agreement_has_known_answers():
+    true = example_truth.effects
+    rows = agreement(true * 2, true)
+    assert np.allclose(rows["cosine"], 1) and np.allclose(rows["ratio"], 2)
+    assert np.allclose(agreement(-true, true)["cosine"], -1)
+    assert np.allclose(agreement(true * 0, true)[["cosine", "ratio"]], 0)
+
+
+def test_the_nearest_effect_of_another_compound_has_its_mechanism_or_not():
+    truth = example_truth
+    assert nearest_mechanism(truth.effects, truth.conditions["moa"]) == 1
+    swapped = truth.conditions["moa"].copy()
+    swapped[:] = ["a", "b", "b", "a", "b"]
+    assert nearest_mechanism(truth.effects, swapped) < .5
+    assert np.isnan(nearest_mechanism(truth.effects, swapped.mask(swapped != "", "")))
+
+
+def test_the_mean_of_the_others_never_has_the_compound_itself():
+    truth = example_truth
+    mates = of_others(truth.effects, truth.conditions["moa"])
+    assert np.allclose(mates.loc[("a1", 1.)], truth.effects.loc[("a2", 1.)])
+    assert np.allclose(of_others(truth.effects).loc[("b1", 1.)], truth.effects.drop("b1").mean())
+
+
+def test_doses_are_in_order_where_the_stronger_one_is_the_stronger_one_in_the_wells():
+    true = example_truth.effects
+    assert dose_order(true, true) == (1, 1)
+    reverse = true.copy()
+    reverse.loc[("a1", 1.)], reverse.loc[("a1", 10.)] = true.loc[("a1", 10.)].copy(), true.loc[("a1", 1.)].copy()
+    assert dose_order(reverse, true) == (0, 1)
+
+
+def test_every_figure_lies_in_its_interval():
+    truth = example_truth
+    rng = np.random.default_rng(1)
+    figures = score(truth.effects + rng.normal(0, .5, truth.effects.shape), truth.effects, truth.conditions["moa"])
+    for name in ("spearman", "cosine", "ratio"):
+        value, low, high = figures[name]
+        assert low - 1e-9 <= value <= high + 1e-9
+
+
+@pytest.mark.parametrize("cosine, strength, verdict", [
+    (.9, 3, "confirmed"), (.8, 3, "confirmed"), (.6, 3, "partly"), (.3, 3, "contradicted"), (.9, 1, "none")])
+def test_what_is_said_of_a_condition_follows_limits_of_the_wells(cosine, strength, verdict):
+    assert reliability(cosine, strength, chance=1.5, replicate=.8, other=.5) == verdict
+
+
+def test_limits_come_from_replicates_and_from_other_mechanisms():
+    truth = example_truth
+    found = limits(truth, truth.effects)
+    assert found["replicate"] > .99 and abs(found["other"]) < .3
+
+
+# Tables
+
+def written(path, rows=untreated + treated, **columns):
+    frame = table(rows).rename(columns={name: well_columns[name] for name in features} | columns)
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_a_table_is_read_under_cellprofilers_names_or_given_ones_plain_or_packed(tmp_path):
+    first = read_wells(written(tmp_path / "wells.csv"))
+    assert sorted(first.features) == sorted(features) and first.control == "DMSO" and len(first.untreated) == 16 and not first.notes
+    packed = tmp_path / "wells.csv.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "wells.csv").read_bytes()))
+    assert read_wells(packed).table.equals(first.table)
+    own = dict(nucleus_area_px="Area", DNA_nucleus_mean="Mean", nucleus_solidity="Solidity")
+    table(untreated + treated).rename(columns=own).to_csv(tmp_path / "own.csv", index=False)
+    assert read_wells(tmp_path / "own.csv", own).table.equals(first.table)
+
+
+def test_doses_are_read_in_the_unit_of_their_title(tmp_path):
+    nanomolar = [(name, dose and dose * 1000, *rest) for name, dose, *rest in untreated + treated]
+    read = read_wells(written(tmp_path / "wells.csv", nanomolar, dose_um="dose_nM"))
+    assert set(read.treated["dose_um"]) == {1., 10.}
+
+
+bad_tables = {
+    "other features": (dict(rename=dict(zip(features, ["x", "y", "z"]))), "has 0 of the features"),
+    "no control": (dict(rows=treated), "control"),
+    "a control in another experiment": (dict(rows=[r for r in untreated if r[2] == "one"] + treated),
+                                        "in the experiment two"),
+    "a mass": (dict(rename=dict(dose_um="dose (ug/mL)")), "mass"),
+    "a negative intensity": (dict(rows=[*untreated, ("a1", 1., "one", 100, -1, .9)]), "must be a number above 0"),
+    "no number": (dict(rows=[*untreated, ("a1", 1., "one", 100, "n/a", .9)]), "must be a number"),
+    "no experiment": (dict(rename=dict(experiment="whatever")), "no column 'experiment'"),
+}
+
+
+@pytest.mark.parametrize("name", bad_tables)
+def test_a_table_that_cannot_judge_is_refused_in_a_sentence(ask, tmp_path, name):
+    how, words = bad_tables[name]
+    table(how.get("rows", untreated + treated)).rename(columns=how.get("rename", {})).to_csv(
+        path := tmp_path / "wells.csv", index=False)
+    assert words in str(ask(read_wells, path))
+
+
+def test_a_mapping_with_names_that_are_not_there_is_refused(ask, tmp_path):
+    path = written(tmp_path / "wells.csv")
+    assert "no column 'Area'" in str(ask(read_wells, path, dict(nucleus_area_px="Area")))
+    assert "is no feature" in str(ask(read_wells, path, dict(Area=well_columns["nucleus_area_px"])))
+
+
+def test_compounds_of_other_names_only_are_refused(ask):
+    assert "knows none of the perturbations" in str(ask(judge, load_model(bundled_folder("simulated")), example, None, 2))
+
+
+# The bundled table
+
+@pytest.fixture(scope="module")
+def bundled_wells(): return read_wells(static / "wells-bbbc021.csv.gz")
+
+
+def test_the_table_that_comes_along_has_its_notice_and_every_week_its_controls(bundled_wells):
+    assert len(bundled_wells.table) == 536 and len(bundled_wells.untreated) == 330
+    assert bundled_wells.features == list(well_columns)
+    assert "Copyright (c) 2015 Broad Institute" in (static / "wells-bbbc021.LICENSE").read_text(encoding="utf-8")
+
+
+def test_of_the_real_wells_replicates_agree_and_other_mechanisms_do_not(bundled_wells):
+    truth = truth_of(bundled_wells)
+    assert len(truth.effects) == 70 and 1.5 < truth.chance < 2.5
+    figures = score(*w.replicate_effects(truth), truth.conditions["moa"])
+    assert figures["cosine"][0] > .9
+    assert .5 < nearest_mechanism(truth.effects, truth.conditions["moa"]) < .8
+    assert strength(truth.effects.loc[("taxol", .3)]) > 4 > strength(truth.effects.loc[("chlorambucil", 10.)])
+
+
+def test_a_record_of_a_judgement_is_plain_json(bundled_wells):
+    few = bundled_wells.table["perturbation"].isin(["DMSO", "taxol", "emetine"])
+    some = Wells(bundled_wells.table[few], bundled_wells.features, "DMSO", "few.csv")
+    report = judge(load_model(bundled_folder("bbbc021")), some, None, 4)
+    record = json.loads(json.dumps(to_record(report), allow_nan=False))
+    assert {row["perturbation"] for row in record["conditions"]} == {"taxol", "emetine"}
+    assert all(len(row["true"]) == len(row["drawn"]) == 14 for row in record["conditions"])
+    assert record["table"].startswith("Effects of 5 conditions") and report.conditions["cosine"].median() > .6
+
+
+# Where it is read
+
+@pytest.fixture
+def judged():
+    "An engine of the bundled model with a record of three conditions."
+    model = load_model(bundled_folder("bbbc021"))
+    row = dict(cosine=.9, strength=3., ratio=1.1, true=[np.log(2), 0], drawn=[np.log(1.8), 0])
+    rows = [row | dict(perturbation="taxol", dose_um=dose, reliability=verdict)
+            for dose, verdict in ((.3, "confirmed"), (1., "contradicted"), (3., "none"))]
+    model.config["wells"] = dict(features=["Tubulin_mean", "DNA_nucleus_mean"], conditions=rows, table="Said first.")
+    return Engine(model)
+
+
+def test_beside_a_perturbation_stands_what_the_wells_say_of_each_dose_and_of_its_strongest_feature(judged):
+    said = about_perturbation(judged, "taxol")
+    assert "confirm 0.3 µM, contradict 1 µM and show no effect at 3 µM." in said
+    assert "the tubulin is 2.0 times the control's, in drawn cells 1.8 times." in said
+    assert coverage_text["some"] not in said and coverage_text["few"] in about_perturbation(judged, "emetine")
+
+
+def test_api_card_and_about_have_it_too(judged):
+    facts = {p["name"]: p["measured_wells"] for p in next(vocabulary(judged))["perturbations"]}
+    assert [row["reliability"] for row in facts["taxol"]] == ["confirmed", "contradicted", "none"]
+    assert facts["emetine"] == []
+    assert "## Measured wells\nSaid first." in model_card(judged.model.config) and "- Said first." in about(judged)
