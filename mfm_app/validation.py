@@ -22,7 +22,8 @@ from .evaluation import (PhenotypeSpace, cosine, min_condition_cells, morphology
                                 z_score)
 from .features import morphology, profile, seam
 from .hub import Model
-from .sampling import Sampling, generation, inversion, sample_images
+from .model import token_side
+from .sampling import Sampling, inversion, sample_images
 from .vocabulary import Vocabulary, condition, some_covered
 
 # %% ../nbs/25_validation.ipynb #d1b97733
@@ -45,7 +46,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose_um, n:int, device
     "Cells of one condition, spread over the experiments and cell types as the real ones are."
     where = real.table[["experiment", "cell_type"]].iloc[np.random.default_rng(0).choice(len(real), n)]
     rows = join([condition(model.vocab, name, dose_um, *row) for row in where.itertuples(index=False)], [1] * n)
-    return sample_images(model.net, rows, range(n), device, sampling=model.resolve_sampling(generation))
+    return sample_images(model.net, rows, range(n), device, sampling=model.resolve_sampling(model.generation))
 
 # %% ../nbs/25_validation.ipynb #90bde003
 def labelled_images(cells:Cells, conditions:list)->tuple:      # (N, C, H, W) uint8, (N,) labels
@@ -135,7 +136,7 @@ def evaluate_model(model:Model, cells:Cells, n:int=256)->dict:
     labels = np.repeat([condition_label(*c) for c in conditions], n)
     real = labelled_images(iid, conditions)
     report = morphology_test(labelled_images(train, conditions), real, (generated, labels), names)
-    patch = int(model.config["backbone"]["name"].split("/")[1])
+    patch = token_side(model.config["backbone"]["name"])
     seams = dict(real=seam(real[0], patch), generated=seam(generated, patch))
     text = f"{report.to_markdown()}\n\n{seam_text.format(patch=patch, **seams)}"
     return dict(table=text, report=report.to_dict(), seam=seams, cells_per_condition=n)
