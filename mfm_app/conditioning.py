@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['sinusoid', 'ScalarEmbedding', 'LabelEmbedding', 'drop_labels', 'GivenEmbedding', 'MoleculeEmbedding',
-           'label_embedding', 'perturbation_embedding', 'Adaptor', 'ControlCells', 'control_cells', 'Conditioned',
-           'freeze_base', 'distinct_rows', 'ByImage', 'InferenceNet', 'modulations_of', 'evaluate', 'for_inference']
+           'label_embedding', 'perturbation_embedding', 'Adaptor', 'ControlCells', 'control_cell', 'control_cells',
+           'Conditioned', 'freeze_base', 'distinct_rows', 'ByImage', 'InferenceNet', 'modulations_of', 'evaluate',
+           'for_inference']
 
 # %% ../nbs/09_conditioning.ipynb #ecffeebf
 import math
@@ -203,14 +204,6 @@ class ControlCells(nn.Module):
         self.register_buffer("images", torch.zeros(n, *shape, dtype=torch.uint8))
         self.register_buffer("experiment", torch.full((n,), -1))
 
-    def one(self, e:int, generator:torch.Generator|None)->Tensor:                              # (C, H, W)
-        own = (self.experiment == e).nonzero()[:, 0]
-        rows = own if len(own) else torch.arange(len(self.images))
-        pick, flip, turn = torch.rand(3, generator=generator).tolist()
-        image = self.images[rows[int(pick * len(rows))]].cpu()
-        image = to_float(image if flip < 0.5 else image.flip(-1))
-        return (image if turn < 0.5 else image.flip(-2)) + torch.rand(image.shape, generator=generator) / 128
-
     def forward(
         self,
         condition:Condition|None,      # a row an image
@@ -221,7 +214,17 @@ class ControlCells(nn.Module):
         n = len(seeds) if seeds is not None else len(condition or ()) or rows
         experiments = [-1] * n if condition is None or condition.e is None else condition.e.tolist()
         generators = [None] * n if seeds is None else [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        return torch.stack([self.one(*pair) for pair in zip(experiments, generators)])
+        return torch.stack([control_cell(self, *pair) for pair in zip(experiments, generators)])
+
+# %% ../nbs/09_conditioning.ipynb #4d0af027
+def control_cell(cells:ControlCells, e:int, generator:torch.Generator|None)->Tensor:           # (C, H, W)
+    "One cell of experiment e, or of any where it has none, turned over at random and dequantised."
+    own = (cells.experiment == e).nonzero()[:, 0]
+    rows = own if len(own) else torch.arange(len(cells.images))
+    pick, flip, turn = torch.rand(3, generator=generator).tolist()
+    image = cells.images[rows[int(pick * len(rows))]].cpu()
+    image = to_float(image if flip < 0.5 else image.flip(-1))
+    return (image if turn < 0.5 else image.flip(-2)) + torch.rand(image.shape, generator=generator) / 128
 
 
 def control_cells(
@@ -318,19 +321,13 @@ class InferenceNet(nn.Module):
         self.sizes = [len(layer.bias) for layer in layers]
         for layer in backbone.modulated: del layer.modulation
 
-    @property
-    def shape(self)->tuple: return self.net.shape
-
-    @property
-    def design(self)->Design: return self.net.design
-
-    @property
-    def controls(self)->ControlCells|None: return self.net.controls
+    shape, design, controls = (property(lambda self, name=name: getattr(self.net, name))
+                               for name in ("shape", "design", "controls"))
 
     @torch.no_grad()
     def forward(self, x:Tensor, t:Tensor, condition:Condition|None=None)->Tensor:              # (B, C, H, W), (B,)
         own_x, own_t = from_straight(self.design, x, t)
-        n, modulations = math.ceil(len(x) / (self.rows or len(x))), modulations_of(self, own_t, condition or Condition())
+        modulations, n = modulations_of(self, own_t, condition), math.ceil(len(x) / (self.rows or len(x)))
         pieces = zip(own_x.tensor_split(n), modulations.tensor_split(n))
         return self.net.velocity(torch.cat([evaluate(self, *piece) for piece in pieces]), x, t)
 
@@ -338,9 +335,10 @@ class InferenceNet(nn.Module):
 def modulations_of(
     net:InferenceNet,
     t:Tensor,                 # (B,)
-    condition:Condition,      # B rows
+    condition:Condition|None, # B rows
 )->Tensor:                    # (B, M), those of all layers side by side
     "Embed each kind of row once and modulate all layers by one matrix product."
+    condition = condition or Condition()
     row, kind = distinct_rows(t, condition)
     size = 8 if net.exact else len(row)
     whole = torch.arange(-(-len(row) // size) * size, device=t.device).clamp_max(len(row) - 1)

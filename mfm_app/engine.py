@@ -235,7 +235,7 @@ class Engine(LoadedModel):
         return starting_points(self.model.net, seeds, rows, self.model.net.shape)
 
     def stream(self, request:Request):
-        "Yield the starting points, a `SampleStep` a step, then one `Answer`; closing cancels. Raises `InputError` at once."
+        "Yield the starts, a `SampleStep` a step, then one `Answer`; closing cancels. Raises `InputError` at once."
         return stream(self, self.resolve(request))
 
     def generate(self, perturbation:str|None=None, dose_um:float|None=None, seeds=range(8), **kwargs)->Answer:

@@ -64,7 +64,6 @@ def check_switch(name:str, value):
     if name in numbers: return check_number(value, f"The switch {name}", *numbers[name])
     if name in flags and not isinstance(value, bool):
         raise InputError(f"The switch {name} is on or off, not {str(value)[:40]!r}.")
-    if name == "conv_width": return check_int(value, "The switch conv_width", 4, 256)
     if name == "patch" and value not in (2, 4, 8): raise InputError("The patch must be 2, 4 or 8 pixels.")
     return value
 
@@ -102,7 +101,7 @@ def design_of(config:dict)->Design:
         raise InputError(f"The design predicts the {design.prediction}, where 'predicts' says {config['predicts']}.")
     return design
 
-
+# %% ../nbs/15_hub.ipynb #356aff4e
 def check_switches(config:dict):
     "`InputError` for switches in a config that are none, or contradict each other."
     design, adaptor = design_of(config), config["adaptor"]
@@ -117,7 +116,7 @@ def check_switches(config:dict):
         raise InputError("A model starts from control cells if its source is control, and carries some; "
                          f"the source is {design.source}, and it carries {cells}.")
 
-
+# %% ../nbs/15_hub.ipynb #adc43786
 def with_switches(
     config:dict,        # see `new_config`
     switches:dict,      # as `read_switches` returns them; guidance and ema_std among them
@@ -127,7 +126,7 @@ def with_switches(
     for name, value in switches.items():
         part = switch_parts[name]
         if name == "patch":
-            if "/" not in config["backbone"]["name"]: raise InputError("patch is a switch of MiT; a U-Net has none.")
+            if is_unet(config["backbone"]["name"]): raise InputError("patch is a switch of MiT; a U-Net has none.")
             config["backbone"]["name"] = f"{config['backbone']['name'].split('/')[0]}/{value}"
         elif part == "": config[name] = value
         elif part != "training": config[part][name] = value

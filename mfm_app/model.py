@@ -217,21 +217,18 @@ class MiT(nn.Module):
     "The microscopy transformer (Jones et al. 2026): an image and a vector in, an image out."
     def __init__(
         self,
-        depth:int,               # blocks
-        width:int,               # D
+        depth:int, width:int,    # blocks, D
         heads:int,               # of the attention
         patch:int=8,             # p, pixels along the side of a token
         channels:int=3,          # C
         image_size:int=64,       # H and W, pixels
-        stem:str="patch",        # "patch" as in the paper, or "conv" for a laptop
-        conv_width:int=32,       # channels of the convolutional pyramid at full size
-        skips:bool=True,         # from the first half of the blocks to the second
-        projection_dropout:float=0.1, attention_dropout:float=0.,      # of each block, see `Block`
+        stem:str="patch", conv_width:int=32,      # "patch" as in the paper; "conv" for a laptop, channels at full size
+        skips:bool=True, projection_dropout:float=0.1, attention_dropout:float=0.,      # of each block, see `Block`
     ):
         super().__init__()
         self.width, self.channels, self.image_size = width, channels, image_size
-        drops = dict(dropout=projection_dropout, attention_dropout=attention_dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, skips and i >= depth // 2, **drops) for i in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, skips and i >= depth // 2, projection_dropout, 4,
+                                          attention_dropout) for i in range(depth))
         self.register_buffer("pos_embed", sincos_pos_embed(image_size // patch, width), persistent=False)
         self.into, self.out = stem_and_head(stem, width, patch, channels, image_size, conv_width)
         self.apply(init_weights)

@@ -82,9 +82,9 @@ no_inversion = {      # why a cell cannot be led back to noise
     "control": "This model's flow starts from control cells, not from noise, so a cell cannot be inverted; what it "
                "generates are control cells, treated.",
     "noise": "This model walks a Brownian bridge at random, so a cell cannot be inverted to the noise it came from."}
-no_flow = ("This model knows the drift of a Brownian bridge and walks it at random; {solver} is a deterministic solver: "
-           "choose bridge or auto, or train with prediction=velocity, which learns the bridge's flow.")
-no_bridge = "The solver bridge walks the Brownian bridge of a model that has one; this model has a flow, choose another."
+no_flow = ("This model knows the drift of a Brownian bridge and walks it at random; {solver} is a deterministic "
+           "solver: choose bridge or auto, or train with prediction=velocity, which learns the bridge's flow.")
+no_bridge = "The solver bridge walks the Brownian bridge of a model that has one; this model has a flow."
 
 
 def fit_to_design(s:Sampling, design:Design, inverting:bool)->Sampling:
@@ -100,8 +100,9 @@ def fit_to_design(s:Sampling, design:Design, inverting:bool)->Sampling:
 # %% ../nbs/11_sampling.ipynb #b4ac9851
 def check_sampling(sampling:Sampling)->Sampling:
     "The same with plain types and names as they are written here, or `InputError`."
-    known = "auto", "tuned", "bridge", *solvers
-    solver = known[index_of_name(sampling.solver, known, "solver")]
+    known = "auto", "tuned", *solvers
+    walks = isinstance(sampling.solver, str) and sampling.solver.lower() == "bridge"
+    solver = "bridge" if walks else known[index_of_name(sampling.solver, known, "solver")]
     steps = check_int(sampling.steps, "Steps", 1, 200)
     scale = check_number(sampling.cfg_scale, "Guidance", 0, 8, "(1 is plain)")
     grid, known = str(sampling.grid), ("auto", "tuned", *grids)

@@ -133,10 +133,11 @@ def start(
     run = Run(net, ema(net, ema_std), optimisers(net, kind, lr))
     if checkpoint is None or not checkpoint.is_file(): return run
     state = read_state(checkpoint)
-    if state.get("design", (own := run.state()["design"])) != own and isinstance(state["design"], dict):
-        name = next(k for k, v in own.items() if state["design"].get(k) != v)
-        raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another design: its {name} is "
-                         f"{state['design'].get(name)}, not {own[name]}; choose another folder.")
+    own, saved = run.state()["design"], state.get("design") if isinstance(state, dict) else None
+    for name in own if isinstance(saved, dict) else ():      # a former checkpoint does not say
+        if saved.get(name) != own[name]:
+            raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another design: its {name} is "
+                             f"{str(saved.get(name))[:20]}, not {own[name]}; choose another folder.")
     try: run.load(state)
     except (RuntimeError, KeyError, ValueError, TypeError):
         raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another network or optimiser; "
