@@ -292,6 +292,7 @@ def parameter_count(module:nn.Module)->int:
 
 # %% ../nbs/07_model.ipynb #c2ecd2d6
 unet_sizes = {       # channels at full size, their multiples a level, residual blocks a level
+    "unet-pico": (8,   (1, 2, 4),    1),
     "unet-nano": (16,  (1, 2, 2),    1),
     "unet-tiny": (32,  (1, 2, 2),    1),
     "unet-mini": (64,  (1, 2, 2, 2), 1),
