@@ -1,13 +1,13 @@
 """The paper's main comparisons at laptop scale: one choice of the design space at a time, three seeds each.
 
     python bench/design.py                     # all runs that are not in bench/design.csv yet; goes on where it stopped
-    python bench/design.py --only base,vp --seeds 1 --data drawn
+    python bench/design.py --only "base,variance preserving" --seeds 1 --data drawn
 
 Each run trains a small network on cells of 32 pixels with one choice changed, generates one cell for each held-out cell
 with its labels, and measures how far the two populations are apart in morphology features, for `train` (to choose by)
 and for `iid` (to report). Beside them stand real against real, copying the control, and generating without a label.
 A finished run is some rows of the table; one that was interrupted starts again. Two processes on two cores take about
-an hour for everything.
+an hour for everything; the crops lie in the folder that MFM_CELLS names.
 """
 import argparse
 import contextlib
@@ -37,8 +37,8 @@ from mfm_app.simulator import dataset
 from mfm_app.training import start, train
 
 table = Path(__file__).with_name("design.csv")
-crops = Path(os.environ.get("MFM_CELLS", "/work/shared/data/bbbc021-cells"))
-size, backbone, steps, batch, most = 32, "nano/8", 300, 64, 480      # most: held-out cells that are compared
+crops = Path(os.environ.get("MFM_CELLS", "bbbc021-cells"))
+size, backbone, steps, batch, lr, most = 32, "nano/8", 600, 32, 3e-3, 480      # most: held-out cells that are compared
 
 # name -> switches that differ from the first; the backbone is one of them
 variants = {
@@ -48,6 +48,7 @@ variants = {
     "cosine t": "timesteps=cosine", "patch stem": "stem=patch", "no skips": "skips=off",
     "no experiment label": "experiment_label=off", "given embedding": "", "no label dropout": "label_dropout=0",
     "no dropout": "projection_dropout=0", "short EMA": "ema_std=0.01", "U-Net": ""}
+more = "cosine t", "no label dropout", "no dropout", "short EMA"      # run when they are asked for by name
 backbones = {"U-Net": "unet-pico"}
 guidances = {"guidance 0 (no label)": 0., "guidance 1.5": 1.5, "guidance 2": 2.}      # of the base, without training
 columns = ["data", "variant", "seed", "frechet_train", "frechet_iid", "kid_train", "kid_iid", "cells", "steps", "loss",
@@ -73,7 +74,7 @@ def judged(name:str)->tuple:
 
 
 def alike(wanted:Cells, pool:Cells, rng, control:bool=False)->np.ndarray:
-    "For each cell the number of another in the pool, of its treatment (or of the control) and, if possible, experiment."
+    "For each cell another of the pool: of its treatment, or of the control, and of its experiment where there is one."
     treatments = lambda cells: (cells.table["perturbation"] + cells.table["dose_um"].fillna(0).map(str)).to_numpy()
     own, there, experiments = treatments(wanted), treatments(pool), pool.table["experiment"].to_numpy()
     def one(treatment, experiment):
@@ -136,13 +137,14 @@ def trained(name:str, variant:str, seed:int)->list:
     vocab, (iid, _) = vocabulary(cells), judged(name)
     torch.manual_seed(seed)
     net, controls, ema_std = network(name, variant, vocab)
-    run_ = start(net, kind="muon", lr=1e-3, ema_std=ema_std)
+    run_ = start(net, kind="muon", lr=lr, ema_std=ema_std)
     with contextlib.redirect_stderr(io.StringIO()):
         train(run_, Batches(cells, vocab, batch, seed=seed), steps, controls=controls, warmup=20, dtype=torch.float32)
     net, rows = run_.ema.module.eval(), conditions(iid.table, vocab)
     seeds = range(1000 * seed, 1000 * seed + len(iid.images))
     about = dict(data=name, seed=seed, steps=steps, loss=run_.history[-1][1], parameters=parameter_count(net))
-    def row(label, images): return about | dict(variant=label, seconds=round(time.time() - began)) | scores(name, images)
+    def row(label, images):
+        return about | dict(variant=label, seconds=round(time.time() - began)) | scores(name, images)
     draw = lambda scale: sample_images(net, rows, seeds, "cpu", sampling=replace(generation, cfg_scale=scale))
     found = [row(variant, draw(1.))]
     if variant == "base":
@@ -181,7 +183,8 @@ def append(path:Path, rows:list):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=table, help="table of finished runs")
-    parser.add_argument("--only", default=",".join(["real", *variants]), help="variants, separated by commas")
+    usual = ",".join(["real", *(v for v in variants if v not in more)])
+    parser.add_argument("--only", default=usual, help="variants, separated by commas")
     parser.add_argument("--data", default="drawn,real", help="drawn cells, real crops (in MFM_CELLS), or both")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
