@@ -266,7 +266,8 @@ class Model:
 
     def resolve_sampling(self, sampling:Sampling, inverting:bool=False)->Sampling:
         "Settings with what is left to the model filled in, or `InputError`; see `sampling.resolve_sampling`."
-        return resolve_sampling(replace(sampling, tuned=()), tuned_for(self, sampling), inverting, self.net.design)
+        design = getattr(self.net, "design", None)      # any callable may stand in for a network
+        return resolve_sampling(replace(sampling, tuned=()), tuned_for(self, sampling), inverting, design)
 
     @property
     def generation(self)->Sampling:

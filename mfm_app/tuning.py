@@ -176,7 +176,8 @@ def tune_model(
     **kwargs,                        # further arguments of `tune`
 )->dict:                             # for `config["tuned"]`
     "Fit every solver a model should have, or `InputError`."
-    if not model.net.design.invertible: raise InputError(untunable)
+    design = getattr(model.net, "design", None)
+    if design and not design.invertible: raise InputError(untunable)
     wanted = dict.fromkeys([*((n, False) for n in (*steps, *each_way)), *((n, True) for n in each_way)])
     solvers = []
     for n, inverting in wanted:
