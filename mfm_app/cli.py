@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help', 'grid_help',
-           'control_help', 'nucleus_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
-           'left_out_text', 'no_trials_text', 'space_help', 'protocol_help', 'no_unseen_controls', 'main',
-           'preview_conditions', 'training_record', 'data_record', 'some_treated', 'phenotypes_record', 'controls_of',
-           'named_nucleus', 'nucleus_of', 'snapshot_hook', 'train_on', 'recipe_with', 'in_channels', 'read_resized',
-           'option', 'former', 'check_options', 'train_command', 'finetune_command', 'judged_counterfactuals',
-           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
-           'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
-           'space_command']
+           'control_help', 'nucleus_help', 'design_help', 'embedding_help', 'backbone_help', 'kind_help', 'data_help',
+           'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'space_help', 'protocol_help',
+           'no_unseen_controls', 'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated',
+           'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells',
+           'network_of', 'train_on', 'design_switches', 'recipe_with', 'in_channels', 'read_resized', 'option',
+           'former', 'check_options', 'train_command', 'finetune_command', 'judged_counterfactuals', 'evaluate_command',
+           'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text',
+           'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import sys
@@ -25,19 +25,21 @@ import typer
 from tqdm import tqdm
 
 from .channels import find_nucleus, in_short
+from .conditioning import ControlCells, control_cells
 from .core import Condition, InputError, check_int, error_message, index_of_name, join, pick_device
-from .data import Batches, Cells, read_cells, resize, vocabulary, with_kind, with_shown
+from .data import Batches, Cells, conditions, read_cells, resize, vocabulary, with_kind, with_shown
 from .engine import Engine, load, load_all
 from .export import export_of, formats, write_export
 from .features import feature_spaces, network_spaces
 from .finetune import FinetuneConfig, check_trainable, finetune_and_test
-from .flow import couplings, sample_t
-from .hub import Model, build, config_writers, load_model, new_config, push_to_hub, save_model, write_files
+from .flow import Design
+from .hub import (Model, build, config_writers, default_design, load_model, new_config, push_to_hub,
+                         read_perturbation_vectors, read_switches, save_model, switch_parts, write_files)
 from .machine import check_machine, check_writable, print_anything
 from .molecules import Morgan, read_embeddings
 from .plausibility import max_treated, plausibility_statistics
 from .preprocess import control_statistics
-from .sampling import generation, inversion, sample_images, screening
+from .sampling import generation, inversion, no_inversion, sample_images, screening
 from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustrate, screen_into
 from .simulator import data_sets
 from .solvers import grids, solvers
@@ -161,7 +163,8 @@ def snapshot_hook(
     def hook(run:Run):
         net = run.ema.module.eval()
         save_model(out / "model", net, config | dict(training=training_record(run, recipe)))
-        cells = sample_images(net, rows, list(range(8)) * (len(rows) // 8), pick_device())
+        sampling = replace(generation, cfg_scale=config.get("guidance", 1.))
+        cells = sample_images(net, rows, list(range(8)) * (len(rows) // 8), pick_device(), sampling=sampling)
         preview = show(cells, config["channels"], columns=8)
         write_files(out, {"preview.png": lambda path: preview.save(path, "png")})
         if not run.history: return
@@ -169,46 +172,91 @@ def snapshot_hook(
         write_files(out, {"loss.png": lambda path: curve.savefig(path, format="png", dpi=120)})
     return hook
 
+# %% ../nbs/40_cli.ipynb #9192b1e4
+def starting_cells(
+    cells:Cells,
+    vocab:Vocabulary,
+    most:int|None=None,      # cells, taken at random; None takes all
+)->ControlCells:
+    "The control cells of the training split, for a flow that starts from them; `InputError` if there are none."
+    controls = cells.where(split="train")
+    controls = controls[controls.is_control]
+    if not len(controls): raise InputError("There are no control cells in the split train to start from.")
+    if most: controls = controls[np.random.default_rng(0).permutation(len(controls))[:most]]
+    return control_cells(controls.images, conditions(controls.table, vocab).e)
+
+
+def network_of(
+    config:dict,               # as `new_config` makes it; is completed
+    cells:Cells,
+    vocab:Vocabulary,
+    embedding:Path|None=None,  # table of given vectors of the perturbations
+):                             # the network, and what draws control cells in training, or None
+    "An untrained network, with what it carries of the data."
+    values = embedding and read_perturbation_vectors(embedding, vocab.names, [cells.control, *cells.other_controls])
+    if embedding: config["adaptor"]["embedding"] = values.shape[1]
+    few = starting_cells(cells, vocab, config["control_cells"]) if config.get("control_cells") else None
+    if few: config["control_cells"] = len(few.images)
+    net = build(config)
+    if embedding: net.adaptor.y.set(values)
+    if few: net.controls = few
+    return net, few and starting_cells(cells, vocab)
+
 # %% ../nbs/40_cli.ipynb #0717095e
 def train_on(
     cells:Cells,
     out:Path,            # folder of the run
-    backbone:str,        # see `model.mit`
-    recipe:dict,         # recipe (its name), optimiser, learning_rate, times, batch, seed; coupling if it is "ot"
+    backbone:str,        # see `model.build_backbone`
+    recipe:dict,         # recipe (its name), optimiser, learning_rate, batch, seed; switches if there are any
     steps:int,           # where the run ends
     cooldown:float,      # share of the run
     every:int,           # steps between snapshots
     nucleus:str="",      # as in `nucleus_of`
+    embedding:Path|None=None,      # as in `network_of`
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
     name, seed, checkpoint, cells = recipe["recipe"], recipe["seed"], out / "training.pt", with_shown(cells)
     nucleus, vocab, settings = nucleus_of(cells, nucleus), vocabulary(cells), recipe_settings[name]
-    config = new_config(vocab, cells.channels, backbone, cells.images.shape[-1], name == "laptop", nucleus)
+    switches = design_switches(recipe)
+    size, ema_std = cells.images.shape[-1], switches.pop("ema_std", settings["ema_std"])
+    config = new_config(vocab, cells.channels, backbone, size, name == "laptop", nucleus, switches)
     torch.manual_seed(seed)
-    run = start(build(config), checkpoint, recipe["optimiser"], recipe["learning_rate"], settings["ema_std"])
+    net, controls = network_of(config, cells, vocab, embedding)
+    run = start(net, checkpoint, recipe["optimiser"], recipe["learning_rate"], ema_std)
     vocab = clearest_doses(vocab, cells)      # cells are measured once nothing is left to refuse
     config |= dict(vocabulary=vocab.to_dict(), data=data_record(cells), controls=controls_of(cells, nucleus),
                    **phenotypes_record(cells))
     batches = Batches(cells, vocab, recipe["batch"], settings["power"], settings["rot90"], seed)
-    hook, coupling = snapshot_hook(out, config, vocab, recipe), recipe.get("coupling", "independent")
-    train(run, batches, steps, checkpoint, recipe["times"], coupling, cooldown=cooldown, every={every: hook})
+    hook = snapshot_hook(out, config, vocab, recipe)
+    train(run, batches, steps, checkpoint, controls=controls, cooldown=cooldown, every={every: hook})
     hook(run)
 
 # %% ../nbs/40_cli.ipynb #4c4fd928
+def design_switches(recipe:dict)->dict:      # as `recipe_with` makes it, or written by hand
+    "The switches of a recipe that differ from its defaults, those of its timesteps and its coupling among them."
+    return (dict(timesteps=recipe.get("times", "logit-normal"), coupling=recipe.get("coupling", "independent"))
+            | read_switches(recipe.get("design", "").split()))
+
+
 def recipe_with(
     paper:bool,               # the paper's recipe instead of the laptop's
     lr:float|None,            # None takes the recipe's
     timesteps:str|None,       # None takes the recipe's
-    coupling:str,
+    coupling:str|None,        # None takes the recipe's
+    design=(),                # switches such as "path=vp", see `hub.read_switches`
     **settings,               # batch and seed
 )->dict:                      # as in `train_on`
-    "A recipe with some of its values replaced; `InputError` for timesteps or a coupling that do not exist."
-    name = "paper" if paper else "laptop"
-    replaced = {key: value for key, value in dict(learning_rate=lr, times=timesteps).items() if value is not None}
-    recipe = dict(recipe=name) | recipes[name] | replaced | dict(coupling=coupling) | settings
-    sample_t(0, recipe["times"])
-    index_of_name(coupling, couplings, "coupling")
-    return recipe
+    "A recipe with some of its values replaced; `InputError` for switches that do not exist or contradict each other."
+    name, switches = "paper" if paper else "laptop", read_switches(design)
+    for key, value in dict(timesteps=timesteps, coupling=coupling).items():
+        if value is not None and switches.setdefault(key, value) != value:
+            raise InputError(f"--{key} says {value[:40]}, --design {key}={switches[key]}; give it once.")
+    own = {key: value for key, value in switches.items() if switch_parts[key] == "design"}
+    flow = Design.from_dict(default_design(not paper).to_dict() | own)
+    replaced = dict(learning_rate=lr) if lr is not None else {}
+    said = " ".join(f"{k}={v}" for k, v in switches.items() if k not in ("timesteps", "coupling"))
+    return (dict(recipe=name) | recipes[name] | replaced | dict(times=flow.timesteps, coupling=flow.coupling)
+            | (dict(design=said) if said else {}) | settings)
 
 # %% ../nbs/40_cli.ipynb #ade2b443
 def in_channels(cells:Cells, channels:list)->Cells:      # channels: of a model
@@ -259,11 +307,15 @@ def check_options(*limits):      # (value, name, low, high) an option
 model_help = ("Model folder, a bundled model by its name (such as simulated-genes), or user/name or user/name@revision "
               "on the Hub; bbbc021 if not given.")
 several_help = "Given several times, the page offers these models."
-guidance_help = "Guidance scale: 1 is the model as trained, above 1 exaggerates the perturbation."
+guidance_help = ("Guidance scale: 1 is the model as trained, above 1 exaggerates the perturbation; the model's own if "
+                 "not given.")
 solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if the model has it, else multistep2."
 grid_help = f"Times between the steps: {', '.join(grids)}; auto takes the tuned ones, or cosine."
 control_help = "Name of the control; again for further ones. The usual names (DMSO, EMPTY, ...) if not given."
 nucleus_help = "Name of the channel that shows nuclei, or none; by name or picture if not given."
+design_help = f"A switch of the design space, such as path=vp; again for further ones: {', '.join(switch_parts)}."
+embedding_help = "A .csv of given vectors of perturbations (a column `perturbation`, then numbers), not one-hot labels."
+backbone_help = "Size/patch: nano, tiny, mini, S, B, L, XL / 2, 4, 8; or a U-Net: unet-nano, -tiny, -mini, -S, -B."
 kind_help = f"What the perturbations are where the table does not say: {', '.join(kinds)}."
 data_help = ("Folder in the bbbc021-cells format, or folders of images named by perturbation, or cells that are drawn: "
              f"{', '.join(data_sets)}.")
@@ -278,16 +330,18 @@ no_trials_text = "The model now reads molecules; nothing was held out, so it is 
 def train_command(
     data:option(Path, data_help),
     out:option(Path, "Folder of the run; resumed if it exists.")=Path("runs/default"),
-    backbone:option(str, "Size/patch: nano, tiny, mini, S, B, L, XL / 2, 4, 8.")="tiny/8",
+    backbone:option(str, backbone_help)="tiny/8",
     paper:option(bool, "The paper's recipe instead of the laptop's; doses stay numbers.")=False,
     image_size:option(int, "Pixels; cells are resized to it.")=64,
     steps:option(int, "Where the run ends.")=8000,
     batch:option(int, "Images a step.")=64,
     lr:option(float|None, "Highest learning rate; the recipe's if not given.")=None,
     cooldown:option(float, "Share of the run in which the learning rate falls to zero.")=0.3,
-    timesteps:option(str|None, "Distribution of t: uniform or logit-normal; the recipe's if not given.")=None,
+    timesteps:option(str|None, "Distribution of t: uniform, logit-normal or cosine; the recipe's if not given.")=None,
     times:former(str|None)=None,
-    coupling:option(str, "Of noise and images: independent, or ot (minibatch optimal transport).")="independent",
+    coupling:option(str|None, "Of noise and images: independent, or ot (minibatch optimal transport).")=None,
+    design:option(list[str]|None, design_help, metavar="KEY=VALUE")=None,
+    embedding:option(Path|None, embedding_help)=None,
     every:option(int, "Steps between snapshots: the model folder and a preview.")=500,
     seed:option(int, "Of weights and batches.")=0,
     control:option(list[str]|None, control_help)=None,
@@ -297,10 +351,10 @@ def train_command(
     "Train a model, or resume a run; the folder `model` in OUT is then ready to serve."
     check_options((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
                   (image_size, "--image-size", 16, 512))
-    recipe = recipe_with(paper, lr, timesteps or times, coupling, batch=batch, seed=seed)
+    recipe = recipe_with(paper, lr, timesteps or times, coupling, design or (), batch=batch, seed=seed)
     check_writable(out)
     cells = read_resized(data, image_size, control=control, kind=kind)
-    train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus)
+    train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, embedding)
     print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
 # %% ../nbs/40_cli.ipynb #bd3be062
@@ -348,6 +402,7 @@ def judged_counterfactuals(model:Model, cells:Cells, n:int)->dict:
         return dict(counterfactual=evaluate_counterfactuals(model, cells, n))
     print(no_unseen_controls)
     return {}
+
 
 # %% ../nbs/40_cli.ipynb #0e9407f2
 @app.command("evaluate")
@@ -425,7 +480,7 @@ def sample_command(
     steps:option(int, "Of the solver.")=generation.steps,
     solver:option(str, solver_help)=generation.solver,
     grid:option(str, grid_help)=generation.grid,
-    guidance:option(float, guidance_help, "--guidance", "--guidance-scale", "--cfg-scale")=generation.cfg_scale,
+    guidance:option(float|None, guidance_help, "--guidance", "--guidance-scale", "--cfg-scale")=None,
     model:option(str|None, model_help)=None,
     out:option(Path, "A .png, .npz, .ome-tiff.zip or .csv.zip.")=Path("cells.png"),
 ):

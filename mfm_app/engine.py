@@ -26,13 +26,13 @@ import torch
 from . import __version__
 from .card import model_card, no_molecules
 from .conditioning import for_inference
-from .core import Condition, InputError, check_int, fast_dtype, join, noise, pick_device, to_uint8
+from .core import Condition, InputError, check_int, fast_dtype, join, pick_device, to_uint8
 from .effects import Comparison
 from .evaluation import Effect, PhenotypeSpace, effect_of
 from .features import morphology
 from .hub import Model, bundled, from_pretrained
 from .molecules import Molecule, Morgan, nearest, read_molecule
-from .sampling import Sampling, SampleStep, generation, integrate, with_settings
+from .sampling import Sampling, SampleStep, generation, integrate, starting_points, with_settings
 from .scheduler import BatchScheduler, ZeroGPURunner
 from .vocabulary import ConditionNames, Perturbation, resolve, seen_together, usual_dose
 
@@ -227,15 +227,20 @@ class Engine(LoadedModel):
         return resolve_request(request, self)
 
     def steps(self, rows:Condition, seeds, sampling:Sampling, **how):      # how: `seconds`, `interactive`
-        "The `SampleStep`s from noise for given conditions; closing this generator cancels them."
-        return self.scheduler.steps(integrate, noise(seeds, self.model.net.shape), rows, sampling, **how)
+        "The `SampleStep`s from the starting points for given conditions; closing this generator cancels them."
+        return self.scheduler.steps(integrate, self.starts(seeds, rows), rows, sampling, **how)
+
+    def starts(self, seeds, rows:Condition):
+        "Where the flow of each row begins: noise, or a control cell, by its seed; (B, C, H, W)."
+        return starting_points(self.model.net, seeds, rows, self.model.net.shape)
 
     def stream(self, request:Request):
-        "Yield the noise, a `SampleStep` a step, then one `Answer`; closing cancels. Raises `InputError` at once."
+        "Yield the starts, a `SampleStep` a step, then one `Answer`; closing cancels. Raises `InputError` at once."
         return stream(self, self.resolve(request))
 
     def generate(self, perturbation:str|None=None, dose_um:float|None=None, seeds=range(8), **kwargs)->Answer:
         "The finished cells of a `Request`, given by its fields and those of `Sampling`."
+        kwargs = dict(sampling=self.model.generation) | kwargs
         for event in self.stream(request_from(perturbation, dose_um, seeds=seeds, **kwargs)): pass
         return event
 
@@ -254,8 +259,10 @@ def stream(
     start, shape, seeds, sampling = time.time(), engine.model.net.shape, requests[0].seeds, requests[0].sampling
     rows = [rows for r in requests for rows in (r.rows(), r.control_rows())[:1 + r.compare]]
     all_seeds, split = seeds * len(rows), lambda x: to_uint8(x).reshape(len(rows), len(seeds), *shape)
-    yield SampleStep(0., split(noise(all_seeds, shape)), split(noise(all_seeds, shape)), 0, sampling.steps)
-    with closing(engine.steps(join(rows, [len(seeds)] * len(rows)), all_seeds, sampling)) as steps:
+    joined = join(rows, [len(seeds)] * len(rows))
+    first = split(engine.starts(all_seeds, joined))
+    yield SampleStep(0., first, first, 0, sampling.steps)
+    with closing(engine.steps(joined, all_seeds, sampling)) as steps:
         for step in steps:
             cells = split(step.x1_pred)
             yield replace(step, xt=split(step.xt), x1_pred=cells)

@@ -85,7 +85,7 @@ def warm_start(
     table = cells.table.drop_duplicates(["smiles", "dose_um"])
     (fp, molecule), rows = fingerprints(table, encode), conditions(table, vocab)
     with torch.no_grad():
-        null = net.adaptor.y.table.weight[-1]
+        null = net.adaptor.y(None)[0]
         targets = label_embedding(net.adaptor, rows.y, rows.dose_um) - null
     return distil(net.adaptor.molecule, (fp[molecule], rows.dose_um.nan_to_num(1.)), targets, steps)
 
@@ -106,7 +106,7 @@ def finetune(
         warm_start(net, cells.where(split="train"), model.vocab, encode, config.warm_start)
     batches = Batches(cells, model.vocab, config.batch, config.power, seed=config.seed, encode=encode)
     run = start(net, checkpoint, "muon", config.lr)
-    return train(run, batches, config.steps, checkpoint, "uniform", warmup=20)
+    return train(run, batches, config.steps, checkpoint, replace(net.design, timesteps="uniform"), warmup=20)
 
 # %% ../nbs/28_finetune.ipynb #82d9183f
 methods = ["molecule adaptor", "copy the control", "unconditional", "nearest compound", "same mechanism, by label"]

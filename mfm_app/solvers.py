@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['one_step', 'max_order', 'grids', 'multistep_orders', 'solvers', 'broken_solver', 'euler', 'midpoint', 'heun', 'rk4',
-           'image_weights', 'multistep_weights', 'multistep', 'power_grid', 'time_grid', 'check_steps', 'solver_steps',
-           'evaluations', 'TunedSolver']
+           'image_weights', 'multistep_weights', 'multistep', 'walk_generator', 'bridge', 'power_grid', 'time_grid',
+           'check_steps', 'solver_steps', 'evaluations', 'TunedSolver']
 
 # %% ../nbs/10_solvers.ipynb #69eb1d96
 import hashlib
@@ -87,6 +87,27 @@ def multistep(
         decay = (1 - to) / (1 - t)
         return decay * x + (1 - decay) * sum(w * image for w, image in zip(weights, images))
     return [partial(step, to, w) for to, w in zip(times[1:], weights)]
+
+# %% ../nbs/10_solvers.ipynb #b44e63c6
+def walk_generator(x)->torch.Generator:      # x: (C, H, W), where the walk starts
+    "Random numbers that follow from a starting point alone."
+    digest = hashlib.blake2b(x.detach().float().cpu().numpy().tobytes(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest))
+
+
+def bridge(
+    times,        # steps + 1, from 0 to 1
+    k:float,      # width of the Brownian bridge
+)->list:          # a step each, to be made in this order
+    "The steps of a random walk to the predicted image. Each yields (x, t), is sent v, the drift of the bridge."
+    generators = []
+    def step(to, x, t, h):
+        if not generators: generators.extend(map(walk_generator, x))
+        v = yield x, t
+        if to == 1: return x + h * v
+        z = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
+        return x + h * v + k * math.sqrt(h * (1 - to) / (1 - t)) * z
+    return [partial(step, to) for to in times[1:]]
 
 # %% ../nbs/10_solvers.ipynb #a9087e77
 def power_grid(p:float)->tuple:

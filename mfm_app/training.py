@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ema_gamma', 'ema', 'optimisers', 'lr_schedule', 'write_state', 'read_state', 'Run', 'start', 'train_step', 'log_loss',
-           'prepare', 'training_steps', 'train', 'distil']
+           'prepare', 'design_of', 'check_controls', 'training_steps', 'train', 'distil']
 
 # %% ../nbs/13_training.ipynb #4fb16ba3
 import errno
@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .core import Condition, InputError, check_number, fast_dtype, index_of_name, pick_device
-from .flow import couplings, flow_loss, sample_t
+from .flow import Design, flow_loss, sample_t
 
 # %% ../nbs/13_training.ipynb #56f28a09
 def ema_gamma(
@@ -113,7 +113,8 @@ class Run:
     def state(self)->dict:
         "What a checkpoint holds."
         parts = [part.state_dict() for part in self.stateful()]
-        return dict(step=self.step, seconds=self.seconds, history=self.history, parts=parts)
+        design = getattr(self.ema.module, "design", Design()).to_dict()
+        return dict(step=self.step, seconds=self.seconds, history=self.history, parts=parts, design=design)
 
     def load(self, state:dict):
         "Continue from a checkpoint of a run with the same network and optimisers."
@@ -132,6 +133,11 @@ def start(
     run = Run(net, ema(net, ema_std), optimisers(net, kind, lr))
     if checkpoint is None or not checkpoint.is_file(): return run
     state = read_state(checkpoint)
+    own, saved = run.state()["design"], state.get("design") if isinstance(state, dict) else None
+    for name in own if isinstance(saved, dict) else ():      # a former checkpoint does not say
+        if saved.get(name) != own[name]:
+            raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another design: its {name} is "
+                             f"{str(saved.get(name))[:20]}, not {own[name]}; choose another folder.")
     try: run.load(state)
     except (RuntimeError, KeyError, ValueError, TypeError):
         raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another network or optimiser; "
@@ -146,12 +152,14 @@ def train_step(
     condition:Condition,             # B rows
     t:Tensor,                        # (B,) timesteps
     lr_scale:float,                  # learning rate as a share of the highest
-    coupling:str="independent",      # of noise and images, see `flow.couple`
+    design:Design=Design(),          # source, coupling and path
+    x0:Tensor|None=None,             # (B, C, H, W) control cells, where they are the source
     clip:float=0.5,                  # largest norm of the gradient
 ):
     "One optimiser step on a batch; updates the EMA and notes the loss in `run.recent`."
     start_time, device = time.time(), accelerator.device
-    loss = flow_loss(run.net, x1.to(device), condition.to(device), t.to(device), coupling=coupling)
+    x0 = x0 if x0 is None else x0.to(device)
+    loss = flow_loss(run.net, x1.to(device), condition.to(device), t.to(device), x0, design)
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(run.net.parameters(), clip)
     for optimiser in run.optimisers:
@@ -191,26 +199,48 @@ def prepare(
     run.net.train()
     return accelerator
 
+# %% ../nbs/13_training.ipynb #1e3bb28c
+def design_of(
+    run:Run,
+    design:Design|None,      # asked for; None takes the network's
+)->Design:
+    "The design a run is trained by; `InputError` for one that is not the network's."
+    own = getattr(run.ema.module, "design", Design())
+    if design is None: return own
+    for name in ("source", "path", "k", "prediction", "bridges"):
+        if (a := getattr(own, name)) != (b := getattr(design, name)):
+            raise InputError(f"The network is of another design than the run: {name} {a}, not {b}.")
+    return design
+
+
+def check_controls(run:Run, design:Design, controls):
+    "What draws control cells, the network's own by default; `InputError` where there are none to start from."
+    controls = controls or getattr(run.ema.module, "controls", None)
+    if design.source == "noise": return None
+    if controls is None: raise InputError("A flow from control cells needs control cells to start from.")
+    return controls
+
 # %% ../nbs/13_training.ipynb #fa13e9c7
 def training_steps(
     run:Run,
     batches,                          # callable: step -> x1, condition
     steps:int,                        # where the run ends
-    timesteps:str,                    # distribution of t, see `flow.sample_t`
-    coupling:str,                     # of noise and images, see `flow.couple`
+    design:Design|None,               # None takes the network's
+    controls,                         # callable: condition -> x0, control cells; None takes the network's
     warmup:int,                       # steps, see `lr_schedule`
     cooldown:float,                   # share of the run, see `lr_schedule`
     dtype:torch.dtype|None,           # bfloat16 or float32; None takes the faster one
 ):
     "Train up to `steps`, yielding the batch size after every step; `InputError` if a setting makes no sense."
     check_number(cooldown, "The cooldown", 0, 1, "(a share of the run)")
-    sample_t(0, timesteps)
-    index_of_name(coupling, couplings, "coupling")
+    design = design_of(run, design)
+    controls = check_controls(run, design, controls)
     accelerator = prepare(run, dtype)
     while run.step < steps:
         x1, condition = batches(run.step)
-        t, lr_scale = sample_t(len(x1), timesteps), lr_schedule(run.step, steps, warmup, cooldown)
-        train_step(run, accelerator, x1, condition, t, lr_scale, coupling)
+        t, lr_scale = sample_t(len(x1), design.timesteps), lr_schedule(run.step, steps, warmup, cooldown)
+        x0 = controls and controls(condition, None, len(x1))
+        train_step(run, accelerator, x1, condition, t, lr_scale, design, x0)
         yield len(x1)
 
 # %% ../nbs/13_training.ipynb #ba27b07f
@@ -219,8 +249,8 @@ def train(
     batches,                          # callable: step -> x1, condition
     steps:int,                        # where the run ends
     checkpoint:Path|None=None,        # written every `minutes`, before hooks and at the end
-    timesteps:str="logit-normal",     # distribution of t, see `flow.sample_t`; "uniform" in the paper
-    coupling:str="independent",       # as in the paper, or "ot" (minibatch optimal transport), see `flow.couple`
+    design:Design|None=None,          # source, coupling, path and timesteps, see `flow.Design`; None is the network's
+    controls=None,                    # callable: condition -> x0, control cells; None takes the network's
     warmup:int=100,                   # steps, see `lr_schedule`
     cooldown:float=0.3,               # share of the run, see `lr_schedule`
     minutes:float=3.,                 # between checkpoints
@@ -229,7 +259,7 @@ def train(
     dtype:torch.dtype|None=None,      # bfloat16 or float32; None takes the faster one
 )->Run:
     "Train a run up to `steps`, with checkpoints and hooks on the way; `InputError` if a setting makes no sense."
-    todo, saved = training_steps(run, batches, steps, timesteps, coupling, warmup, cooldown, dtype), time.time()
+    todo, saved = training_steps(run, batches, steps, design, controls, warmup, cooldown, dtype), time.time()
     bar = tqdm(todo, total=steps, initial=run.step, unit="step", mininterval=1)
     for batch in bar:
         if run.step % log_every == 0: bar.set_postfix(loss=f"{log_loss(run, batch):.4f}")

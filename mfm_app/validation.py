@@ -33,7 +33,8 @@ from .evaluation import (Classification, MorphologyReport, PhenotypeSpace, boots
                                 min_condition_cells, monotonicity, other_compound_recall, phenotype_space, z_score)
 from .features import FeatureSpace, morphology, morphology_space, profile, seam
 from .hub import Model, write_files
-from .sampling import Sampling, generation, inversion, sample_images
+from .model import token_side
+from .sampling import Sampling, inversion, sample_images
 from .viz import beside_each_other, conditions_figure, dose_figure, scores_figure, specificity_figure
 from .vocabulary import Vocabulary, condition, some_covered
 
@@ -57,7 +58,7 @@ def generate_condition(model:Model, real:Cells, name:str, dose_um, n:int, device
     "Cells of one condition, spread over the experiments and cell types as the real ones are."
     where = real.table[["experiment", "cell_type"]].iloc[np.random.default_rng(0).choice(len(real), n)]
     rows = join([condition(model.vocab, name, dose_um, *row) for row in where.itertuples(index=False)], [1] * n)
-    return sample_images(model.net, rows, range(n), device, sampling=model.resolve_sampling(generation))
+    return sample_images(model.net, rows, range(n), device, sampling=model.resolve_sampling(model.generation))
 
 # %% ../nbs/25_validation.ipynb #90bde003
 def check_judgeable(cells:Cells, most:int=60)->list:
@@ -124,7 +125,7 @@ def labelled_rows(vocab:Vocabulary, table:pd.DataFrame)->Condition:
 
 def generate_rows(model:Model, rows:Condition, seeds, device)->np.ndarray:      # (N, C, H, W) uint8
     "A cell for each row, with the model's own solver."
-    return sample_images(model.net, rows, seeds, device, sampling=model.resolve_sampling(generation))
+    return sample_images(model.net, rows, seeds, device, sampling=model.resolve_sampling(model.generation))
 
 # %% ../nbs/25_validation.ipynb #1e274e55
 def copies_of_control(train:Cells, table:pd.DataFrame)->np.ndarray:      # (N,) rows of the training cells
@@ -485,7 +486,7 @@ def judge(
     if protocol == "paper": report.unseen_compounds = compare_never_seen(
         model, cells, spaces, dict(train=features["train"]), device)
     columns = list(morphology(train.images[:1], [c["name"] for c in model.channels]))
-    patch = int(model.config["backbone"]["name"].split("/")[1])
+    patch = token_side(model.config["backbone"]["name"])
     test = morphology_of_conditions(features, tables, judged, columns)
     quality = quality_record(test, seams_of(images, tables, judged, patch), patch, report, n)
     return quality, report, report_pictures(report, images, tables, model.channels)

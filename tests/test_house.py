@@ -25,14 +25,14 @@ may_import = dict(
     data="core vocabulary molecules images",
     simulator="core data",
     model="core",
-    conditioning="core model",
     flow="core",
+    conditioning="core flow model",
     solvers="core",
     sampling="core flow solvers",
     scheduler="core sampling",
     training="core flow",
     card="core vocabulary",
-    hub="core vocabulary molecules model conditioning solvers sampling card",
+    hub="core vocabulary molecules model flow conditioning solvers sampling card",
     tuning="core vocabulary solvers sampling hub",
     features="core vocabulary viz model",
     evaluation="core features",
@@ -42,7 +42,7 @@ may_import = dict(
     preprocess="core images hub features channels plausibility",
     engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects",
     counterfactual="core images sampling effects engine",
-    validation="core vocabulary viz data sampling hub features evaluation engine counterfactual",
+    validation="core vocabulary viz data model sampling hub features evaluation engine counterfactual",
     export="core viz images engine counterfactual",
     screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
@@ -61,8 +61,8 @@ may_import = dict(
     ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",
     space="core hub engine",
-    cli="core vocabulary viz molecules data simulator flow solvers sampling training hub tuning channels plausibility "
-        "preprocess features engine validation export screen finetune machine ui space",
+    cli="core vocabulary viz molecules data simulator flow conditioning solvers sampling training hub tuning channels "
+        "plausibility preprocess features engine validation export screen finetune machine ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`

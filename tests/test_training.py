@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 from mfm_app.conditioning import Adaptor, Conditioned, drop_labels
 from mfm_app.core import Condition, refusal
 from mfm_app.data import Batches, vocabulary
-from mfm_app.flow import couple, couplings, flow_loss, guided, interpolate, minibatch_ot, sample_t, target
+from mfm_app.flow import (Design, couple, couplings, flow_loss, guided, interpolate, minibatch_ot, sample_t, target)
 from mfm_app.model import mit
 from mfm_app.simulator import synthetic_cells
 from mfm_app.training import (distil, ema, ema_gamma, lr_schedule, optimisers, prepare, read_state, start, train,
@@ -54,8 +54,8 @@ def test_the_target_leads_along_the_path_from_any_point_to_any_other(seed, t, to
 def test_the_loss_is_the_mean_square_of_what_the_velocity_is_off_by(coupling):
     x0, x1, t = torch.randn(8, 1, 4, 4), torch.randn(8, 1, 4, 4), torch.rand(8)
     exact = target(couple(x0, x1, coupling), x1)
-    assert flow_loss(lambda x, t, c: exact, x1, None, t, x0, coupling) == 0
-    assert flow_loss(lambda x, t, c: exact + 0.5, x1, None, t, x0, coupling) == pytest.approx(0.25)
+    assert flow_loss(lambda x, t, c: exact, x1, None, t, x0, Design(coupling=coupling)) == 0
+    assert flow_loss(lambda x, t, c: exact + 0.5, x1, None, t, x0, Design(coupling=coupling)) == pytest.approx(0.25)
 
 
 def test_the_network_is_asked_on_the_path_at_t_under_the_condition():
@@ -68,7 +68,7 @@ def test_the_network_is_asked_on_the_path_at_t_under_the_condition():
 
 # Timesteps
 
-@pytest.mark.parametrize("kind, mean", [("uniform", 0.5), ("logit-normal", 0.43), ("Uniform", 0.5)])
+@pytest.mark.parametrize("kind, mean", [("uniform", 0.5), ("logit-normal", 0.43), ("cosine", 0.5), ("Uniform", 0.5)])
 def test_timesteps_lie_on_the_path_and_lean_where_they_should(kind, mean):
     t = sample_t(20_000, kind, torch.Generator().manual_seed(0))
     assert t.min() >= 0 and t.max() <= 1 and t.mean() == pytest.approx(mean, abs=0.015)
@@ -116,7 +116,7 @@ def test_a_run_trains_with_either_coupling_and_repeats_from_its_seed(coupling):
     def trained():
         run = start(network())
         torch.manual_seed(1)
-        return train(run, batches, 12, coupling=coupling, **quick)
+        return train(run, batches, 12, design=Design(coupling=coupling, prediction="image"), **quick)
     first, again = trained(), trained()
     assert torch.equal(weights_of(first), weights_of(again)) and loss_of(first.net) < loss_of(network())
 
@@ -125,7 +125,8 @@ def test_the_coupling_changes_what_is_learned():
     def trained(**settings):
         run = start(network())
         torch.manual_seed(1)
-        return weights_of(train(run, batches, 2, **settings, **quick))
+        design = Design(**settings, prediction="image") if settings else None
+        return weights_of(train(run, batches, 2, design=design, **quick))
     independent, ot = trained(), trained(coupling="ot")
     assert not torch.equal(independent, ot) and torch.equal(independent, trained(coupling="independent"))
 
@@ -133,10 +134,15 @@ def test_the_coupling_changes_what_is_learned():
 @pytest.mark.parametrize("setting, message", [
     (dict(coupling="sinkhorn"), "Unknown coupling 'sinkhorn'"), (dict(coupling=None), "Unknown coupling 'None'"),
     (dict(timesteps="often"), "Unknown distribution of timesteps 'often'"),
+    (dict(path="vp"), "The network is of another design than the run: path linear, not vp"),
+    (dict(prediction="velocity"), "prediction image, not velocity"),
+    (dict(source="control"), "source noise, not control"),
     (dict(cooldown=1.5), "The cooldown must be a number from 0 to 1"), (dict(cooldown=math.nan), "The cooldown")])
 def test_a_wrong_setting_is_refused_before_the_first_step(setting, message):
     run, untouched = start(network()), weights_of(start(network()))
-    assert message in refusal(train, run, batches, 3, **setting)
+    choices = {"prediction": "image"} | {k: v for k, v in setting.items() if k in Design.__dataclass_fields__}
+    others = {k: v for k, v in setting.items() if k not in choices}
+    assert message in refusal(lambda: train(run, batches, 3, design=Design(**choices), **others))
     assert run.step == 0 and torch.equal(weights_of(run), untouched)
 
 
@@ -264,10 +270,10 @@ def test_a_resumed_run_goes_on_with_everything_it_had(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
 
 
-def test_a_checkpoint_holds_four_entries_and_its_parts_in_order():
+def test_a_checkpoint_holds_its_design_and_its_parts_in_order():
     run = start(network())
     state = run.state()
-    assert list(state) == ["step", "seconds", "history", "parts"] and len(state["parts"]) == 4
+    assert list(state) == ["step", "seconds", "history", "parts", "design"] and len(state["parts"]) == 4
     assert list(state["parts"][0]) == list(run.net.state_dict())
     assert "n_averaged" in state["parts"][1] and all(set(p) == {"state", "param_groups"} for p in state["parts"][2:])
 
