@@ -358,7 +358,8 @@ def shard(run:Run, device:torch.device):
     run.whole, mesh = deepcopy(run.ema.module), init_device_mesh(device.type, (ranks()[1],))
     old = {p: name for name, p in run.net.named_parameters()}
     for net in (run.net, run.ema.module):
-        for part in (*blocks_of(net), net): fully_shard(part, mesh=mesh)
+        blocks = blocks_of(net)      # whose modulations are computed together, before the first block
+        for part in (*(block.modulation for block in blocks), *blocks, net): fully_shard(part, mesh=mesh)
     for optimiser in run.optimisers: shard_state(optimiser, old, dict(run.net.named_parameters()))
 
 
