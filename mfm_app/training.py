@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ema_gamma', 'ema', 'optimisers', 'lr_schedule', 'previous', 'keep_previous', 'write_state', 'read_state',
-           'read_newest', 'map_tensors', 'whole_tensor', 'Run', 'start', 'Scale', 'RowDropout', 'by_row', 'keyed',
-           'SharedError', 'ranks', 'gather_all', 'together', 'check_agreement', 'is_lost', 'told_to_stop', 'blocks_of',
-           'recompute_blocks', 'shard_state', 'shard', 'gather', 'prepare', 'Rows', 'draw_rows', 'NotFinite',
-           'gradients', 'update', 'step_on', 'train_step', 'log_loss', 'tensorboard', 'design_of', 'check_controls',
-           'check_settings', 'training_steps', 'save', 'kept', 'ending_well', 'between_steps', 'train', 'distil']
+           'read_newest', 'map_tensors', 'whole_tensor', 'Run', 'check_about', 'start', 'Scale', 'RowDropout', 'by_row',
+           'keyed', 'SharedError', 'ranks', 'gather_all', 'together', 'leave', 'check_agreement', 'is_lost',
+           'told_to_stop', 'blocks_of', 'recompute_blocks', 'shard_state', 'shard', 'gather', 'prepare', 'Rows',
+           'draw_rows', 'NotFinite', 'gradients', 'update', 'step_on', 'train_step', 'log_loss', 'tensorboard',
+           'design_of', 'check_controls', 'check_settings', 'training_steps', 'save', 'kept', 'ending_well',
+           'between_steps', 'train', 'Plan', 'example_rows', 'forward_flops', 'kept_bytes', 'distil']
 
 # %% ../nbs/13_training.ipynb #4fb16ba3
 import errno
@@ -29,11 +30,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from .core import (Condition, InputError, check_int, check_number, error_message, fast_dtype, hashed,
+from .core import (Condition, InputError, autocast, check_int, check_number, error_message, fast_dtype, hashed,
                           index_of_name, noise, part_rows, pick_device, row_keys, uniforms)
 from .flow import Design, couple, flow_loss, sample_t
 
@@ -156,6 +159,7 @@ class Run:
     history:list = field(default_factory=list)      # [step, mean loss since the last entry, images per second]
     recent:list = field(default_factory=list)       # (loss, seconds) of each step since the last entry
     seed:int = 0                                    # of all that is random in a step
+    about:dict = field(default_factory=dict)        # what a checkpoint has to be of, by the name that a message gives it
     left_out:int = 0                                # batches passed over, for their loss was not finite
     model:nn.Module|None = None                     # `net` as it is trained: compiled, over processes; see `prepare`
     whole:nn.Module|None = None                     # a copy of the EMA network where that is sharded, see `gather`
@@ -176,13 +180,23 @@ class Run:
         parts = [map_tensors(whole_tensor, part.state_dict()) for part in self.stateful()]
         design = getattr(self.ema.module, "design", Design()).to_dict()
         return dict(step=self.step, seconds=self.seconds, history=self.history, parts=parts, design=design,
-                    recent=self.recent, seed=self.seed, left_out=self.left_out)
+                    recent=self.recent, seed=self.seed, left_out=self.left_out, about=self.about)
 
     def load(self, state:dict):
         "Continue from a checkpoint of a run with the same network and optimisers."
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.recent, self.left_out = state.get("recent", []), state.get("left_out", 0)
         for part, saved in zip(self.stateful(), state["parts"], strict=True): part.load_state_dict(saved)
+
+# %% ../nbs/13_training.ipynb #edd64cca
+def check_about(run:Run, state:dict, named:str):      # state: of a checkpoint; named: what the message calls it
+    "`InputError` if a checkpoint is of another seed, or of other names than a run; an old one does not say."
+    if state.get("seed", run.seed) != run.seed:
+        raise InputError(f"{named} is of a run with seed {state['seed']}, not {run.seed}; give that one, or choose another "
+                         "folder.")
+    for name, own in run.about.items():
+        if (saved := state.get("about", {}).get(name, own)) != own:
+            raise InputError(f"{named} is of other {name} than these data have; choose another folder.")
 
 # %% ../nbs/13_training.ipynb #d8ab5512
 def start(
@@ -193,9 +207,10 @@ def start(
     ema_std:float=0.05,             # relative width of the EMA, see `ema`
     seed:int=0,                     # of all that is random in a step
     fused:bool=False,               # see `optimisers`
+    about:dict|None=None,           # what a checkpoint has to be of, such as {"perturbations": [names]}
 )->Run:
     "A new run, or the one in the checkpoint; `InputError` if that is of another network or optimiser."
-    run = Run(net, ema(net, ema_std), optimisers(net, kind, lr, fused), seed=seed)
+    run = Run(net, ema(net, ema_std), optimisers(net, kind, lr, fused), seed=seed, about=about or {})
     if checkpoint is None or not checkpoint.is_file(): return run
     state, run.note = read_newest(checkpoint)
     if state.get("design", (own := run.state()["design"])) != own and isinstance(state["design"], dict):
@@ -206,9 +221,7 @@ def start(
     except (RuntimeError, KeyError, ValueError, TypeError):
         raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another network or optimiser; "
                          "choose another folder.") from None
-    if state.get("seed", seed) != seed:
-        raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of a run with seed {state['seed']}, not {seed}; "
-                         "give that one, or choose another folder.")
+    check_about(run, state, f"The checkpoint in '{checkpoint.parent.name}'")
     for group in (g for optimiser in run.optimisers for g in optimiser.param_groups):
         group.update(dict(initial_lr=lr) | (dict(fused=fused) if "fused" in group else {}))
     return run
@@ -298,12 +311,17 @@ def together(f, *args, **kwargs):
     raise SharedError(messages[rank] if all(messages) else f"Process {rank}: {messages[rank]}")
 
 
+def leave():
+    "Disconnect this process from the others of a run."
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+
+
 def check_agreement(given:dict):      # what the message calls it -> text or number
     "`InputError` unless every process was given the same."
     first, *others = gather_all(given)
     for rank, other in enumerate(others, 1):
         for name in (name for name in first if other.get(name) != first[name]):
-            raise SharedError(f"The processes of a run must agree, and process {rank} has another {name} than process 0.")
+            raise SharedError(f"The processes of a run must agree; process {rank} and process 0 differ in the {name}.")
 
 # %% ../nbs/13_training.ipynb #255a154d
 def is_lost(error:Exception)->bool:
@@ -374,12 +392,13 @@ def prepare(
     scale:Scale=Scale(),
 ):                                    # an `accelerate.Accelerator`
     "Move a run to its device, set its dtype, and make `run.model` of its network."
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     device, dtype = pick_device(), dtype or scale.dtype
     mixed = "bf16" if (dtype or fast_dtype(device)) == torch.bfloat16 else "no"
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)      # one copy of the gradients, not two
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[buckets])
     run.ema.to(accelerator.device)
     run.net.train()
     if run.model is not None: return accelerator
@@ -400,11 +419,12 @@ class Rows:
     t:Tensor                     # (B,) timesteps
     x0:Tensor|None=None          # (B, C, H, W) noise or control cells, paired with x1; None draws noise
     z:Tensor|None=None           # (B, C, H, W) noise of a bridge
+    paired:bool=False            # whether x0 is in the order of its images already
     keys:Tensor|None=None        # (B,) of the network's own random numbers
 
     def to(self, device)->"Rows":
         "The same rows on a device."
-        return Rows(*(v if v is None else v.to(device) for v in (getattr(self, f.name) for f in fields(self))))
+        return Rows(*(v.to(device) if hasattr(v, "to") else v for v in (getattr(self, f.name) for f in fields(self))))
 
 
 def draw_rows(
@@ -427,7 +447,7 @@ def draw_rows(
     if whole: x0, x1, condition = x0[mine], x1[mine], condition[mine]
     z = noise(hashed(keys[mine]) & 2**63 - 1, x1.shape[1:]) if design.bridges else None
     draws = torch.Generator().manual_seed(hashed(keys[0] + 1).item() & 2**63 - 1)
-    return Rows(x1, condition, sample_t(n, design.timesteps, draws)[mine], x0, z, keys[mine])
+    return Rows(x1, condition, sample_t(n, design.timesteps, draws)[mine], x0, z, True, keys[mine])
 
 # %% ../nbs/13_training.ipynb #9e0186bf
 class NotFinite(SharedError):
@@ -447,7 +467,7 @@ def gradients(
     for i, rows in enumerate(pieces, 1):
         rows, waits = rows.to(accelerator.device), i < n and hasattr(run.model, "no_sync")
         with run.model.no_sync() if waits else nullcontext(), keyed(run.net, rows.keys):
-            loss = flow_loss(run.model, rows.x1, rows.condition, rows.t, rows.x0, design, rows.z, rows.keys is not None)
+            loss = flow_loss(run.model, rows.x1, rows.condition, rows.t, rows.x0, design, rows.z, rows.paired)
             accelerator.backward(loss / n)
         total, images = total + loss.detach() / n, images + len(rows.x1)
     said = torch.stack([total, *(torch.full_like(total, flag) for flag in flags)])
@@ -513,6 +533,7 @@ def tensorboard(folder:Path):      # where its files go; returns a function of s
     "Write the history for TensorBoard as well, for `train(..., log=...)`; `InputError` if it is not installed."
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: raise InputError("TensorBoard is not installed; pip install 'mfm_app[log]'.") from None
+    if ranks()[0]: return None      # the first process writes
     writer = SummaryWriter(folder)
     def log(step, loss, images_per_second):
         writer.add_scalar("loss", loss, step)
@@ -644,6 +665,58 @@ def train(
             if between_steps(run, checkpoint, every, stop or due or run.step == steps): saved = time.time()
             if stop: raise SharedError(f"Stopped after step {run.step:,}, as the system asked; {kept(checkpoint)}")
     return run
+
+# %% ../nbs/13_training.ipynb #e1c3b673
+@dataclass
+class Plan:
+    "What a training run will take."
+    parameters:int
+    flops:float            # of a step, all images
+    memory:float           # bytes of a GPU
+    resident:float         # bytes of these that stay between steps
+    hours:float
+    disk:float             # bytes: two checkpoints and the model folder
+
+
+def example_rows(n:int, shape:tuple, device="cpu")->Rows:      # shape: (C, H, W)
+    "Rows to count with."
+    label, x = torch.zeros(n, dtype=torch.int64, device=device), torch.zeros(n, *shape, device=device)
+    condition = Condition(label, label, label, torch.ones(n, device=device))
+    return Rows(x, condition, torch.full((n,), 0.5, device=device))
+
+
+def forward_flops(
+    build,            # callable: () -> the network
+)->tuple:             # operations of a forward pass of one image, and those of them in blocks
+    "Count the operations of a network without computing it."
+    with torch.device("meta"): net = build()
+    with FlopCounterMode(display=False) as counter:
+        rows = example_rows(1, net.shape, "meta")
+        net(rows.x1, rows.t, rows.condition)
+    blocks = {f".blocks.{i}" for i in range(len(getattr(net.backbone, "blocks", ())))}
+    inside = [sum(c.values()) for name, c in counter.get_flop_counts().items() if any(name.endswith(b) for b in blocks)]
+    return counter.get_total_flops(), sum(inside)
+
+
+def kept_bytes(
+    build,                     # callable: () -> the network
+    n:int,                     # images
+    dtype:torch.dtype,         # of the matrix products
+    checkpointing:bool=False,
+)->int:
+    "What a forward pass keeps for the backward pass, without computing it; the weights themselves are not counted."
+    kept = {}
+    def keep(x):
+        kept[x.untyped_storage()._cdata] = (x.untyped_storage().nbytes(), x)
+        return x
+    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        net = build().train()
+        by_row(net)
+        if checkpointing: recompute_blocks(net)
+        weights, rows = {p.untyped_storage()._cdata for p in net.parameters()}, example_rows(n, net.shape)
+        with keyed(net, torch.zeros(n, dtype=torch.int64)), autocast("cpu", dtype):
+            loss = flow_loss(net, rows.x1, rows.condition, rows.t)
+    return sum(size for key, (size, _) in kept.items() if key not in weights)
 
 # %% ../nbs/13_training.ipynb #e090b791
 def distil(
