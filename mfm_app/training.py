@@ -9,7 +9,8 @@ __all__ = ['ema_gamma', 'ema', 'optimisers', 'lr_schedule', 'previous', 'keep_pr
            'told_to_stop', 'blocks_of', 'recompute_blocks', 'shard_state', 'shard', 'gather', 'prepare', 'Rows',
            'draw_rows', 'NotFinite', 'gradients', 'update', 'step_on', 'train_step', 'log_loss', 'tensorboard',
            'design_of', 'check_controls', 'check_settings', 'training_steps', 'save', 'kept', 'ending_well',
-           'between_steps', 'train', 'Plan', 'example_rows', 'forward_flops', 'kept_bytes', 'distil']
+           'between_steps', 'train', 'Plan', 'example_rows', 'forward_flops', 'kept_bytes', 'muon_flops',
+           'optimiser_bytes', 'plan_training', 'distil']
 
 # %% ../nbs/13_training.ipynb #4fb16ba3
 import errno
@@ -703,6 +704,7 @@ def kept_bytes(
     n:int,                     # images
     dtype:torch.dtype,         # of the matrix products
     checkpointing:bool=False,
+    fused_attention:bool=True, # as on a GPU: no matrix of all tokens by all tokens
 )->int:
     "What a forward pass keeps for the backward pass, without computing it; the weights themselves are not counted."
     kept = {}
@@ -711,12 +713,58 @@ def kept_bytes(
         return x
     with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         net = build().train()
+        for module in net.modules():
+            if hasattr(module, "fused_attn"): module.fused_attn = fused_attention
         by_row(net)
         if checkpointing: recompute_blocks(net)
         weights, rows = {p.untyped_storage()._cdata for p in net.parameters()}, example_rows(n, net.shape)
         with keyed(net, torch.zeros(n, dtype=torch.int64)), autocast("cpu", dtype):
             loss = flow_loss(net, rows.x1, rows.condition, rows.t)
     return sum(size for key, (size, _) in kept.items() if key not in weights)
+
+# %% ../nbs/13_training.ipynb #1f70fe9d
+def muon_flops(net:nn.Module, kind:str)->int:      # kind: see `optimisers`
+    "Operations of Muon's five Newton-Schulz iterations on every matrix (Jordan et al. 2024), whatever the batch."
+    shapes = [sorted(p.shape) for o in optimisers(net, kind) if isinstance(o, torch.optim.Muon)
+              for group in o.param_groups for p in group["params"]]
+    return sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
+
+
+def optimiser_bytes(net:nn.Module, kind:str)->int:      # kind: see `optimisers`
+    "What the optimisers remember of a network."
+    sizes = [(isinstance(o, torch.optim.Muon), sum(p.numel() for g in o.param_groups for p in g["params"]))
+             for o in optimisers(net, kind)]
+    return sum((4 if is_muon else 8) * n for is_muon, n in sizes)
+
+
+def plan_training(
+    build,                     # callable: () -> the network, a `Conditioned`
+    gpus:int,
+    batch:int,                 # images a step, over all GPUs
+    steps:int,
+    rate:float,                # operations a second of a GPU's matrix products
+    share:float,               # of this rate that training reaches
+    scale:Scale=Scale(),
+    kind:str="adam",           # of the optimisers
+    fused_attention:bool=True,
+)->Plan:
+    "Parameters, operations, memory, hours and disk of a run, before it; `InputError` for a batch that is not shared evenly."
+    parts, dtype = gpus * scale.accumulate, scale.dtype or torch.bfloat16
+    images = part_rows(batch, 0, parts).stop
+    with torch.device("meta"): net = build()
+    n, remembered = sum(p.numel() for p in net.parameters()), optimiser_bytes(net, kind)
+    (forward, inside), shards = forward_flops(build), gpus if scale.fsdp else 1
+    of = lambda images, checkpointing: kept_bytes(build, images, dtype, checkpointing, fused_attention)
+    one, two = of(1, scale.checkpointing), of(2, scale.checkpointing)
+    kept, gradient = one + (two - one) * (images - 1), 4 * n / shards
+    if blocks := scale.checkpointing and len(net.backbone.blocks):      # one of them is recomputed at a time
+        kept += (of(2, False) - two - of(1, False) + one) * images / blocks
+    if scale.fsdp: kept += 2 * 4 * max(sum(p.numel() for p in block.parameters()) for block in blocks_of(net))
+    resident = (8 * n + remembered) / shards
+    peak = resident + (kept + gradient if parts > 1 else max(kept, gradient))
+    flops = batch * (3 * forward + scale.checkpointing * inside) + gpus * muon_flops(net, kind)
+    disk = 3 * (8 * n + remembered) + 2 * 4 * n
+    return Plan(n, flops, peak, resident, steps * flops / (gpus * rate * share) / 3600, disk)
 
 # %% ../nbs/13_training.ipynb #e090b791
 def distil(
