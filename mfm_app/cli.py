@@ -5,28 +5,34 @@
 # %% auto #0
 __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help', 'grid_help',
            'control_help', 'nucleus_help', 'design_help', 'embedding_help', 'backbone_help', 'kind_help', 'data_help',
-           'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'main', 'preview_conditions',
-           'training_record', 'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus',
-           'nucleus_of', 'snapshot_hook', 'starting_cells', 'network_of', 'train_on', 'design_switches', 'recipe_with',
-           'in_channels', 'read_resized', 'option', 'former', 'check_options', 'train_command', 'finetune_command',
+           'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'accelerators', 'main',
+           'preview_conditions', 'training_record', 'data_record', 'some_treated', 'phenotypes_record', 'controls_of',
+           'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells', 'network_of', 'digest', 'check_same',
+           'train_on', 'design_switches', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former',
+           'check_options', 'train_command', 'rate_of', 'planned_network', 'plan_command', 'finetune_command',
            'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
            'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
            'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
+import hashlib
+import os
 import sys
-from dataclasses import replace
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import torch
 import typer
 from tqdm import tqdm
 
 from .channels import find_nucleus, in_short
 from .conditioning import ControlCells, control_cells
-from .core import Condition, InputError, check_int, error_message, index_of_name, join, pick_device
+from .core import (Condition, InputError, check_int, check_number, error_message, fast_dtype, index_of_name, join,
+                          markdown_table, pick_device, seconds_of)
 from .data import Batches, Cells, conditions, read_cells, resize, vocabulary, with_kind, with_shown
 from .engine import Engine, load, load_all
 from .export import export_of, formats, write_export
@@ -43,11 +49,12 @@ from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustra
 from .simulator import data_sets
 from .solvers import grids, solvers
 from .space import upload_space, write_space
-from .training import Run, start, train
+from .training import (Run, Scale, SharedError, check_agreement, leave, plan_training, ranks, start, tensorboard,
+                              together, train)
 from .tuning import tune_model
 from .validation import clearest_doses, evaluate_counterfactuals, evaluate_model, phenotypes_of
 from .viz import loss_curve, show
-from .vocabulary import Vocabulary, condition, kinds
+from .vocabulary import Perturbation, Vocabulary, condition, kinds
 
 # %% ../nbs/40_cli.ipynb #ad3c2a2c
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, evaluate it, sample cells, serve the page.",
@@ -63,7 +70,9 @@ def main(
     try: return app(args)
     except Exception as e:
         if not (message := error_message(e)): raise
-    print(f"mfm: {message}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")      # the first of several processes says what all have to say
+        if rank != "0": message = "" if isinstance(e, SharedError) else f"process {rank}: {message}"
+    if message: print(f"mfm: {message}", file=sys.stderr)
     sys.exit(2)
 
 # %% ../nbs/40_cli.ipynb #848f4026
@@ -159,7 +168,7 @@ def snapshot_hook(
     "A hook for `train` that writes the EMA model, a preview of its cells and the loss curve."
     rows = preview_conditions(vocab)
     def hook(run:Run):
-        net = run.ema.module.eval()
+        net = run.sampler.eval()
         save_model(out / "model", net, config | dict(training=training_record(run, recipe)))
         sampling = replace(generation, cfg_scale=config.get("guidance", 1.))
         cells = sample_images(net, rows, list(range(8)) * (len(rows) // 8), pick_device(), sampling=sampling)
@@ -200,6 +209,19 @@ def network_of(
     if few: net.controls = few
     return net, few and starting_cells(cells, vocab)
 
+# %% ../nbs/40_cli.ipynb #03e19616
+def digest(cells:Cells)->str:
+    "A text that is the same for the same cells; of many images it reads a sample."
+    sample = np.ascontiguousarray(cells.images[::max(1, len(cells) // 1000)])
+    table = pd.util.hash_pandas_object(cells.table.astype(str), index=False).to_numpy()
+    return hashlib.sha256(table.tobytes() + sample.tobytes() + str(cells.images.shape).encode()).hexdigest()
+
+
+def check_same(cells:Cells, config:dict, recipe:dict):
+    "`InputError` unless all processes train the same network by the same recipe on the same cells."
+    check_agreement({"data": digest(cells), "network": str((config["backbone"], config["adaptor"]))} |
+                    {name.replace("_", " "): value for name, value in recipe.items()})
+
 # %% ../nbs/40_cli.ipynb #0717095e
 def train_on(
     cells:Cells,
@@ -211,6 +233,8 @@ def train_on(
     every:int,           # steps between snapshots
     nucleus:str="",      # as in `nucleus_of`
     embedding:Path|None=None,      # as in `network_of`
+    scale:Scale=Scale(),
+    log=None,            # of the history, see `training.train`
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
     name, seed, checkpoint, cells = recipe["recipe"], recipe["seed"], out / "training.pt", with_shown(cells)
@@ -219,15 +243,19 @@ def train_on(
     size, ema_std = cells.images.shape[-1], switches.pop("ema_std", settings["ema_std"])
     config = new_config(vocab, cells.channels, backbone, size, name == "laptop", nucleus, switches)
     torch.manual_seed(seed)
-    net, controls = network_of(config, cells, vocab, embedding)
-    run = start(net, checkpoint, recipe["optimiser"], recipe["learning_rate"], ema_std)
-    vocab = clearest_doses(vocab, cells)      # cells are measured once nothing is left to refuse
-    config |= dict(vocabulary=vocab.to_dict(), data=data_record(cells), controls=controls_of(cells, nucleus),
-                   **phenotypes_record(cells))
+    net, controls = together(network_of, config, cells, vocab, embedding)
+    check_same(cells, config, recipe)
+    run = together(start, net, checkpoint, recipe["optimiser"], recipe["learning_rate"], ema_std, seed, scale.fused,
+                   dict(perturbations=vocab.names, experiments=vocab.experiments, channels=[c["name"] for c in cells.channels]))
+    if run.note: print(run.note)
+    if ranks()[0] == 0:      # cells are measured once nothing is left to refuse
+        vocab = clearest_doses(vocab, cells)
+        config |= dict(vocabulary=vocab.to_dict(), data=data_record(cells), controls=controls_of(cells, nucleus),
+                       **phenotypes_record(cells))
     batches = Batches(cells, vocab, recipe["batch"], settings["power"], settings["rot90"], seed)
     hook = snapshot_hook(out, config, vocab, recipe)
-    train(run, batches, steps, checkpoint, controls=controls, cooldown=cooldown, every={every: hook})
-    hook(run)
+    train(run, batches, steps, checkpoint, controls=controls, cooldown=cooldown, every={every: hook}, scale=scale, log=log)
+    if ranks()[0] == 0: hook(run)
 
 # %% ../nbs/40_cli.ipynb #4c4fd928
 def design_switches(recipe:dict)->dict:      # as `recipe_with` makes it, or written by hand
@@ -345,15 +373,83 @@ def train_command(
     control:option(list[str]|None, control_help)=None,
     kind:option(str, kind_help)="",
     nucleus:option(str, nucleus_help)="",
+    precision:option(str, "Of matrix products: float32, bfloat16, or auto, the faster one.")="auto",
+    accumulate:option(int, "Pieces in which each process computes its share of a batch, to save memory.")=1,
+    checkpointing:option(bool, "Recompute blocks in the backward pass, to save memory.")=False,
+    compile:option(bool, "Compile the network (torch.compile).")=False,
+    fused:option(bool, "Adam as one kernel.")=False,
+    fsdp:option(bool, "Shard weights and optimiser over the processes (FSDP), with --paper.")=False,
+    log:option(bool, "Write the history for TensorBoard as well, into OUT/log.")=False,
 ):
     "Train a model, or resume a run; the folder `model` in OUT is then ready to serve."
-    check_options((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
-                  (image_size, "--image-size", 16, 512))
-    recipe = recipe_with(paper, lr, timesteps or times, coupling, design or (), batch=batch, seed=seed)
-    check_writable(out)
-    cells = read_resized(data, image_size, control=control, kind=kind)
-    train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, embedding)
-    print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
+    scale = together(Scale, precision, accumulate, checkpointing, compile, fused, fsdp)
+    with redirect_stdout(open(os.devnull, "w") if ranks()[0] else sys.stdout):
+        together(check_options, (steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
+                 (image_size, "--image-size", 16, 512))
+        recipe = together(recipe_with, paper, lr, timesteps or times, coupling, design or (), batch=batch, seed=seed)
+        together(check_writable, out)
+        cells = together(read_resized, data, image_size, control=control, kind=kind)
+        writer = together(tensorboard, out / "log") if log else None
+        train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, embedding, scale, writer)
+        print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
+    leave()
+
+# %% ../nbs/40_cli.ipynb #fca41c0b
+accelerators = {      # operations a second, bytes
+    "a100": (312e12, 80e9), "h100": (989e12, 80e9), "h200": (989e12, 141e9), "l40s": (362e12, 48e9)}
+
+
+def rate_of(name:str)->tuple:      # one of `accelerators`, or "cpu"
+    "Operations a second in matrix products, and bytes of memory or None; `InputError` for another name."
+    names = [*accelerators, "cpu"]
+    name = names[index_of_name(name, names, "accelerator")]
+    if name != "cpu": return accelerators[name]
+    return 2 * 1024**3 / seconds_of(torch.ones(1024, 1024, dtype=fast_dtype())), None
+
+
+def planned_network(backbone:str, paper:bool, image_size:int, channels:int, perturbations:int, switches:dict):
+    "What builds the network of a plan, with so many perturbations in one experiment."
+    vocab = Vocabulary([Perturbation(str(i)) for i in range(perturbations)], ["1"], ["1"], "0")
+    named = [dict(name=str(i), colour="#ffffff") for i in range(channels)]
+    config = new_config(vocab, named, backbone, image_size, not paper, "", switches)
+    return lambda: build(config)
+
+
+@app.command("plan")
+def plan_command(
+    backbone:option(str, backbone_help)="XL/2",
+    gpus:option(int, "How many share a batch.")=1,
+    batch:option(int, "Images a step, over all GPUs.")=256,
+    steps:option(int, "Of the run.")=100_000,
+    image_size:option(int, "Pixels.")=96,
+    channels:option(int, "Of an image.")=6,
+    perturbations:option(int, "How many names the model knows.")=1000,
+    paper:option(bool, "The paper's recipe, or the laptop's.", "--paper/--laptop")=True,
+    accelerator:option(str, f"{', '.join(accelerators)}, or cpu for this machine.")="h100",
+    share:option(float, "Of the rate of matrix products that training reaches; measure it with bench/training.py.")=0.35,
+    precision:option(str, "Of matrix products: float32, bfloat16, or auto.")="auto",
+    accumulate:option(int, "Pieces in which each GPU computes its share of a batch.")=1,
+    checkpointing:option(bool, "Recompute blocks in the backward pass.")=False,
+    fsdp:option(bool, "Shard weights and optimiser over the GPUs (FSDP).")=False,
+):
+    "Predict parameters, memory, operations, hours and disk of a training run."
+    check_options((gpus, "--gpus", 1, 100_000), (batch, "--batch", 1, 10**6), (steps, "--steps", 1, 10**8),
+                  (image_size, "--image-size", 16, 512), (channels, "--channels", 1, 32),
+                  (perturbations, "--perturbations", 1, 10**6))
+    check_number(share, "--share", 0.001, 1)
+    scale, (rate, room) = Scale(precision, accumulate, checkpointing, False, False, fsdp), rate_of(accelerator)
+    network = planned_network(backbone, paper, image_size, channels, perturbations, {})
+    kind = recipes["paper" if paper else "laptop"]["optimiser"]
+    plan = plan_training(network, gpus, batch, steps, rate, share, scale, kind, accelerator.lower() != "cpu")
+    rows = [("parameters", f"{plan.parameters / 1e6:,.1f} M"),
+            ("memory of a GPU", f"{plan.memory / 1e9:,.1f} GB, {plan.resident / 1e9:,.1f} GB of it between steps"),
+            ("operations a step", f"{plan.flops / 1e12:,.2f} TFLOP"),
+            ("the run", f"{plan.flops * steps:.3g} FLOP, {plan.hours:,.1f} hours at {rate / 1e12:,.2f} TFLOP/s x {share:g}"),
+            ("disk", f"{plan.disk / 1e9:,.1f} GB")]
+    print(markdown_table(["", "predicted"], rows))
+    if room and plan.memory > 0.9 * room:
+        print(f"That is more than 90 % of the {room / 1e9:.0f} GB of this accelerator; --accumulate, --checkpointing and "
+              "--fsdp take less.")
 
 # %% ../nbs/40_cli.ipynb #bd3be062
 @app.command("finetune")

@@ -270,10 +270,11 @@ def test_a_resumed_run_goes_on_with_everything_it_had(tmp_path):
     assert {p.name for p in path.parent.iterdir()} == {"state.pt", "state.previous.pt"}
 
 
-def test_a_checkpoint_holds_four_entries_and_its_parts_in_order():
+def test_a_checkpoint_holds_what_a_run_is_and_its_parts_in_order():
     run = start(network())
     state = run.state()
-    assert list(state) == ["step", "seconds", "history", "parts"] and len(state["parts"]) == 4
+    assert set(state) == {"step", "seconds", "history", "parts", "design", "recent", "seed", "left_out", "about"}
+    assert len(state["parts"]) == 4
     assert list(state["parts"][0]) == list(run.net.state_dict())
     assert "n_averaged" in state["parts"][1] and all(set(p) == {"state", "param_groups"} for p in state["parts"][2:])
 

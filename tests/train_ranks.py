@@ -13,7 +13,7 @@ from mfm_app.data import Batches, vocabulary
 from mfm_app.flow import Design
 from mfm_app.model import mit
 from mfm_app.simulator import synthetic_cells
-from mfm_app.training import Scale, ranks, start, train
+from mfm_app.training import Scale, leave, ranks, start, train
 
 
 def network():
@@ -22,20 +22,23 @@ def network():
     return Conditioned(backbone, Adaptor(48, 3, 2, 1), predicts="image")
 
 
-def main(steps, checkpoint=None, optimiser="muon", batch=8, coupling="independent", out=None, pause=0., seed=0,
-         disagree="", log_every=3, **scale):
-    "A run; losses of all steps go to the file `out`, a line a process."
+def main(steps, checkpoint=None, optimiser="muon", batch=8, coupling="independent", out=None, pause=0., save_every=0,
+         disagree="", **scale):
+    "A run of so many steps; its history goes to the file `out`, one that says that it began to `out` with `.began`."
     torch.set_num_threads(1)
     cells, checkpoint = synthetic_cells(8, size=16), checkpoint and Path(checkpoint)
     rank = int(os.environ.get("RANK", 0))
-    batches = Batches(cells, vocabulary(cells), batch, seed=int(disagree == "data" and rank))
-    run = start(network(), checkpoint, optimiser, 1e-3, seed=seed + (disagree == "seed") * rank, fused=scale.get("fused", False))
-    every = {1: lambda run: time.sleep(pause)} if pause else {}
-    design = Design(coupling=coupling, prediction="image")
+    batches = Batches(cells, vocabulary(cells), batch)
+    def slowly(number, *part):
+        if out: Path(f"{out}.began").touch()
+        time.sleep(pause)
+        return batches(number, *part)
+    run = start(network(), checkpoint, optimiser, 1e-3, seed=rank if disagree == "seed" else 0)
+    every, design = {save_every: lambda run: None} if save_every else {}, Design(coupling=coupling, prediction="image")
     scale = Scale(precision="float32", **scale)
-    run = train(run, batches, steps, checkpoint, design, warmup=2, log_every=log_every, every=every, scale=scale)
+    run = train(run, slowly, steps, checkpoint, design, warmup=2, log_every=3, every=every, scale=scale)
     if out and ranks()[0] == 0: Path(out).write_text(json.dumps(run.history))
-    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
