@@ -379,7 +379,7 @@ def train_command(
     compile:option(bool, "Compile the network (torch.compile).")=False,
     fused:option(bool, "Adam as one kernel.")=False,
     fsdp:option(bool, "Shard weights and optimiser over the processes (FSDP), with --paper.")=False,
-    log:option(bool, "Write the history for TensorBoard as well, into OUT/log.")=False,
+    log:option(bool, "Write the history for TensorBoard as well, into OUT/log.", "--tensorboard")=False,
 ):
     "Train a model, or resume a run; the folder `model` in OUT is then ready to serve."
     scale = together(Scale, precision, accumulate, checkpointing, compile, fused, fsdp)
