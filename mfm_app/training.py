@@ -20,10 +20,12 @@ import re
 import signal
 import threading
 import time
+import warnings
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -288,7 +290,7 @@ class SharedError(InputError):
 def ranks()->tuple:
     "The number of this process and how many share the run; connects them at the first call."
     from accelerate import PartialState
-    state = PartialState(cpu=pick_device().type == "cpu")
+    state = PartialState(cpu=pick_device().type == "cpu", timeout=timedelta(hours=1))      # the first may measure so long
     return state.process_index, state.num_processes
 
 
@@ -397,6 +399,7 @@ def prepare(
     from accelerate.state import AcceleratorState
     device, dtype = pick_device(), dtype or scale.dtype
     mixed = "bf16" if (dtype or fast_dtype(device)) == torch.bfloat16 else "no"
+    warnings.filterwarnings("ignore", "Grad strides do not match")      # of channels-last weights; harmless
     AcceleratorState._reset_state(reset_partial_state=True)
     buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)      # one copy of the gradients, not two
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[buckets])
