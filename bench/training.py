@@ -35,8 +35,10 @@ def allocated(step):
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile: step()
-    events = sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile: step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
     now, most = 0, 0
     for event in events: most = max(most, now := now + event.nbytes())
     return most
@@ -44,7 +46,8 @@ def allocated(step):
 
 def rows_of(n, shape):
     rows = example_rows(n, shape)
-    return Rows(torch.randn(n, *shape), rows.condition, torch.rand(n), torch.randn(n, *shape), None, True, torch.arange(n))
+    x0, x1 = torch.randn(2, n, *shape)
+    return Rows(x1, rows.condition, torch.rand(n), x0, None, True, torch.arange(n))
 
 
 def measure(name, dtype, batch, steps, image_size, channels, scale):

@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help', 'grid_help',
-           'control_help', 'nucleus_help', 'design_help', 'embedding_help', 'backbone_help', 'kind_help', 'data_help',
-           'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'accelerators', 'main',
-           'preview_conditions', 'training_record', 'data_record', 'some_treated', 'phenotypes_record', 'controls_of',
-           'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells', 'network_of', 'digest', 'check_same',
-           'train_on', 'design_switches', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former',
-           'check_options', 'train_command', 'rate_of', 'planned_network', 'plan_command', 'finetune_command',
-           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
-           'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
-           'space_command']
+           'control_help', 'nucleus_help', 'scale_help', 'design_help', 'embedding_help', 'backbone_help', 'kind_help',
+           'data_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'accelerators',
+           'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated', 'phenotypes_record',
+           'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells', 'network_of', 'digest',
+           'check_same', 'measure_cells', 'first_speaks', 'train_on', 'design_switches', 'recipe_with', 'in_channels',
+           'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
+           'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'evaluate_command', 'tune_command',
+           'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar',
+           'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import hashlib
 import os
 import sys
-from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from .channels import find_nucleus, in_short
 from .conditioning import ControlCells, control_cells
-from .core import (Condition, InputError, check_int, check_number, error_message, fast_dtype, index_of_name, join,
-                          markdown_table, pick_device, seconds_of)
+from .core import (Condition, InputError, check_int, check_number, error_message, fast_dtype, index_of_name,
+                          join, markdown_table, part_rows, pick_device, seconds_of)
 from .data import Batches, Cells, conditions, read_cells, resize, vocabulary, with_kind, with_shown
 from .engine import Engine, load, load_all
 from .export import export_of, formats, write_export
@@ -49,7 +49,7 @@ from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustra
 from .simulator import data_sets
 from .solvers import grids, solvers
 from .space import upload_space, write_space
-from .training import (Run, Scale, SharedError, check_agreement, leave, plan_training, ranks, start, tensorboard,
+from .training import (Plan, Run, Scale, SharedError, check_agreement, leave, plan_training, ranks, start, tensorboard,
                               together, train)
 from .tuning import tune_model
 from .validation import clearest_doses, evaluate_counterfactuals, evaluate_model, phenotypes_of
@@ -222,6 +222,27 @@ def check_same(cells:Cells, config:dict, recipe:dict):
     check_agreement({"data": digest(cells), "network": str((config["backbone"], config["adaptor"]))} |
                     {name.replace("_", " "): value for name, value in recipe.items()})
 
+# %% ../nbs/40_cli.ipynb #d4b3fd30
+def measure_cells(
+    config:dict,         # is completed
+    cells:Cells,
+    vocab:Vocabulary,
+    nucleus:str|None,
+)->Vocabulary:           # with the dose of the clearest effect of each perturbation
+    "Complete a config with what is measured of the cells, in the first process."
+    if ranks()[0]: return vocab
+    vocab = clearest_doses(vocab, cells)
+    config |= dict(vocabulary=vocab.to_dict(), data=data_record(cells), controls=controls_of(cells, nucleus),
+                   **phenotypes_record(cells))
+    return vocab
+
+
+@contextmanager
+def first_speaks():
+    "While this lasts the first process alone prints; then the processes part."
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if ranks()[0] else sys.stdout): yield
+    leave()
+
 # %% ../nbs/40_cli.ipynb #0717095e
 def train_on(
     cells:Cells,
@@ -234,7 +255,7 @@ def train_on(
     nucleus:str="",      # as in `nucleus_of`
     embedding:Path|None=None,      # as in `network_of`
     scale:Scale=Scale(),
-    log=None,            # of the history, see `training.train`
+    log:bool=False,      # for TensorBoard as well
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
     name, seed, checkpoint, cells = recipe["recipe"], recipe["seed"], out / "training.pt", with_shown(cells)
@@ -245,16 +266,15 @@ def train_on(
     torch.manual_seed(seed)
     net, controls = together(network_of, config, cells, vocab, embedding)
     check_same(cells, config, recipe)
-    run = together(start, net, checkpoint, recipe["optimiser"], recipe["learning_rate"], ema_std, seed, scale.fused,
-                   dict(perturbations=vocab.names, experiments=vocab.experiments, channels=[c["name"] for c in cells.channels]))
+    names = dict(perturbations=vocab.names, experiments=vocab.experiments, channels=[c["name"] for c in cells.channels])
+    own = recipe["optimiser"], recipe["learning_rate"], ema_std, seed, scale.fused, names
+    run = together(start, net, checkpoint, *own)
     if run.note: print(run.note)
-    if ranks()[0] == 0:      # cells are measured once nothing is left to refuse
-        vocab = clearest_doses(vocab, cells)
-        config |= dict(vocabulary=vocab.to_dict(), data=data_record(cells), controls=controls_of(cells, nucleus),
-                       **phenotypes_record(cells))
+    vocab = measure_cells(config, cells, vocab, nucleus)      # once nothing is left to refuse
     batches = Batches(cells, vocab, recipe["batch"], settings["power"], settings["rot90"], seed)
     hook = snapshot_hook(out, config, vocab, recipe)
-    train(run, batches, steps, checkpoint, controls=controls, cooldown=cooldown, every={every: hook}, scale=scale, log=log)
+    writer = together(tensorboard, out / "log") if log else None
+    train(run, batches, steps, checkpoint, None, controls, cooldown=cooldown, every={every: hook}, scale=scale, log=writer)
     if ranks()[0] == 0: hook(run)
 
 # %% ../nbs/40_cli.ipynb #4c4fd928
@@ -339,6 +359,7 @@ solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if 
 grid_help = f"Times between the steps: {', '.join(grids)}; auto takes the tuned ones, or cosine."
 control_help = "Name of the control; again for further ones. The usual names (DMSO, EMPTY, ...) if not given."
 nucleus_help = "Name of the channel that shows nuclei, or none; by name or picture if not given."
+scale_help = "precision=bfloat16, accumulate=4, checkpointing, compile, fused or fsdp, see `training.Scale`; again for more."
 design_help = f"A switch of the design space, such as path=vp; again for further ones: {', '.join(switch_parts)}."
 embedding_help = "A .csv of given vectors of perturbations (a column `perturbation`, then numbers), not one-hot labels."
 backbone_help = "Size/patch: nano, tiny, mini, S, B, L, XL / 2, 4, 8; or a U-Net: unet-nano, -tiny, -mini, -S, -B."
@@ -350,6 +371,18 @@ repo_help = "Repository on the Hub, created if it does not exist; user/name@bran
 dry_run_help = "Write it to this folder and upload nothing; `python app.py` in it serves the page."
 left_out_text = "Left out, for want of a published structure: {names}."
 no_trials_text = "The model now reads molecules; nothing was held out, so it is unknown how well."
+
+# %% ../nbs/40_cli.ipynb #2a5ee83b
+def read_for_training(asked:tuple, data:Path, out:Path, steps:int, every:int, image_size:int, control, kind:str)->tuple:
+    "Recipe, scale and cells of a run as the command line asks for them; `InputError` for what cannot be."
+    paper, lr, timesteps, coupling, design, batch, seed, scale = asked
+    check_options((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
+                  (image_size, "--image-size", 16, 512))
+    recipe = recipe_with(paper, lr, timesteps, coupling, design, batch=batch, seed=seed)
+    scale = Scale.read(scale)
+    part_rows(batch, 0, scale.accumulate * ranks()[1])
+    check_writable(out)
+    return recipe, scale, read_resized(data, image_size, control=control, kind=kind)
 
 # %% ../nbs/40_cli.ipynb #c29cfb37
 @app.command("train")
@@ -373,26 +406,15 @@ def train_command(
     control:option(list[str]|None, control_help)=None,
     kind:option(str, kind_help)="",
     nucleus:option(str, nucleus_help)="",
-    precision:option(str, "Of matrix products: float32, bfloat16, or auto, the faster one.")="auto",
-    accumulate:option(int, "Pieces in which each process computes its share of a batch, to save memory.")=1,
-    checkpointing:option(bool, "Recompute blocks in the backward pass, to save memory.")=False,
-    compile:option(bool, "Compile the network (torch.compile).")=False,
-    fused:option(bool, "Adam as one kernel.")=False,
-    fsdp:option(bool, "Shard weights and optimiser over the processes (FSDP), with --paper.")=False,
+    scale:option(list[str]|None, scale_help, metavar="KEY=VALUE")=None,
     log:option(bool, "Write the history for TensorBoard as well, into OUT/log.", "--tensorboard")=False,
 ):
     "Train a model, or resume a run; the folder `model` in OUT is then ready to serve."
-    scale = together(Scale, precision, accumulate, checkpointing, compile, fused, fsdp)
-    with redirect_stdout(open(os.devnull, "w") if ranks()[0] else sys.stdout):
-        together(check_options, (steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
-                 (image_size, "--image-size", 16, 512))
-        recipe = together(recipe_with, paper, lr, timesteps or times, coupling, design or (), batch=batch, seed=seed)
-        together(check_writable, out)
-        cells = together(read_resized, data, image_size, control=control, kind=kind)
-        writer = together(tensorboard, out / "log") if log else None
-        train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, embedding, scale, writer)
+    with first_speaks():
+        asked = paper, lr, timesteps or times, coupling, design or (), batch, seed, scale or ()
+        recipe, scale, cells = together(read_for_training, asked, data, out, steps, every, image_size, control, kind)
+        train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, embedding, scale, log)
         print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
-    leave()
 
 # %% ../nbs/40_cli.ipynb #fca41c0b
 accelerators = {      # operations a second, bytes
@@ -407,14 +429,24 @@ def rate_of(name:str)->tuple:      # one of `accelerators`, or "cpu"
     return 2 * 1024**3 / seconds_of(torch.ones(1024, 1024, dtype=fast_dtype())), None
 
 
-def planned_network(backbone:str, paper:bool, image_size:int, channels:int, perturbations:int, switches:dict):
+def planned_network(backbone:str, paper:bool, image_size:int, channels:int, perturbations:int):
     "What builds the network of a plan, with so many perturbations in one experiment."
     vocab = Vocabulary([Perturbation(str(i)) for i in range(perturbations)], ["1"], ["1"], "0")
     named = [dict(name=str(i), colour="#ffffff") for i in range(channels)]
-    config = new_config(vocab, named, backbone, image_size, not paper, "", switches)
+    config = new_config(vocab, named, backbone, image_size, not paper)
     return lambda: build(config)
 
 
+def plan_text(plan:Plan, steps:int, speed:str)->str:
+    "A plan as a Markdown table."
+    return markdown_table(["", "predicted"], [
+        ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
+        ("memory of a GPU", f"{plan.memory / 1e9:,.1f} GB, {plan.resident / 1e9:,.1f} GB of it between steps"),
+        ("operations a step", f"{plan.flops / 1e12:,.2f} TFLOP"),
+        ("the run", f"{plan.flops * steps:.3g} FLOP, {plan.hours:,.1f} hours at {speed}"),
+        ("disk", f"{plan.disk / 1e9:,.1f} GB")])
+
+# %% ../nbs/40_cli.ipynb #e5774bfd
 @app.command("plan")
 def plan_command(
     backbone:option(str, backbone_help)="XL/2",
@@ -426,30 +458,21 @@ def plan_command(
     perturbations:option(int, "How many names the model knows.")=1000,
     paper:option(bool, "The paper's recipe, or the laptop's.", "--paper/--laptop")=True,
     accelerator:option(str, f"{', '.join(accelerators)}, or cpu for this machine.")="h100",
-    share:option(float, "Of the rate of matrix products that training reaches; measure it with bench/training.py.")=0.35,
-    precision:option(str, "Of matrix products: float32, bfloat16, or auto.")="auto",
-    accumulate:option(int, "Pieces in which each GPU computes its share of a batch.")=1,
-    checkpointing:option(bool, "Recompute blocks in the backward pass.")=False,
-    fsdp:option(bool, "Shard weights and optimiser over the GPUs (FSDP).")=False,
+    share:option(float, "Of the rate of matrix products that training reaches, see bench/training.py.")=0.35,
+    scale:option(list[str]|None, scale_help, metavar="KEY=VALUE")=None,
 ):
     "Predict parameters, memory, operations, hours and disk of a training run."
     check_options((gpus, "--gpus", 1, 100_000), (batch, "--batch", 1, 10**6), (steps, "--steps", 1, 10**8),
                   (image_size, "--image-size", 16, 512), (channels, "--channels", 1, 32),
                   (perturbations, "--perturbations", 1, 10**6))
     check_number(share, "--share", 0.001, 1)
-    scale, (rate, room) = Scale(precision, accumulate, checkpointing, False, False, fsdp), rate_of(accelerator)
-    network = planned_network(backbone, paper, image_size, channels, perturbations, {})
-    kind = recipes["paper" if paper else "laptop"]["optimiser"]
+    scale, (rate, room), kind = Scale.read(scale or ()), rate_of(accelerator), "adam" if paper else "muon"
+    network = planned_network(backbone, paper, image_size, channels, perturbations)
     plan = plan_training(network, gpus, batch, steps, rate, share, scale, kind, accelerator.lower() != "cpu")
-    rows = [("parameters", f"{plan.parameters / 1e6:,.1f} M"),
-            ("memory of a GPU", f"{plan.memory / 1e9:,.1f} GB, {plan.resident / 1e9:,.1f} GB of it between steps"),
-            ("operations a step", f"{plan.flops / 1e12:,.2f} TFLOP"),
-            ("the run", f"{plan.flops * steps:.3g} FLOP, {plan.hours:,.1f} hours at {rate / 1e12:,.2f} TFLOP/s x {share:g}"),
-            ("disk", f"{plan.disk / 1e9:,.1f} GB")]
-    print(markdown_table(["", "predicted"], rows))
+    print(plan_text(plan, steps, f"{rate / 1e12:,.2f} TFLOP/s x {share:g}"))
     if room and plan.memory > 0.9 * room:
-        print(f"That is more than 90 % of the {room / 1e9:.0f} GB of this accelerator; --accumulate, --checkpointing and "
-              "--fsdp take less.")
+        print(f"That is more than 90 % of the {room / 1e9:.0f} GB of this accelerator; --scale accumulate=2, "
+              "--scale checkpointing and --scale fsdp take less.")
 
 # %% ../nbs/40_cli.ipynb #bd3be062
 @app.command("finetune")

@@ -73,7 +73,8 @@ def optimisers(
     "Adam, or Muon for the blocks' matrices and AdamW for the rest; `InputError` for another kind or rate."
     kinds, lr = ("muon", "adam"), check_number(lr, "The learning rate", 1e-8, 1)
     weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    if kinds[index_of_name(kind, kinds, "optimiser")] == "adam": return [torch.optim.Adam(weights.values(), lr, fused=fused)]
+    adam = partial(torch.optim.Adam, lr=lr, fused=fused)
+    if kinds[index_of_name(kind, kinds, "optimiser")] == "adam": return [adam(weights.values())]
     is_block_matrix = lambda name, p: p.ndim == 2 and ".blocks." in f".{name}"
     matrices = [p for name, p in weights.items() if is_block_matrix(name, p)]
     others = [p for name, p in weights.items() if not is_block_matrix(name, p)]
@@ -162,7 +163,7 @@ class Run:
     history:list = field(default_factory=list)      # [step, mean loss since the last entry, images per second]
     recent:list = field(default_factory=list)       # (loss, seconds) of each step since the last entry
     seed:int = 0                                    # of all that is random in a step
-    about:dict = field(default_factory=dict)        # what a checkpoint has to be of, by the name that a message gives it
+    about:dict = field(default_factory=dict)        # what a checkpoint has to be of, see `check_about`
     left_out:int = 0                                # batches passed over, for their loss was not finite
     model:nn.Module|None = None                     # `net` as it is trained: compiled, over processes; see `prepare`
     whole:nn.Module|None = None                     # a copy of the EMA network where that is sharded, see `gather`
@@ -195,8 +196,8 @@ class Run:
 def check_about(run:Run, state:dict, named:str):      # state: of a checkpoint; named: what the message calls it
     "`InputError` if a checkpoint is of another seed, or of other names than a run; an old one does not say."
     if state.get("seed", run.seed) != run.seed:
-        raise InputError(f"{named} is of a run with seed {state['seed']}, not {run.seed}; give that one, or choose another "
-                         "folder.")
+        raise InputError(f"{named} is of a run with seed {state['seed']}, not {run.seed}; give that one, or choose "
+                         "another folder.")
     for name, own in run.about.items():
         if (saved := state.get("about", {}).get(name, own)) != own:
             raise InputError(f"{named} is of other {name} than these data have; choose another folder.")
@@ -245,6 +246,18 @@ class Scale:
         object.__setattr__(self, "precision", kinds[index_of_name(self.precision, kinds, "precision")])
         object.__setattr__(self, "accumulate", check_int(self.accumulate, "Accumulated pieces", 1, 4096))
 
+    @classmethod
+    def read(cls, said)->"Scale":      # texts such as "accumulate=4", or "fsdp" for "fsdp=yes"
+        "Settings as a command line gives them."
+        kinds, given = {f.name: f.type for f in fields(cls)}, {}
+        for name, _, value in (text.partition("=") for text in said):
+            name = list(kinds)[index_of_name(name, kinds, "setting of scale")]
+            words = {"": True, "yes": True, "no": False}
+            if kinds[name] is bool and value not in words: raise InputError(f"{name} is yes or no, not '{value[:40]}'.")
+            number = int(value) if value.isdecimal() else value
+            given[name] = words[value] if kinds[name] is bool else number
+        return cls(**given)
+
     @property
     def dtype(self)->torch.dtype|None: return None if self.precision == "auto" else getattr(torch, self.precision)
 
@@ -286,11 +299,12 @@ def keyed(net:nn.Module, keys:Tensor|None):      # keys: (B,) of the rows of the
 class SharedError(InputError):
     "An error that every process of a run raises; the first one says it."
 
-
+# %% ../nbs/13_training.ipynb #0bd1a9fb
 def ranks()->tuple:
     "The number of this process and how many share the run; connects them at the first call."
     from accelerate import PartialState
-    state = PartialState(cpu=pick_device().type == "cpu", timeout=timedelta(hours=1))      # the first may measure so long
+    on_cpu, patience = pick_device().type == "cpu", timedelta(hours=1)      # the first process may measure so long
+    state = PartialState(cpu=on_cpu, timeout=patience)
     return state.process_index, state.num_processes
 
 
@@ -318,7 +332,7 @@ def leave():
     "Disconnect this process from the others of a run."
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
-
+# %% ../nbs/13_training.ipynb #1346fc3d
 def check_agreement(given:dict):      # what the message calls it -> text or number
     "`InputError` unless every process was given the same."
     first, *others = gather_all(given)
@@ -368,7 +382,7 @@ def shard_state(optimiser, old:dict, new:dict):      # old: parameter -> name; n
             split = lambda v: distribute_tensor(v, q.device_mesh, q.placements) if v.shape == p.shape else v
             if p in remembered: optimiser.state[q] = map_tensors(split, remembered[p])
 
-
+# %% ../nbs/13_training.ipynb #70377594
 def shard(run:Run, device:torch.device):
     "Shard a run over its processes (FSDP2)."
     from torch.distributed.device_mesh import init_device_mesh
@@ -430,7 +444,7 @@ class Rows:
         "The same rows on a device."
         return Rows(*(v.to(device) if hasattr(v, "to") else v for v in (getattr(self, f.name) for f in fields(self))))
 
-
+# %% ../nbs/13_training.ipynb #0bada9f9
 def draw_rows(
     run:Run,
     batches,            # callable: number -> x1, condition; with several parts (number, part, parts)
@@ -478,7 +492,7 @@ def gradients(
     loss, *raised = accelerator.reduce(said, "mean").tolist()
     return loss, images * accelerator.num_processes, [flag > 0 for flag in raised]
 
-
+# %% ../nbs/13_training.ipynb #66ccb4b8
 def update(run:Run, accelerator, lr_scale:float, clip:float=0.5):      # clip: largest norm of the gradient
     "Clip the gradient, take a step with every optimiser, and one of the EMA; `NotFinite` changes nothing."
     norm = accelerator.clip_grad_norm_(run.net.parameters(), clip)
@@ -503,7 +517,7 @@ def step_on(run:Run, accelerator, pieces, n:int, lr_scale:float, design:Design, 
     run.recent.append([loss, time.time() - start_time])
     return images, raised
 
-
+# %% ../nbs/13_training.ipynb #8c750651
 def train_step(
     run:Run,
     accelerator,                     # of `prepare`
@@ -620,8 +634,8 @@ def ending_well(run:Run, checkpoint:Path|None):
     except NotFinite as e:
         run.left_out += 1
         save(run, checkpoint, ranks()[0])
-        raise SharedError(f"Stopped at step {run.step + 1:,}, for {e}; no weight was changed, and {kept(checkpoint)} It "
-                          "passes over this batch; if it stops again, a lower learning rate may help.") from None
+        raise SharedError(f"Stopped at step {run.step + 1:,}, for {e}; no weight was changed, and {kept(checkpoint)} "
+                          "It passes over this batch; if it stops again, a lower learning rate may help.") from None
     except RuntimeError as e:
         if not is_lost(e): raise
         raise SharedError(f"Stopped at step {run.step + 1:,}, for another process of this run was lost; "
@@ -688,7 +702,7 @@ def example_rows(n:int, shape:tuple, device="cpu")->Rows:      # shape: (C, H, W
     condition = Condition(label, label, label, torch.ones(n, device=device))
     return Rows(x, condition, torch.full((n,), 0.5, device=device))
 
-
+# %% ../nbs/13_training.ipynb #4019283b
 def forward_flops(
     build,            # callable: () -> the network
 )->tuple:             # operations of a forward pass of one image, and those of them in blocks
@@ -739,7 +753,7 @@ def optimiser_bytes(net:nn.Module, kind:str)->int:      # kind: see `optimisers`
              for o in optimisers(net, kind)]
     return sum((4 if is_muon else 8) * n for is_muon, n in sizes)
 
-
+# %% ../nbs/13_training.ipynb #0b88969d
 def plan_training(
     build,                     # callable: () -> the network, a `Conditioned`
     gpus:int,
@@ -751,7 +765,7 @@ def plan_training(
     kind:str="adam",           # of the optimisers
     fused_attention:bool=True,
 )->Plan:
-    "Parameters, operations, memory, hours and disk of a run, before it; `InputError` for a batch that is not shared evenly."
+    "What a run will take, before it; `InputError` for a batch that cannot be shared evenly."
     parts, dtype = gpus * scale.accumulate, scale.dtype or torch.bfloat16
     images = part_rows(batch, 0, parts).stop
     with torch.device("meta"): net = build()

@@ -102,7 +102,8 @@ def test_the_numbers_of_rows_are_uniform_and_unrelated():
 @pytest.mark.parametrize("parts", [2, 4])
 def test_the_parts_of_a_batch_are_the_batch(coupling, parts):
     run, ours = start(network()), Design(coupling=coupling, prediction="image")
-    whole, *pieces = (draw_rows(run, batches, ours, None, i, n) for i, n in ((0, 1), *((i, parts) for i in range(parts))))
+    whole, *pieces = (draw_rows(run, batches, ours, None, *part) for part in
+                      ((0, 1), *((i, parts) for i in range(parts))))
     for name in ("x1", "t", "x0", "keys"):
         assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(whole, name)), name
     assert torch.equal(torch.cat([piece.condition.y for piece in pieces]), whole.condition.y)
@@ -127,7 +128,8 @@ def test_dropout_and_dropped_labels_belong_to_a_row():
 # One batch, computed in pieces or by several processes
 
 def curve(**scale):
-    return [loss for _, loss, _ in train(start(network()), batches, 9, **quick | dict(scale=Scale("float32", **scale))).history]
+    run = train(start(network()), batches, 9, **quick | dict(scale=Scale("float32", **scale)))
+    return [loss for _, loss, _ in run.history]
 
 
 def test_pieces_and_recomputed_blocks_give_the_curve_of_the_whole():
@@ -184,7 +186,10 @@ def test_a_sharded_run_is_resumed_by_one_process(tmp_path):
 
 def test_a_setting_that_does_not_exist_is_refused():
     assert "Unknown precision 'int8'" in refusal(Scale, "int8")
-    assert "Accumulated pieces must be a whole number" in refusal(Scale, accumulate=0)
+    assert "Accumulated pieces must be a whole number" in refusal(Scale.read, ["accumulate=none"])
+    assert "Unknown setting of scale 'shards'" in refusal(Scale.read, ["shards"])
+    assert refusal(Scale.read, ["fsdp=maybe"]) == "fsdp is yes or no, not 'maybe'."
+    assert Scale.read(["accumulate=4", "fsdp", "compile=no"]) == Scale(accumulate=4, fsdp=True)
     run = start(network())
     assert "is not a multiple of the 3 parts" in refusal(train, run, batches, 3, scale=Scale(accumulate=3))
     assert "start the command by torchrun" in refusal(train, run, batches, 3, scale=Scale(fsdp=True))
@@ -270,8 +275,8 @@ def test_a_loss_that_is_no_number_stops_the_run_which_then_passes_over_the_batch
     path = tmp_path / "state.pt"
     run = start(network())
     message = refusal(train, run, Spoilt(3, 4), 9, path, **quick)
-    assert message.startswith("Stopped at step 4, for the loss is not a finite number; no weight was changed, and the same "
-                              "command goes on")
+    assert message.startswith("Stopped at step 4, for the loss is not a finite number; no weight was changed, and the "
+                              "same command goes on")
     assert all(p.isfinite().all() for p in [*run.net.parameters(), *run.ema.parameters()])
     assert "Stopped at step 4" in refusal(train, start(network(), path), Spoilt(3, 4), 9, path, **quick)
     seen = []
@@ -351,7 +356,8 @@ def test_the_history_is_written_for_tensorboard_too(tmp_path):
     run = train(start(network()), batches, 6, log=tensorboard(tmp_path), **quick)
     written = EventAccumulator(str(tmp_path))
     written.Reload()
-    assert [(e.step, pytest.approx(e.value)) for e in written.Scalars("loss")] == [(3, run.history[0][1]), (6, run.history[1][1])]
+    entries = [[e.step, pytest.approx(e.value)] for e in written.Scalars("loss")]
+    assert losses(run.history) == entries and len(entries) == 2
 
 
 # Plans
@@ -362,7 +368,8 @@ def build(patch=8):
 
 
 def test_a_plan_counts_what_there_is_and_scales_as_it_should():
-    plan = lambda gpus=1, batch=8, steps=10, **scale: plan_training(build, gpus, batch, steps, 1e9, 0.5, Scale("float32", **scale))
+    def plan(gpus=1, batch=8, steps=10, **scale):
+        return plan_training(build, gpus, batch, steps, 1e9, 0.5, Scale("float32", **scale))
     one, twice = plan(), plan(batch=16)
     assert one.parameters == parameter_count(build()) and one.resident == 16 * one.parameters
     assert twice.flops == 2 * one.flops and twice.memory > one.memory and twice.disk == one.disk
