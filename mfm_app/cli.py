@@ -8,11 +8,11 @@ __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'g
            'data_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'accelerators',
            'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated', 'phenotypes_record',
            'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells', 'network_of', 'digest',
-           'check_same', 'measure_cells', 'first_speaks', 'train_on', 'design_switches', 'recipe_with', 'in_channels',
-           'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
-           'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'evaluate_command', 'tune_command',
-           'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar',
-           'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
+           'check_same', 'measure_cells', 'start_run', 'first_speaks', 'train_on', 'design_switches', 'recipe_with',
+           'in_channels', 'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command',
+           'rate_of', 'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'evaluate_command',
+           'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text',
+           'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
 import hashlib
@@ -49,8 +49,8 @@ from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustra
 from .simulator import data_sets
 from .solvers import grids, solvers
 from .space import upload_space, write_space
-from .training import (Plan, Run, Scale, SharedError, check_agreement, leave, plan_training, ranks, start, tensorboard,
-                              together, train)
+from .training import (Plan, Run, Scale, SharedError, check_agreement, leave, plan_training, ranks, start,
+                              tensorboard, together, train)
 from .tuning import tune_model
 from .validation import clearest_doses, evaluate_counterfactuals, evaluate_model, phenotypes_of
 from .viz import loss_curve, show
@@ -237,6 +237,15 @@ def measure_cells(
     return vocab
 
 
+def start_run(net, checkpoint:Path, recipe:dict, ema_std:float, fused:bool, cells:Cells, vocab:Vocabulary)->Run:
+    "A new run, or the one in the checkpoint; prints what resuming has to say."
+    names = dict(perturbations=vocab.names, experiments=vocab.experiments, channels=[c["name"] for c in cells.channels])
+    own = recipe["optimiser"], recipe["learning_rate"], ema_std, recipe["seed"], fused, names
+    run = together(start, net, checkpoint, *own)
+    if run.note: print(run.note)
+    return run
+
+
 @contextmanager
 def first_speaks():
     "While this lasts the first process alone prints; then the processes part."
@@ -266,15 +275,13 @@ def train_on(
     torch.manual_seed(seed)
     net, controls = together(network_of, config, cells, vocab, embedding)
     check_same(cells, config, recipe)
-    names = dict(perturbations=vocab.names, experiments=vocab.experiments, channels=[c["name"] for c in cells.channels])
-    own = recipe["optimiser"], recipe["learning_rate"], ema_std, seed, scale.fused, names
-    run = together(start, net, checkpoint, *own)
-    if run.note: print(run.note)
+    run = start_run(net, checkpoint, recipe, ema_std, scale.fused, cells, vocab)
     vocab = measure_cells(config, cells, vocab, nucleus)      # once nothing is left to refuse
     batches = Batches(cells, vocab, recipe["batch"], settings["power"], settings["rot90"], seed)
     hook = snapshot_hook(out, config, vocab, recipe)
     writer = together(tensorboard, out / "log") if log else None
-    train(run, batches, steps, checkpoint, None, controls, cooldown=cooldown, every={every: hook}, scale=scale, log=writer)
+    hooks = dict(every={every: hook}, log=writer)
+    train(run, batches, steps, checkpoint, controls=controls, cooldown=cooldown, scale=scale, **hooks)
     if ranks()[0] == 0: hook(run)
 
 # %% ../nbs/40_cli.ipynb #4c4fd928
@@ -359,7 +366,7 @@ solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if 
 grid_help = f"Times between the steps: {', '.join(grids)}; auto takes the tuned ones, or cosine."
 control_help = "Name of the control; again for further ones. The usual names (DMSO, EMPTY, ...) if not given."
 nucleus_help = "Name of the channel that shows nuclei, or none; by name or picture if not given."
-scale_help = "precision=bfloat16, accumulate=4, checkpointing, compile, fused or fsdp, see `training.Scale`; again for more."
+scale_help = "precision=bfloat16, accumulate=4, checkpointing, compile, fused, fsdp; again for further ones."
 design_help = f"A switch of the design space, such as path=vp; again for further ones: {', '.join(switch_parts)}."
 embedding_help = "A .csv of given vectors of perturbations (a column `perturbation`, then numbers), not one-hot labels."
 backbone_help = "Size/patch: nano, tiny, mini, S, B, L, XL / 2, 4, 8; or a U-Net: unet-nano, -tiny, -mini, -S, -B."

@@ -170,26 +170,20 @@ class Run:
     note:str = ""                                   # what resuming has to say
 
     @property
-    def number(self)->int: return self.step + self.left_out      # of the batch of the next step
-
-    @property
     def sampler(self)->nn.Module: return self.whole or self.ema.module      # the network to sample with
 
-    def stateful(self)->list:
-        "Everything with a state dict, in the order of the checkpoint."
-        return [self.net, self.ema, *self.optimisers]
+    def stateful(self)->list: return [self.net, self.ema, *self.optimisers]      # in the order of the checkpoint
 
     def state(self)->dict:
         "What a checkpoint holds."
         parts = [map_tensors(whole_tensor, part.state_dict()) for part in self.stateful()]
-        design = getattr(self.ema.module, "design", Design()).to_dict()
-        return dict(step=self.step, seconds=self.seconds, history=self.history, parts=parts, design=design,
-                    recent=self.recent, seed=self.seed, left_out=self.left_out, about=self.about)
+        own = {k: getattr(self, k) for k in "step seconds history recent seed left_out about".split()}
+        return own | dict(parts=parts, design=getattr(self.ema.module, "design", Design()).to_dict())
 
     def load(self, state:dict):
-        "Continue from a checkpoint of a run with the same network and optimisers."
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.recent, self.left_out = state.get("recent", []), state.get("left_out", 0)
+        "Continue from a checkpoint of a run with the same network and optimisers; an older one holds less."
+        for k in ("step", "seconds", "history"): setattr(self, k, state[k])
+        for k in ("recent", "left_out"): setattr(self, k, state.get(k, getattr(self, k)))
         for part, saved in zip(self.stateful(), state["parts"], strict=True): part.load_state_dict(saved)
 
 # %% ../nbs/13_training.ipynb #edd64cca
@@ -217,6 +211,7 @@ def start(
     run = Run(net, ema(net, ema_std), optimisers(net, kind, lr, fused), seed=seed, about=about or {})
     if checkpoint is None or not checkpoint.is_file(): return run
     state, run.note = read_newest(checkpoint)
+    if not isinstance(state, dict): state = {}      # of something else
     if state.get("design", (own := run.state()["design"])) != own and isinstance(state["design"], dict):
         name = next(k for k, v in own.items() if state["design"].get(k) != v)
         raise InputError(f"The checkpoint in '{checkpoint.parent.name}' is of another design: its {name} is "
@@ -454,10 +449,10 @@ def draw_rows(
     parts:int,
 )->Rows:
     "One part of the next batch, a function of the seed, the batch's number and each row's place in it."
-    whole = parts == 1 or design.coupling != "independent"
-    x1, condition = batches(run.number) if whole else batches(run.number, part, parts)
+    whole, number = parts == 1 or design.coupling != "independent", run.step + run.left_out
+    x1, condition = batches(number) if whole else batches(number, part, parts)
     n = len(x1) if whole else parts * len(x1)
-    mine, keys = part_rows(n, part, parts), row_keys(run.seed, run.number, n)
+    mine, keys = part_rows(n, part, parts), row_keys(run.seed, number, n)
     seeds = keys if whole else keys[mine]
     x0 = controls(condition, seeds, len(x1)) if controls else noise(seeds, x1.shape[1:])
     if design.coupling != "independent":
@@ -608,7 +603,7 @@ def training_steps(
                      "setting of training": str((design, scale, steps, warmup, cooldown))})
     accelerator = prepare(run, dtype, scale)
     while run.step < steps:
-        torch.manual_seed(hashed(hashed(torch.tensor(run.seed)) + run.number * processes + rank).item() & 2**63 - 1)
+        torch.manual_seed(row_keys(run.seed, run.step + run.left_out, processes)[rank].item())      # for all the rest
         pieces = (draw_rows(run, batches, design, controls, rank * n + i, processes * n) for i in range(n))
         lr_scale = lr_schedule(run.step, steps, warmup, cooldown)
         yield step_on(run, accelerator, pieces, n, lr_scale, design, flags=flags())
@@ -715,7 +710,7 @@ def forward_flops(
     inside = [sum(c.values()) for name, c in counter.get_flop_counts().items() if any(name.endswith(b) for b in blocks)]
     return counter.get_total_flops(), sum(inside)
 
-
+# %% ../nbs/13_training.ipynb #5e0fb944
 def kept_bytes(
     build,                     # callable: () -> the network
     n:int,                     # images
