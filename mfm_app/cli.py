@@ -4,29 +4,36 @@
 
 # %% auto #0
 __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help', 'grid_help',
-           'control_help', 'nucleus_help', 'design_help', 'embedding_help', 'backbone_help', 'kind_help', 'data_help',
-           'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'space_help', 'protocol_help',
-           'no_unseen_controls', 'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated',
-           'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells',
-           'network_of', 'train_on', 'design_switches', 'recipe_with', 'in_channels', 'read_resized', 'option',
-           'former', 'check_options', 'train_command', 'finetune_command', 'judged_counterfactuals', 'evaluate_command',
-           'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text',
-           'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
+           'control_help', 'nucleus_help', 'scale_help', 'design_help', 'embedding_help', 'backbone_help', 'kind_help',
+           'data_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'accelerators',
+           'space_help', 'protocol_help', 'no_unseen_controls', 'main', 'preview_conditions', 'training_record',
+           'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of',
+           'snapshot_hook', 'starting_cells', 'network_of', 'digest', 'check_same', 'measure_cells', 'start_run',
+           'first_speaks', 'train_on', 'design_switches', 'recipe_with', 'in_channels', 'read_resized', 'option',
+           'former', 'check_options', 'read_for_training', 'train_command', 'rate_of', 'planned_network', 'plan_text',
+           'plan_command', 'finetune_command', 'judged_counterfactuals', 'evaluate_command', 'tune_command',
+           'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar',
+           'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/40_cli.ipynb #016db8f5
+import hashlib
+import os
 import sys
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import torch
 import typer
 from tqdm import tqdm
 
 from .channels import find_nucleus, in_short
 from .conditioning import ControlCells, control_cells
-from .core import Condition, InputError, check_int, error_message, index_of_name, join, pick_device
+from .core import (Condition, InputError, check_int, check_number, error_message, fast_dtype, index_of_name,
+                          join, markdown_table, part_rows, pick_device, seconds_of)
 from .data import Batches, Cells, conditions, read_cells, resize, vocabulary, with_kind, with_shown
 from .engine import Engine, load, load_all
 from .export import export_of, formats, write_export
@@ -44,12 +51,13 @@ from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustra
 from .simulator import data_sets
 from .solvers import grids, solvers
 from .space import upload_space, write_space
-from .training import Run, start, train
+from .training import (Plan, Run, Scale, SharedError, check_agreement, leave, plan_training, ranks, start,
+                              tensorboard, together, train)
 from .tuning import tune_model
 from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenotypes_of, protocols,
                                 write_report)
 from .viz import loss_curve, show
-from .vocabulary import Vocabulary, condition, kinds
+from .vocabulary import Perturbation, Vocabulary, condition, kinds
 
 # %% ../nbs/40_cli.ipynb #ad3c2a2c
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, evaluate it, sample cells, serve the page.",
@@ -65,7 +73,9 @@ def main(
     try: return app(args)
     except Exception as e:
         if not (message := error_message(e)): raise
-    print(f"mfm: {message}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")      # the first of several processes says what all have to say
+        if rank != "0": message = "" if isinstance(e, SharedError) else f"process {rank}: {message}"
+    if message: print(f"mfm: {message}", file=sys.stderr)
     sys.exit(2)
 
 # %% ../nbs/40_cli.ipynb #848f4026
@@ -161,7 +171,7 @@ def snapshot_hook(
     "A hook for `train` that writes the EMA model, a preview of its cells and the loss curve."
     rows = preview_conditions(vocab)
     def hook(run:Run):
-        net = run.ema.module.eval()
+        net = run.sampler.eval()
         save_model(out / "model", net, config | dict(training=training_record(run, recipe)))
         sampling = replace(generation, cfg_scale=config.get("guidance", 1.))
         cells = sample_images(net, rows, list(range(8)) * (len(rows) // 8), pick_device(), sampling=sampling)
@@ -202,6 +212,49 @@ def network_of(
     if few: net.controls = few
     return net, few and starting_cells(cells, vocab)
 
+# %% ../nbs/40_cli.ipynb #03e19616
+def digest(cells:Cells)->str:
+    "A text that is the same for the same cells; of many images it reads a sample."
+    sample = np.ascontiguousarray(cells.images[::max(1, len(cells) // 1000)])
+    table = pd.util.hash_pandas_object(cells.table.astype(str), index=False).to_numpy()
+    return hashlib.sha256(table.tobytes() + sample.tobytes() + str(cells.images.shape).encode()).hexdigest()
+
+
+def check_same(cells:Cells, config:dict, recipe:dict):
+    "`InputError` unless all processes train the same network by the same recipe on the same cells."
+    check_agreement({"data": digest(cells), "network": str((config["backbone"], config["adaptor"]))} |
+                    {name.replace("_", " "): value for name, value in recipe.items()})
+
+# %% ../nbs/40_cli.ipynb #d4b3fd30
+def measure_cells(
+    config:dict,         # is completed
+    cells:Cells,
+    vocab:Vocabulary,
+    nucleus:str|None,
+)->Vocabulary:           # with the dose of the clearest effect of each perturbation
+    "Complete a config with what is measured of the cells, in the first process."
+    if ranks()[0]: return vocab
+    vocab = clearest_doses(vocab, cells)
+    config |= dict(vocabulary=vocab.to_dict(), data=data_record(cells), controls=controls_of(cells, nucleus),
+                   **phenotypes_record(cells))
+    return vocab
+
+
+def start_run(net, checkpoint:Path, recipe:dict, ema_std:float, fused:bool, cells:Cells, vocab:Vocabulary)->Run:
+    "A new run, or the one in the checkpoint; prints what resuming has to say."
+    names = dict(perturbations=vocab.names, experiments=vocab.experiments, channels=[c["name"] for c in cells.channels])
+    own = recipe["optimiser"], recipe["learning_rate"], ema_std, recipe["seed"], fused, names
+    run = together(start, net, checkpoint, *own)
+    if run.note: print(run.note)
+    return run
+
+
+@contextmanager
+def first_speaks():
+    "While this lasts the first process alone prints; then the processes part."
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if ranks()[0] else sys.stdout): yield
+    leave()
+
 # %% ../nbs/40_cli.ipynb #0717095e
 def train_on(
     cells:Cells,
@@ -213,6 +266,8 @@ def train_on(
     every:int,           # steps between snapshots
     nucleus:str="",      # as in `nucleus_of`
     embedding:Path|None=None,      # as in `network_of`
+    scale:Scale=Scale(),
+    log:bool=False,      # for TensorBoard as well
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
     name, seed, checkpoint, cells = recipe["recipe"], recipe["seed"], out / "training.pt", with_shown(cells)
@@ -221,15 +276,16 @@ def train_on(
     size, ema_std = cells.images.shape[-1], switches.pop("ema_std", settings["ema_std"])
     config = new_config(vocab, cells.channels, backbone, size, name == "laptop", nucleus, switches)
     torch.manual_seed(seed)
-    net, controls = network_of(config, cells, vocab, embedding)
-    run = start(net, checkpoint, recipe["optimiser"], recipe["learning_rate"], ema_std)
-    vocab = clearest_doses(vocab, cells)      # cells are measured once nothing is left to refuse
-    config |= dict(vocabulary=vocab.to_dict(), data=data_record(cells), controls=controls_of(cells, nucleus),
-                   **phenotypes_record(cells))
+    net, controls = together(network_of, config, cells, vocab, embedding)
+    check_same(cells, config, recipe)
+    run = start_run(net, checkpoint, recipe, ema_std, scale.fused, cells, vocab)
+    vocab = measure_cells(config, cells, vocab, nucleus)      # once nothing is left to refuse
     batches = Batches(cells, vocab, recipe["batch"], settings["power"], settings["rot90"], seed)
     hook = snapshot_hook(out, config, vocab, recipe)
-    train(run, batches, steps, checkpoint, controls=controls, cooldown=cooldown, every={every: hook})
-    hook(run)
+    writer = together(tensorboard, out / "log") if log else None
+    hooks = dict(every={every: hook}, log=writer)
+    train(run, batches, steps, checkpoint, controls=controls, cooldown=cooldown, scale=scale, **hooks)
+    if ranks()[0] == 0: hook(run)
 
 # %% ../nbs/40_cli.ipynb #4c4fd928
 def design_switches(recipe:dict)->dict:      # as `recipe_with` makes it, or written by hand
@@ -313,6 +369,7 @@ solver_help = f"{', '.join(solvers)}, tuned (see `mfm tune`), or auto: tuned if 
 grid_help = f"Times between the steps: {', '.join(grids)}; auto takes the tuned ones, or cosine."
 control_help = "Name of the control; again for further ones. The usual names (DMSO, EMPTY, ...) if not given."
 nucleus_help = "Name of the channel that shows nuclei, or none; by name or picture if not given."
+scale_help = "precision=bfloat16, accumulate=4, checkpointing, compile, fused, fsdp; again for further ones."
 design_help = f"A switch of the design space, such as path=vp; again for further ones: {', '.join(switch_parts)}."
 embedding_help = "A .csv of given vectors of perturbations (a column `perturbation`, then numbers), not one-hot labels."
 backbone_help = "Size/patch: nano, tiny, mini, S, B, L, XL / 2, 4, 8; or a U-Net: unet-nano, -tiny, -mini, -S, -B."
@@ -324,6 +381,18 @@ repo_help = "Repository on the Hub, created if it does not exist; user/name@bran
 dry_run_help = "Write it to this folder and upload nothing; `python app.py` in it serves the page."
 left_out_text = "Left out, for want of a published structure: {names}."
 no_trials_text = "The model now reads molecules; nothing was held out, so it is unknown how well."
+
+# %% ../nbs/40_cli.ipynb #2a5ee83b
+def read_for_training(asked:tuple, data:Path, out:Path, steps:int, every:int, image_size:int, control, kind:str)->tuple:
+    "Recipe, scale and cells of a run as the command line asks for them; `InputError` for what cannot be."
+    paper, lr, timesteps, coupling, design, batch, seed, scale = asked
+    check_options((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
+                  (image_size, "--image-size", 16, 512))
+    recipe = recipe_with(paper, lr, timesteps, coupling, design, batch=batch, seed=seed)
+    scale = Scale.read(scale)
+    part_rows(batch, 0, scale.accumulate * ranks()[1])
+    check_writable(out)
+    return recipe, scale, read_resized(data, image_size, control=control, kind=kind)
 
 # %% ../nbs/40_cli.ipynb #c29cfb37
 @app.command("train")
@@ -347,15 +416,73 @@ def train_command(
     control:option(list[str]|None, control_help)=None,
     kind:option(str, kind_help)="",
     nucleus:option(str, nucleus_help)="",
+    scale:option(list[str]|None, scale_help, metavar="KEY=VALUE")=None,
+    log:option(bool, "Write the history for TensorBoard as well, into OUT/log.", "--tensorboard")=False,
 ):
     "Train a model, or resume a run; the folder `model` in OUT is then ready to serve."
-    check_options((steps, "--steps", 1, 10**8), (batch, "--batch", 1, 4096), (every, "--every", 1, 10**8),
-                  (image_size, "--image-size", 16, 512))
-    recipe = recipe_with(paper, lr, timesteps or times, coupling, design or (), batch=batch, seed=seed)
-    check_writable(out)
-    cells = read_resized(data, image_size, control=control, kind=kind)
-    train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, embedding)
-    print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
+    with first_speaks():
+        asked = paper, lr, timesteps or times, coupling, design or (), batch, seed, scale or ()
+        recipe, scale, cells = together(read_for_training, asked, data, out, steps, every, image_size, control, kind)
+        train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, embedding, scale, log)
+        print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
+
+# %% ../nbs/40_cli.ipynb #fca41c0b
+accelerators = {      # operations a second, bytes
+    "a100": (312e12, 80e9), "h100": (989e12, 80e9), "h200": (989e12, 141e9), "l40s": (362e12, 48e9)}
+
+
+def rate_of(name:str)->tuple:      # one of `accelerators`, or "cpu"
+    "Operations a second in matrix products, and bytes of memory or None; `InputError` for another name."
+    names = [*accelerators, "cpu"]
+    name = names[index_of_name(name, names, "accelerator")]
+    if name != "cpu": return accelerators[name]
+    return 2 * 1024**3 / seconds_of(torch.ones(1024, 1024, dtype=fast_dtype())), None
+
+
+def planned_network(backbone:str, paper:bool, image_size:int, channels:int, perturbations:int):
+    "What builds the network of a plan, with so many perturbations in one experiment."
+    vocab = Vocabulary([Perturbation(str(i)) for i in range(perturbations)], ["1"], ["1"], "0")
+    named = [dict(name=str(i), colour="#ffffff") for i in range(channels)]
+    config = new_config(vocab, named, backbone, image_size, not paper)
+    return lambda: build(config)
+
+
+def plan_text(plan:Plan, steps:int, speed:str)->str:
+    "A plan as a Markdown table."
+    return markdown_table(["", "predicted"], [
+        ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
+        ("memory of a GPU", f"{plan.memory / 1e9:,.1f} GB, {plan.resident / 1e9:,.1f} GB of it between steps"),
+        ("operations a step", f"{plan.flops / 1e12:,.2f} TFLOP"),
+        ("the run", f"{plan.flops * steps:.3g} FLOP, {plan.hours:,.1f} hours at {speed}"),
+        ("disk", f"{plan.disk / 1e9:,.1f} GB")])
+
+# %% ../nbs/40_cli.ipynb #e5774bfd
+@app.command("plan")
+def plan_command(
+    backbone:option(str, backbone_help)="XL/2",
+    gpus:option(int, "How many share a batch.")=1,
+    batch:option(int, "Images a step, over all GPUs.")=256,
+    steps:option(int, "Of the run.")=100_000,
+    image_size:option(int, "Pixels.")=96,
+    channels:option(int, "Of an image.")=6,
+    perturbations:option(int, "How many names the model knows.")=1000,
+    paper:option(bool, "The paper's recipe, or the laptop's.", "--paper/--laptop")=True,
+    accelerator:option(str, f"{', '.join(accelerators)}, or cpu for this machine.")="h100",
+    share:option(float, "Of the rate of matrix products that training reaches, see bench/training.py.")=0.35,
+    scale:option(list[str]|None, scale_help, metavar="KEY=VALUE")=None,
+):
+    "Predict parameters, memory, operations, hours and disk of a training run."
+    check_options((gpus, "--gpus", 1, 100_000), (batch, "--batch", 1, 10**6), (steps, "--steps", 1, 10**8),
+                  (image_size, "--image-size", 16, 512), (channels, "--channels", 1, 32),
+                  (perturbations, "--perturbations", 1, 10**6))
+    check_number(share, "--share", 0.001, 1)
+    scale, (rate, room), kind = Scale.read(scale or ()), rate_of(accelerator), "adam" if paper else "muon"
+    network = planned_network(backbone, paper, image_size, channels, perturbations)
+    plan = plan_training(network, gpus, batch, steps, rate, share, scale, kind, accelerator.lower() != "cpu")
+    print(plan_text(plan, steps, f"{rate / 1e12:,.2f} TFLOP/s x {share:g}"))
+    if room and plan.memory > 0.9 * room:
+        print(f"That is more than 90 % of the {room / 1e9:.0f} GB of this accelerator; --scale accumulate=2, "
+              "--scale checkpointing and --scale fsdp take less.")
 
 # %% ../nbs/40_cli.ipynb #bd3be062
 @app.command("finetune")

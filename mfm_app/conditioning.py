@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Condition, InputError, autocast, to_float
+from .core import Condition, InputError, autocast, to_float, uniforms
 from .flow import Design, from_straight, straight_velocity
 from .model import Block, MiT, init_weights, rms_norm, zero_init
 
@@ -70,14 +70,16 @@ class LabelEmbedding(nn.Module):
 def drop_labels(
     condition:Condition,      # B rows
     dropout:float=0.15,       # probability, for each of the three
+    keys:Tensor|None=None,    # (B,) of the rows, see `core.uniforms`; None draws from PyTorch's own generator
 )->Condition:                 # B rows
     "Label dropout: y with fp, e and c become unconditional at random (Ho & Salimans 2022)."
     dropped = {}
-    for names in (("y", "fp"), ("e",), ("c",)):
+    for i, names in enumerate((("y", "fp"), ("e",), ("c",))):
         columns = {name: column for name in names if (column := getattr(condition, name)) is not None}
         if not columns: continue
         one = next(iter(columns.values()))
-        drop = torch.rand(len(one), device=one.device) < dropout                               # (B,)
+        uniform = torch.rand(len(one), device=one.device) if keys is None else uniforms(keys, 3)[:, i]
+        drop = uniform < dropout                                                               # (B,)
         for name, column in columns.items():
             rows = drop.view(-1, *[1] * (column.ndim - 1))                                     # (B,) or (B, 1)
             dropped[name] = column.masked_fill(rows, Condition.columns[name])
@@ -163,6 +165,7 @@ def perturbation_embedding(
 # %% ../nbs/09_conditioning.ipynb #d492d62d
 class Adaptor(nn.Module):
     "The sum of all embeddings of a condition; drops labels in training; returns (B, D)."
+    row_keys = None      # (B,) of the rows of the next call, see `training.keyed`
     def __init__(
         self,
         width:int,                      # D
@@ -187,7 +190,7 @@ class Adaptor(nn.Module):
 
     def forward(self, t:Tensor, condition:Condition|None)->Tensor:                             # (B,) in [0, 1], B rows
         condition, rows = condition or Condition(), len(t)
-        if self.training: condition = drop_labels(condition, self.label_dropout)
+        if self.training: condition = drop_labels(condition, self.label_dropout, self.row_keys)
         cond = self.time(t) + perturbation_embedding(self, condition, rows)                    # (B, D)
         if self.e is not None: cond = cond + self.e(condition.e, rows)
         return cond + self.c(condition.c, rows)                                                # (B, D)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['no_memory', 'InputError', 'refusal', 'os_reason', 'error_message', 'is_number', 'check_number', 'check_int',
            'nearest_names', 'index_of_name', 'markdown_table', 'to_float', 'to_uint8', 'noise', 'Condition', 'join',
-           'pick_device', 'seconds_of', 'fastest_on_cpu', 'fast_dtype', 'autocast']
+           'hashed', 'row_keys', 'uniforms', 'part_rows', 'pick_device', 'seconds_of', 'fastest_on_cpu', 'fast_dtype',
+           'autocast']
 
 # %% ../nbs/00_core.ipynb #b4a21784
 import difflib
@@ -181,6 +182,46 @@ def join(
         filled = lambda part, n: known.new_full((n, *known.shape[1:]), gap) if part is None else part
         return torch.cat([filled(part, n) for part, n in zip(parts, lengths)])
     return Condition(**{k: column(k, gap) for k, gap in Condition.columns.items()})
+
+# %% ../nbs/00_core.ipynb #252cac10
+def hashed(x:Tensor)->Tensor:      # int64 -> int64
+    "SplitMix64's finaliser (Steele et al. 2014): near numbers become unrelated ones."
+    for shift, factor in ((30, 0xbf58476d1ce4e5b9), (27, 0x94d049bb133111eb)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * (factor - 2**64)
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+def row_keys(
+    seed:int,      # of the run
+    step:int,      # number of the batch
+    n:int,         # rows of the batch
+)->Tensor:         # (n,) int64, not negative: a seed for `noise`, a key for `uniforms`
+    "A key for every row of a batch."
+    step_key = hashed(hashed(torch.tensor(seed)) + step)
+    return hashed(step_key + torch.arange(n)) & 2**63 - 1
+
+
+def uniforms(
+    keys:Tensor,      # (B,) int64
+    n:int,            # numbers a row
+)->Tensor:            # (B, n) float32 in [0, 1), in steps of 2^-24
+    "Uniform random numbers that depend on a row's key alone (lowbias32, Wellons 2018)."
+    x = hashed(torch.arange(n, device=keys.device)).int() ^ hashed(keys).int()[:, None]
+    for shift, factor in ((16, 0x7feb352d), (15, 0x846ca68b - 2**32)):
+        x ^= x >> shift
+        x *= factor
+    x ^= x >> 16
+    return (x & 2**24 - 1).float() * 2**-24
+
+# %% ../nbs/00_core.ipynb #c92abc02
+def part_rows(
+    n:int,           # rows of a batch
+    part:int,        # from 0
+    parts:int,       # that share the batch
+)->slice:
+    "The rows of one part of a batch; `InputError` if the parts are not equal."
+    if n % parts: raise InputError(f"A batch of {n} images is not a multiple of the {parts} parts that share it.")
+    return slice(part * n // parts, (part + 1) * n // parts)
 
 # %% ../nbs/00_core.ipynb #cc70b5a4
 def pick_device()->torch.device:

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import Condition, InputError, index_of_name, to_float
+from .core import Condition, InputError, index_of_name, part_rows, row_keys, to_float, uniforms
 from .images import Micrograph, read_micrograph
 from .molecules import dose_columns, one_line, read_molecule, read_unit
 from .vocabulary import (Perturbation, Vocabulary, channel_colours, channel_words, default_shown, guess_channels,
@@ -971,19 +971,21 @@ def fingerprints(
 # %% ../nbs/05_data.ipynb #77e224db
 def dequantise(
     x:Tensor,                 # (B, C, H, W) in [-1, 1], from bytes
-    generator=None,
+    random=None,              # a generator, or (B, C H W) uniform numbers
 )->Tensor:                    # the same shape
     "Add uniform noise of one grey level's width, 1/128 (Jones et al. 2026)."
-    return x + (torch.rand(x.shape, generator=generator) - 0.5) / 128
+    uniform = random if torch.is_tensor(random) else torch.rand(x.shape, generator=random)
+    return x + (uniform.reshape(x.shape) - 0.5) / 128
 
 # %% ../nbs/05_data.ipynb #7b865af4
 def augment(
     x:Tensor,                 # (B, C, H, W), square
-    generator=None,
+    random=None,              # a generator, or (B, 3) uniform numbers
     rot90:bool=True,          # also turn by 90 degrees; flips alone are the paper's
 )->Tensor:                    # the same shape
     "Flip (and turn) each image at random, all its channels alike."
-    coin = torch.rand(3, len(x), 1, 1, 1, generator=generator) < 0.5
+    uniform = random.T if torch.is_tensor(random) else torch.rand(3, len(x), generator=random)
+    coin = uniform.reshape(3, len(x), 1, 1, 1) < 0.5
     x = torch.where(coin[0], x.flip(-1), x)
     x = torch.where(coin[1], x.flip(-2), x)
     return torch.where(coin[2], x.transpose(-1, -2), x) if rot90 else x
@@ -1008,12 +1010,13 @@ class Batches:
         self.size, self.rot90, self.seed = size, rot90, seed
         self.fp, self.molecule_index = fingerprints(train.table, encode) if encode else (None, None)
 
-    def __call__(self, step:int):
-        g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        rows = torch.multinomial(self.weights, self.size, replacement=True, generator=g)
-        condition = self.conditions[rows]
+    def __call__(self, step:int, part:int=0, parts:int=1):      # the rows of one of so many equal parts of the batch
+        g, mine = torch.Generator().manual_seed(self.seed * 1_000_003 + step), part_rows(self.size, part, parts)
+        rows = torch.multinomial(self.weights, self.size, replacement=True, generator=g)[mine]
+        condition, x1 = self.conditions[rows], to_float(self.images[rows])
         if self.fp is not None: condition = replace(condition, y=None, fp=self.fp[self.molecule_index[rows]])
-        return augment(dequantise(to_float(self.images[rows]), g), g, self.rot90), condition
+        uniform = uniforms(row_keys(self.seed, -1 - step, self.size)[mine], 3 + x1[0].numel())
+        return augment(dequantise(x1, uniform[:, 3:]), uniform[:, :3], self.rot90), condition
 
 # %% ../nbs/05_data.ipynb #7ae80e44
 def resize(

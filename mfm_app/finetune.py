@@ -105,7 +105,7 @@ def finetune(
     if config.warm_start and not resumed:
         warm_start(net, cells.where(split="train"), model.vocab, encode, config.warm_start)
     batches = Batches(cells, model.vocab, config.batch, config.power, seed=config.seed, encode=encode)
-    run = start(net, checkpoint, "muon", config.lr)
+    run = start(net, checkpoint, "muon", config.lr, seed=config.seed)
     return train(run, batches, config.steps, checkpoint, replace(net.design, timesteps="uniform"), warmup=20)
 
 # %% ../nbs/28_finetune.ipynb #82d9183f

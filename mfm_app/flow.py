@@ -224,14 +224,16 @@ def flow_loss(
     t:Tensor|None=None,              # (B,) on the path of the design; sampled uniformly if not given
     x0:Tensor|None=None,             # (B, C, H, W) noise, sampled if not given; or control cells
     design:Design=Design(),
+    z:Tensor|None=None,              # (B, C, H, W) noise of a bridge; sampled if not given
+    paired:bool=False,               # whether x0 is in the order of its images already
 )->Tensor:                           # scalar
     "Mean squared error of the velocity (Lipman et al. 2023, eq. 23 with sigma_min = 0), or `InputError`."
     if x0 is None and design.source == "control":
         raise InputError("A flow from control cells needs control cells to start from.")
     t = inside(design, sample_t(len(x1)).to(x1.device) if t is None else t)
     groups = condition.e if condition is not None and design.source == "control" else None
-    x0 = couple(torch.randn_like(x1) if x0 is None else x0, x1, design.coupling, groups)
-    z = torch.randn_like(x1) if design.bridges else None
+    if not paired: x0 = couple(torch.randn_like(x1) if x0 is None else x0, x1, design.coupling, groups)
+    if z is None and design.bridges: z = torch.randn_like(x1)
     x, r = to_straight(design, interpolate(x0, x1, t, design, z), t)
     u = native_velocity(design, velocity(x, r, condition), x, r)
     return (u - target(x0, x1, t, design, z)).square().mean()

@@ -267,13 +267,14 @@ def test_a_resumed_run_goes_on_with_everything_it_had(tmp_path):
     assert all(same(a, b) for a, b in zip(leaves(resumed), leaves(run), strict=True))
     train(resumed, batches, 8, path, **quick)
     assert resumed.step == 8 and read_state(path)["step"] == 8
-    assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
+    assert {p.name for p in path.parent.iterdir()} == {"state.pt", "state.previous.pt"}
 
 
-def test_a_checkpoint_holds_its_design_and_its_parts_in_order():
+def test_a_checkpoint_holds_what_a_run_is_and_its_parts_in_order():
     run = start(network())
     state = run.state()
-    assert list(state) == ["step", "seconds", "history", "parts", "design"] and len(state["parts"]) == 4
+    assert set(state) == {"step", "seconds", "history", "parts", "design", "recent", "seed", "left_out", "about"}
+    assert len(state["parts"]) == 4
     assert list(state["parts"][0]) == list(run.net.state_dict())
     assert "n_averaged" in state["parts"][1] and all(set(p) == {"state", "param_groups"} for p in state["parts"][2:])
 
