@@ -78,8 +78,10 @@ def optimisers(
     is_block_matrix = lambda name, p: p.ndim == 2 and ".blocks." in f".{name}"
     matrices = [p for name, p in weights.items() if is_block_matrix(name, p)]
     others = [p for name, p in weights.items() if not is_block_matrix(name, p)]
-    muon = torch.optim.Muon(matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, lr, betas=(0.9, 0.99), weight_decay=0., fused=fused)]
+    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.99), weight_decay=0., fused=fused)
+    if not matrices: return [adamw]      # a U-Net has no blocks of matrices
+    return [torch.optim.Muon(matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adamw]
+
 
 # %% ../nbs/13_training.ipynb #b3cd7118
 def lr_schedule(

@@ -455,6 +455,11 @@ def test_a_given_embedding_is_read_by_name_and_stays_as_it_is(tmp_path):
 
 # Training
 
+def test_a_unet_is_trained_by_the_laptops_recipe():
+    run = train(start(model_of(backbone="unet-pico")[0]), Batches(cells, vocab, 4), 2, warmup=1, dtype=torch.float32)
+    assert run.step == 2 and len(run.optimisers) == 1
+
+
 trained_designs = ["path=vp"], ["source=control", "coupling=ot"], ["path=brownian", "k=1"]
 
 
