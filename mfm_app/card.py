@@ -255,7 +255,8 @@ def model_card(
     sections = {
         "How to use": usage_text(vocab, source), "Training data": field_list(data), "Training": training_text(training),
         "Evaluation": quality.get("table", "Not measured."),
-        **({"Measured wells": config["wells"]["table"]} if "wells" in config else {}), "Counterfactuals": counterfactuals_text(quality),
+        **({"Measured wells": config["wells"]["table"]} if "wells" in config else {}),
+        "Counterfactuals": counterfactuals_text(quality),
         "Molecules": molecules_text(config.get("molecules", {})), 
         "Training perturbations": perturbation_table(vocab), "Limitations": limitations_text(vocab),
         "Citation": citation_text(data)}

@@ -6,14 +6,15 @@
 __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help', 'grid_help',
            'control_help', 'nucleus_help', 'scale_help', 'design_help', 'embedding_help', 'backbone_help', 'kind_help',
            'data_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'accelerators',
-           'space_help', 'protocol_help', 'no_unseen_controls', 'main', 'preview_conditions', 'training_record',
-           'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of',
-           'snapshot_hook', 'starting_cells', 'network_of', 'digest', 'check_same', 'measure_cells', 'start_run',
-           'first_speaks', 'train_on', 'design_switches', 'recipe_with', 'in_channels', 'read_resized', 'option',
-           'former', 'check_options', 'read_for_training', 'train_command', 'rate_of', 'planned_network', 'plan_text',
-           'plan_command', 'finetune_command', 'judged_counterfactuals', 'evaluate_command', 'tune_command',
-           'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text', 'screen_with_bar',
-           'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
+           'space_help', 'protocol_help', 'no_unseen_controls', 'wells_help', 'columns_help', 'main',
+           'preview_conditions', 'training_record', 'data_record', 'some_treated', 'phenotypes_record', 'controls_of',
+           'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells', 'network_of', 'digest', 'check_same',
+           'measure_cells', 'start_run', 'first_speaks', 'train_on', 'design_switches', 'recipe_with', 'in_channels',
+           'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
+           'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping',
+           'judged_wells', 'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused',
+           'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command',
+           'push_command', 'space_command']
 
 # %% ../nbs/41_cli.ipynb #016db8f5
 import hashlib
@@ -56,8 +57,9 @@ from .training import (Plan, Run, Scale, SharedError, check_agreement, leave, pl
 from .tuning import tune_model
 from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenotypes_of, protocols,
                                 write_report)
-from .viz import loss_curve, show
+from .viz import agreement_figure, loss_curve, show
 from .vocabulary import Perturbation, Vocabulary, condition, kinds
+from .wells import Wells, compare_with_wells, read_wells, to_record
 
 # %% ../nbs/41_cli.ipynb #ad3c2a2c
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, evaluate it, sample cells, serve the page.",
@@ -532,6 +534,27 @@ def judged_counterfactuals(model:Model, cells:Cells, n:int)->dict:
 
 
 # %% ../nbs/41_cli.ipynb #0e9407f2
+wells_help = "Table of measured wells (CellProfiler's features, a row a well), beside which the effects are judged."
+columns_help = "A .json that maps feature names of this package to columns of the table of wells."
+
+
+def read_mapping(path:Path|None)->dict|None:
+    "Names of columns from a JSON object of texts, or `InputError`."
+    if path is None: return None
+    try: mapping = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError): raise InputError(f"{path.name} cannot be read as JSON.") from None
+    if isinstance(mapping, dict) and mapping and all(isinstance(v, str) for v in mapping.values()): return mapping
+    raise InputError(f"{path.name} must hold one object that maps names of features to names of columns.")
+
+
+def judged_wells(model:Model, wells:Wells, cells:Cells)->dict:      # name -> figure
+    "Judge a model by measured wells: the record goes into its config, the figure into the report."
+    compared = compare_with_wells(model, wells, cells.where(split="train"))
+    model.config["wells"] = record = to_record(compared)
+    print(compared.to_markdown())
+    return {"wells.png": agreement_figure(record["conditions"], record["limits"])}
+
+# %% ../nbs/41_cli.ipynb #87359655
 @app.command("evaluate")
 def evaluate_command(
     model:option(Path, "Model folder; its card gets the result."),
@@ -540,6 +563,8 @@ def evaluate_command(
     out:option(Path|None, "Folder of the report; `report` in the model's folder if not given.")=None,
     protocol:option(str, protocol_help)="conditions",
     space:option(list[str]|None, space_help)=None,
+    wells:option(Path|None, wells_help)=None,
+    wells_columns:option(Path|None, columns_help)=None,
     control:option(list[str]|None, control_help)=None,
     nucleus:option(str, "Name of the channel that shows nuclei, or none; as the model says if not given.")="",
 ):
@@ -547,7 +572,7 @@ def evaluate_command(
     check_int(n, "--n", 20, 10_000)
     protocol, out = list(protocols)[index_of_name(protocol, protocols, "protocol")], out or model / "report"
     for folder in (model, out): check_writable(folder)
-    loaded = load_model(model)
+    table, loaded = wells and read_wells(wells, read_mapping(wells_columns)), load_model(model)
     if nucleus: loaded.config["nucleus"] = named_nucleus(nucleus, [c["name"] for c in loaded.channels])
     spaces = feature_spaces(space or [], loaded.channels, pick_device())
     cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
@@ -556,6 +581,7 @@ def evaluate_command(
                          vocabulary=clearest_doses(loaded.vocab, cells).to_dict())
     loaded.config |= {} if "phenotypes" in loaded.config else phenotypes_record(cells)
     quality |= judged_counterfactuals(loaded, cells, n // 4)
+    if table: pictures |= judged_wells(loaded, table, cells)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
     write_report(out, report, pictures)
     print(f"{quality['table']}\n\nThe report is in {out / 'report.md'}.")

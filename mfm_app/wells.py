@@ -8,8 +8,8 @@ __all__ = ['shapes', 'levels', 'stains', 'of_nuclei', 'of_cells', 'well_columns'
            'in_experiments', 'by_condition', 'Truth', 'strength', 'left_out_wells', 'chance_strength', 'truth_of',
            'mean_profile', 'drawn_effects', 'agreement', 'rank_correlations', 'nearest_mechanism', 'of_others',
            'dose_order', 'interval', 'score', 'effects_of_cells', 'replicate_effects', 'reliability', 'limits',
-           'WellsReport', 'judge', 'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed', 'facts_of_wells',
-           'said_of_wells']
+           'WellsReport', 'compare_with_wells', 'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed',
+           'facts_of_wells', 'said_of_wells']
 
 # %% ../nbs/26_wells.ipynb #ea213e43
 from dataclasses import dataclass, field
@@ -75,8 +75,9 @@ def feature_columns(titles, columns:dict|None)->dict:      # of `well_columns` o
     title_of = columns.get if columns else usual
     found = {name: title for name in well_columns if (title := title_of(name))}
     if len(found) >= 3: return found
-    raise InputError(f"The table of wells has {len(found)} of the features that wells and cells share, and 3 are needed: "
-                     f"{', '.join(list(well_columns.values())[:3])} and so on; give a mapping of names.")
+    few = ", ".join(list(well_columns.values())[:3])
+    raise InputError(f"The table of wells has {len(found)} of the features that wells and cells share, and 3 are "
+                     f"needed: {few} and so on; give a mapping of names.")
 
 
 def numbers(table:pd.DataFrame, columns:dict, source:str)->pd.DataFrame:
@@ -349,7 +350,7 @@ class WellsReport:
     __repr__ = _repr_markdown_ = to_markdown
 
 
-def judge(
+def compare_with_wells(
     model:Model,
     wells:Wells,
     cells:Cells|None=None,      # real ones, for the effects of crops beside
@@ -433,7 +434,8 @@ def most_changed(features:list, row:dict)->str:      # row: of `to_record`
     most = max(known, key=lambda i: abs(row["true"][i]))
     measured, drawn = (np.exp(row[key][most]) for key in ("true", "drawn"))
     where = "There" if row["dose_um"] is None else f"At {row['dose_um']:g} µM"
-    return f"{where} {feature_words[features[most]]} is {measured:.1f} times the control's, in drawn cells {drawn:.1f} times."
+    what = f"{where} {feature_words[features[most]]}"
+    return f"{what} is {measured:.1f} times the control's, in drawn cells {drawn:.1f} times."
 
 # %% ../nbs/26_wells.ipynb #3f36ddee
 def facts_of_wells(record:dict, name:str)->list:      # record: `config["wells"]`; name: of a perturbation

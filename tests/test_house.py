@@ -43,6 +43,7 @@ may_import = dict(
     engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects",
     counterfactual="core images sampling effects engine",
     validation="core vocabulary viz data model sampling hub features evaluation engine counterfactual",
+    wells="core data hub features evaluation sampling vocabulary",
     export="core viz images engine counterfactual",
     screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
@@ -50,19 +51,19 @@ may_import = dict(
     permalink="core vocabulary viz sampling engine counterfactual screen",
     display="core vocabulary viz molecules sampling effects engine counterfactual export",
     ui_session="core images scheduler",
-    ui_parts="core vocabulary molecules solvers sampling engine export permalink display ui_session",
+    ui_parts="core vocabulary molecules solvers sampling engine wells export permalink display ui_session",
     ui_explore="core sampling engine permalink display ui_session ui_parts",
     ui_counterfactual="core viz images sampling channels plausibility preprocess engine counterfactual export "
                       "permalink display ui_session ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
-    ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual export screen ui_session "
+    ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual wells export screen ui_session "
            "ui_parts",
     machine="core",
     ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",
     space="core hub engine",
     cli="core vocabulary viz molecules data simulator flow conditioning solvers sampling training hub tuning channels "
-        "plausibility preprocess features engine validation export screen finetune machine ui space",
+        "plausibility preprocess features engine validation wells export screen finetune machine ui space",
 )
 
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`

@@ -14,7 +14,7 @@ from mfm_app.hub import bundled_folder, load_model
 from mfm_app.ui import about
 from mfm_app.ui_api import vocabulary
 from mfm_app.ui_parts import about_perturbation, coverage_text
-from mfm_app.wells import (Wells, agreement, dose_order, effect, feature_columns, judge, limits, nearest_mechanism,
+from mfm_app.wells import (Wells, agreement, compare_with_wells, dose_order, effect, limits, nearest_mechanism,
                            of_others, read_wells, reliability, score, strength, to_record, truth_of, well_columns)
 
 features = ["nucleus_area_px", "DNA_nucleus_mean", "nucleus_solidity"]
@@ -174,7 +174,7 @@ def test_a_mapping_with_names_that_are_not_there_is_refused(ask, tmp_path):
 
 
 def test_compounds_of_other_names_only_are_refused(ask):
-    assert "knows none of the perturbations" in str(ask(judge, load_model(bundled_folder("simulated")), example, None, 2))
+    assert "knows none of the perturbations" in str(ask(compare_with_wells, load_model(bundled_folder("simulated")), example, None, 2))
 
 
 # The bundled table
@@ -201,7 +201,7 @@ def test_of_the_real_wells_replicates_agree_and_other_mechanisms_do_not(bundled_
 def test_a_record_of_a_judgement_is_plain_json(bundled_wells):
     few = bundled_wells.table["perturbation"].isin(["DMSO", "taxol", "emetine"])
     some = Wells(bundled_wells.table[few], bundled_wells.features, "DMSO", "few.csv")
-    report = judge(load_model(bundled_folder("bbbc021")), some, None, 4)
+    report = compare_with_wells(load_model(bundled_folder("bbbc021")), some, None, 4)
     record = json.loads(json.dumps(to_record(report), allow_nan=False))
     assert {row["perturbation"] for row in record["conditions"]} == {"taxol", "emetine"}
     assert all(len(row["true"]) == len(row["drawn"]) == 14 for row in record["conditions"])
