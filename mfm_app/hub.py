@@ -10,12 +10,13 @@ __all__ = ['switch_parts', 'on_or_off', 'numbers', 'flags', 'control_cells_kept'
            'read_switches', 'design_of', 'check_switches', 'with_switches', 'read_perturbation_vectors',
            'default_design', 'new_config', 'build', 'write_files', 'system_error', 'config_writers', 'write_weights',
            'save_model', 'Model', 'tuned_for', 'check_tuned', 'check_channels', 'is_array', 'is_phenotypes',
-           'check_measured', 'check_config', 'check_there', 'read_config', 'Uninitialised', 'read_weights',
-           'name_in_errors', 'uses_embedding_table', 'read_encoder', 'bundled_folder', 'model_source', 'load_model',
-           'save_pretrained', 'parse_repo_id', 'status_message', 'unreachable', 'causes_of', 'hub_error_message',
-           'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes', 'not_cached', 'download_model', 'from_pretrained',
-           'files_to_push', 'check_card', 'write_api', 'check_private', 'ensure_repo', 'push_folder', 'push_to_hub',
-           'check_space_update', 'push_space', 'rename_reference_key', 'load_reference']
+           'is_record_of_wells', 'check_measured', 'check_config', 'check_there', 'read_config', 'Uninitialised',
+           'read_weights', 'name_in_errors', 'uses_embedding_table', 'read_encoder', 'bundled_folder', 'model_source',
+           'load_model', 'save_pretrained', 'parse_repo_id', 'status_message', 'unreachable', 'causes_of',
+           'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes', 'not_cached',
+           'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api', 'check_private',
+           'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space', 'rename_reference_key',
+           'load_reference']
 
 # %% ../nbs/15_hub.ipynb #5595b7c2
 import hashlib
@@ -343,8 +344,21 @@ def is_phenotypes(space:dict)->bool:
     return right and all(is_array(v, d) for v in vectors) and is_array(space.get("axes"), d, d)
 
 # %% ../nbs/15_hub.ipynb #627ee9a8
+def is_record_of_wells(record)->bool:
+    "Whether a part of a config says how effects agree with measured wells, see `wells.to_record`."
+    if not isinstance(record, dict) or not isinstance(record.get("table"), str): return False
+    names, rows = record.get("features"), record.get("conditions")
+    if not isinstance(names, list) or not isinstance(rows, list): return False
+    def right(row):
+        dose, values = row.get("dose_um"), [row.get(key) for key in ("cosine", "strength", "ratio")]
+        texts = isinstance(row.get("perturbation"), str) and isinstance(row.get("reliability"), str)
+        return (texts and (dose is None or is_number(dose)) and all(map(is_number, values))
+                and all(is_array(row.get(key), len(names)) for key in ("true", "drawn")))
+    return all(isinstance(row, dict) and right(row) for row in rows)
+
+
 def check_measured(config:dict, path:str):
-    "`InputError` for measurements in a config that are none: of controls, phenotypes, molecules held out, quality."
+    "`InputError` for measurements in a config that are none: of controls, phenotypes, molecules, wells, quality."
     controls, molecules = config.get("controls") or {}, config.get("molecules", {})
     px = controls.get("nucleus_px") if isinstance(controls, dict) else None
     held_out, calibration = molecules.get("held_out", []), molecules.get("calibration") or {}
@@ -356,6 +370,7 @@ def check_measured(config:dict, path:str):
         "phenotypes": "phenotypes" not in config or is_phenotypes(config["phenotypes"]),
         "molecules": isinstance(held_out, list) and all(map(is_held_out, held_out)) and (
             not calibration or counts and is_number(calibration.get("threshold"))),
+        "wells": "wells" not in config or is_record_of_wells(config["wells"]),
         "quality": isinstance(config["quality"].get("table", ""), str)}
     wrong = next((key for key, right in rules.items() if not right), None)
     if wrong: raise InputError(f"'{wrong}' in {path} is not as mfm_app writes it; `mfm evaluate` measures it anew, "

@@ -110,7 +110,8 @@ def test_the_readme_gives_the_figures_of_the_held_out_compounds(config, readme):
     median = {method: f"{part['cosine'].astype(float).median():.2f}" for method, part in by_method.items()}
     right = {method: part["right"].astype(bool).sum() for method, part in by_method.items()}
     (near_right, near), (far_right, far) = calibration["near"], calibration["far"]
-    assert (near_right, near) == (3, 4) and "of the four whose structure is nearest" in readme and "for three." in readme
+    assert (near_right, near) == (3, 4)
+    assert "of the four whose structure is nearest" in readme and "for three." in readme
     own, copied, labelled = "molecule adaptor", "nearest compound", "same mechanism, by label"
     for words in (f"for {near_right + far_right} of these {near + far}",
                   f"Tanimoto {calibration['threshold']:.2f} or more",

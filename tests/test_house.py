@@ -56,8 +56,8 @@ may_import = dict(
     ui_counterfactual="core viz images sampling channels plausibility preprocess engine counterfactual export "
                       "permalink display ui_session ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
-    ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual wells export screen ui_session "
-           "ui_parts",
+    ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual wells export screen "
+           "ui_session ui_parts",
     machine="core",
     ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
        "ui_screen ui_api",

@@ -1,6 +1,7 @@
 "Wells as the judge: effects with known answers, tables of every kind, and what is said of a condition."
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -132,7 +133,8 @@ def written(path, rows=untreated + treated, **columns):
 
 def test_a_table_is_read_under_cellprofilers_names_or_given_ones_plain_or_packed(tmp_path):
     first = read_wells(written(tmp_path / "wells.csv"))
-    assert sorted(first.features) == sorted(features) and first.control == "DMSO" and len(first.untreated) == 16 and not first.notes
+    assert sorted(first.features) == sorted(features) and len(first.untreated) == 16
+    assert first.control == "DMSO" and not first.notes
     packed = tmp_path / "wells.csv.gz"
     packed.write_bytes(gzip.compress((tmp_path / "wells.csv").read_bytes()))
     assert read_wells(packed).table.equals(first.table)
@@ -174,7 +176,8 @@ def test_a_mapping_with_names_that_are_not_there_is_refused(ask, tmp_path):
 
 
 def test_compounds_of_other_names_only_are_refused(ask):
-    assert "knows none of the perturbations" in str(ask(compare_with_wells, load_model(bundled_folder("simulated")), example, None, 2))
+    model = load_model(bundled_folder("simulated"))
+    assert "knows none of the perturbations" in str(ask(compare_with_wells, model, example, None, 2))
 
 
 # The bundled table
@@ -233,3 +236,13 @@ def test_api_card_and_about_have_it_too(judged):
     assert [row["reliability"] for row in facts["taxol"]] == ["confirmed", "contradicted", "none"]
     assert facts["emetine"] == []
     assert "## Measured wells\nSaid first." in model_card(judged.model.config) and "- Said first." in about(judged)
+
+
+@pytest.mark.parametrize("change", [
+    dict(conditions=3), dict(conditions=[dict(perturbation="taxol")]), dict(features=None), dict(table=None)])
+def test_a_model_folder_whose_record_is_damaged_is_refused_in_a_sentence(ask, judged, tmp_path, change):
+    judged.model.config["wells"] |= change
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_folder("bbbc021"), folder)
+    (folder / "config.json").write_text(json.dumps(judged.model.config))
+    assert "'wells' in" in str(ask(load_model, folder))
