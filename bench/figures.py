@@ -1,4 +1,4 @@
-"The README's figure of generated cells and their statistics: `python bench/figures.py DATA [model folder]`."
+"The README's figures of generated cells and of measured wells: `python bench/figures.py DATA [model folder]`."
 import sys
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from mfm_app.data import read_cells
 from mfm_app.features import morphology
 from mfm_app.hub import load_model
 from mfm_app.validation import cells_of, condition_label, generate_condition, trained_conditions
-from mfm_app.viz import statistics_figure
+from mfm_app.viz import agreement_figure, statistics_figure
 
 statistics = ["DNA_mean", "Actin_mean", "Tubulin_mean", "DNA_centre_against_rim", "DNA_sharpness",
               "Tubulin_glcm_contrast_1"]
@@ -21,5 +21,7 @@ if __name__ == "__main__":
         images = generate_condition(model, held_out, name, dose_um, 256, pick_device())
         pictures[label] = images[:6]
         real[label], generated[label] = morphology(held_out.images, names), morphology(images, names)
-    figure = statistics_figure(pictures, cells.channels, real, generated, statistics)
-    figure.savefig(Path(__file__).parent.parent / "nbs/images/cells.png", dpi=110)
+    figures = dict(cells=statistics_figure(pictures, cells.channels, real, generated, statistics))
+    if wells := model.config.get("wells"): figures["wells"] = agreement_figure(wells["conditions"], wells["limits"])
+    for name, figure in figures.items():
+        figure.savefig(Path(__file__).parent.parent / f"nbs/images/{name}.png", dpi=110)
