@@ -220,11 +220,11 @@ def agreement(
                              ratio=strength(predicted) / np.maximum(length, 1e-9)), true.index)
 
 
-def rank_correlations(predicted:pd.DataFrame, true:pd.DataFrame)->pd.Series:      # (D,)
+def rank_correlations(predicted, true)->np.ndarray:      # (K, D) each; (D,)
     "Spearman's correlation of each feature over conditions; 0 where one of them does not vary."
     a, b = (ranks - ranks.mean(0) for ranks in (scipy.stats.rankdata(x, axis=0) for x in (predicted, true)))
     spread = np.sqrt((a ** 2).sum(0) * (b ** 2).sum(0))
-    return pd.Series((a * b).sum(0) / np.where(spread > 0, spread, 1), predicted.columns)
+    return (a * b).sum(0) / np.where(spread > 0, spread, 1)
 
 # %% ../nbs/26_wells.ipynb #d781d905
 def nearest_mechanism(effects:pd.DataFrame, moa:pd.Series)->float:      # moa: of each condition
@@ -269,9 +269,9 @@ def score(predicted:pd.DataFrame, true:pd.DataFrame, moa:pd.Series)->dict:
     "The figures of one set of effects, each with its interval."
     true = true.loc[predicted.index] if true.index.is_unique else true
     rows = agreement(predicted, true)
-    statistics = dict(
-        spearman=lambda i: rank_correlations(predicted.iloc[i], true.iloc[i]).median(),
-        cosine=lambda i: rows["cosine"].iloc[i].median(), ratio=lambda i: rows["ratio"].iloc[i].median())
+    ours, theirs, cosines, ratios = (x.to_numpy() for x in (predicted, true, rows["cosine"], rows["ratio"]))
+    statistics = dict(spearman=lambda i: np.median(rank_correlations(ours[i], theirs[i])),
+                      cosine=lambda i: np.median(cosines[i]), ratio=lambda i: np.median(ratios[i]))
     everything = np.arange(len(rows))
     figures = {name: [float(f(everything)), *interval(rows.index, f)] for name, f in statistics.items()}
     alike, pairs = dose_order(predicted, true) if true.index.is_unique else (0, 0)
@@ -370,7 +370,7 @@ def compare_with_wells(
     rows = truth.conditions.loc[drawn.index].join(agreement(drawn, true))
     rows["reliability"] = [reliability(c, s, truth.chance, **found) for c, s in zip(rows["cosine"], rows["strength"])]
     left_out = [key for key in truth.effects.index if key not in drawn.index]
-    return WellsReport(rows, scores, rank_correlations(drawn, true).to_dict(), drawn, true, truth.scale,
+    return WellsReport(rows, scores, dict(zip(drawn, rank_correlations(drawn, true).tolist())), drawn, true, truth.scale,
                        found | dict(chance=truth.chance), wells.source, left_out)
 
 # %% ../nbs/26_wells.ipynb #cf609d40
