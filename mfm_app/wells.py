@@ -370,8 +370,9 @@ def compare_with_wells(
     rows = truth.conditions.loc[drawn.index].join(agreement(drawn, true))
     rows["reliability"] = [reliability(c, s, truth.chance, **found) for c, s in zip(rows["cosine"], rows["strength"])]
     left_out = [key for key in truth.effects.index if key not in drawn.index]
-    return WellsReport(rows, scores, dict(zip(drawn, rank_correlations(drawn, true).tolist())), drawn, true, truth.scale,
-                       found | dict(chance=truth.chance), wells.source, left_out)
+    spearman = dict(zip(drawn, rank_correlations(drawn, true).tolist()))
+    return WellsReport(rows, scores, spearman, drawn, true, truth.scale, found | dict(chance=truth.chance),
+                       wells.source, left_out)
 
 # %% ../nbs/26_wells.ipynb #cf609d40
 def figure(values, form:str=".2f")->str:      # value, low, high
