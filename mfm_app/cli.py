@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help', 'grid_help',
-           'control_help', 'nucleus_help', 'scale_help', 'design_help', 'embedding_help', 'backbone_help', 'kind_help',
-           'data_help', 'list_help', 'repo_help', 'dry_run_help', 'left_out_text', 'no_trials_text', 'accelerators',
-           'space_help', 'protocol_help', 'no_unseen_controls', 'wells_help', 'columns_help', 'main',
-           'preview_conditions', 'training_record', 'data_record', 'some_treated', 'phenotypes_record', 'controls_of',
-           'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells', 'network_of', 'digest', 'check_same',
-           'measure_cells', 'start_run', 'first_speaks', 'train_on', 'design_switches', 'recipe_with', 'in_channels',
-           'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
-           'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping',
-           'judged_wells', 'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused',
-           'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command',
-           'push_command', 'space_command']
+           'control_help', 'nucleus_help', 'scale_help', 'design_help', 'informing_help', 'begin_help',
+           'embedding_help', 'backbone_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
+           'left_out_text', 'no_trials_text', 'accelerators', 'space_help', 'protocol_help', 'no_unseen_controls',
+           'wells_help', 'columns_help', 'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated',
+           'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells',
+           'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells', 'start_run', 'first_speaks', 'train_on',
+           'design_switches', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former', 'check_options',
+           'read_for_training', 'train_command', 'rate_of', 'planned_network', 'plan_text', 'plan_command',
+           'finetune_command', 'judged_counterfactuals', 'read_mapping', 'judged_wells', 'evaluate_command',
+           'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text',
+           'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/43_cli.ipynb #016db8f5
 import hashlib
@@ -22,6 +22,7 @@ import os
 import sys
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ import typer
 from tqdm import tqdm
 
 from .channels import find_nucleus, in_short
-from .conditioning import ControlCells, control_cells
+from .conditioning import ControlCells, control_cells, fit_measured
 from .core import (Condition, InputError, check_int, check_number, error_message, fast_dtype, index_of_name,
                           join, markdown_table, part_rows, pick_device, seconds_of)
 from .data import Batches, Cells, conditions, read_cells, resize, vocabulary, with_kind, with_shown
@@ -41,8 +42,8 @@ from .export import export_of, formats, write_export
 from .features import feature_spaces, network_spaces
 from .finetune import FinetuneConfig, check_trainable, finetune_and_test
 from .flow import Design
-from .hub import (Model, build, config_writers, default_design, load_model, new_config, push_to_hub,
-                         read_perturbation_vectors, read_switches, save_model, switch_parts, write_files)
+from .hub import (Model, build, config_writers, default_design, from_pretrained, load_model, new_config,
+                         push_to_hub, read_perturbation_vectors, read_switches, save_model, switch_parts, write_files)
 from .machine import check_machine, check_writable, print_anything
 from .molecules import Morgan, read_embeddings
 from .plausibility import max_treated, plausibility_statistics
@@ -59,7 +60,7 @@ from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenot
                                 write_report)
 from .viz import agreement_figure, loss_curve, show
 from .vocabulary import Perturbation, Vocabulary, condition, kinds
-from .wells import Wells, compare_with_wells, read_wells, to_record
+from .wells import Wells, compare_with_wells, measured_values, read_wells, to_record, truth_of
 
 # %% ../nbs/43_cli.ipynb #ad3c2a2c
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, evaluate it, sample cells, serve the page.",
@@ -198,19 +199,40 @@ def starting_cells(
     return control_cells(controls.images, conditions(controls.table, vocab).e)
 
 
+def begin_from(net, config:dict, begin:Model):      # config: of the network
+    "Give a network the weights of a model, molecules aside; `InputError` for another network, or other names."
+    parts = dict(network=config["backbone"], names=[Vocabulary.from_dict(config["vocabulary"]).names,
+                                                    config["vocabulary"]["experiments"]], channels=config["channels"])
+    theirs = dict(network=begin.config["backbone"], names=[begin.vocab.names, begin.vocab.experiments],
+                  channels=begin.channels)
+    for part, own in parts.items():
+        if own != theirs[part]: raise InputError(f"Training cannot start from '{begin.name}': its {part} differ.")
+    weights = {k: v for k, v in begin.net.state_dict().items() if not k.startswith("adaptor.molecule.")}
+    missing, unexpected = net.load_state_dict(weights, strict=False)
+    if unexpected or any(not name.startswith("adaptor.measured.") for name in missing):
+        raise InputError(f"Training cannot start from '{begin.name}': its adaptor is another one.")
+    if missing: fit_measured(net.adaptor)
+
+
 def network_of(
     config:dict,               # as `new_config` makes it; is completed
     cells:Cells,
     vocab:Vocabulary,
     embedding:Path|None=None,  # table of given vectors of the perturbations
+    wells:Path|None=None,      # table of wells whose effects inform the network
+    begin:Model|None=None,     # whose weights training starts from
 ):                             # the network, and what draws control cells in training, or None
-    "An untrained network, with what it carries of the data."
+    "A network that is yet to be trained, with what it carries of the data."
+    measured = wells and measured_values(truth_of(read_wells(wells)), vocab)
+    if wells: config["adaptor"]["measured"] = dict(zip(("doses", "features"), measured["effect"].shape[1:]))
     values = embedding and read_perturbation_vectors(embedding, vocab.names, [cells.control, *cells.other_controls])
     if embedding: config["adaptor"]["embedding"] = values.shape[1]
     few = starting_cells(cells, vocab, config["control_cells"]) if config.get("control_cells") else None
     if few: config["control_cells"] = len(few.images)
     net = build(config)
     if embedding: net.adaptor.y.set(values)
+    if wells: net.adaptor.measured.set(measured)
+    if begin: begin_from(net, config, begin)
     if few: net.controls = few
     return net, few and starting_cells(cells, vocab)
 
@@ -267,22 +289,24 @@ def train_on(
     cooldown:float,      # share of the run
     every:int,           # steps between snapshots
     nucleus:str="",      # as in `nucleus_of`
-    embedding:Path|None=None,      # as in `network_of`
     scale:Scale=Scale(),
     log:bool=False,      # for TensorBoard as well
+    **given,             # embedding, wells, begin: as in `network_of`
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
     name, seed, checkpoint, cells = recipe["recipe"], recipe["seed"], out / "training.pt", with_shown(cells)
     nucleus, vocab, settings = nucleus_of(cells, nucleus), vocabulary(cells), recipe_settings[name]
+    recipe = recipe | {key: value.name for key, value in given.items() if value is not None}
     switches = design_switches(recipe)
     size, ema_std = cells.images.shape[-1], switches.pop("ema_std", settings["ema_std"])
+    power, balance = switches.pop("power", settings["power"]), switches.pop("balance", "perturbation")
     config = new_config(vocab, cells.channels, backbone, size, name == "laptop", nucleus, switches)
     torch.manual_seed(seed)
-    net, controls = together(network_of, config, cells, vocab, embedding)
+    net, controls = together(partial(network_of, **given), config, cells, vocab)
     check_same(cells, config, recipe)
     run = start_run(net, checkpoint, recipe, ema_std, scale.fused, cells, vocab)
     vocab = measure_cells(config, cells, vocab, nucleus)      # once nothing is left to refuse
-    batches = Batches(cells, vocab, recipe["batch"], settings["power"], settings["rot90"], seed)
+    batches = Batches(cells, vocab, recipe["batch"], power, settings["rot90"], seed, balance=balance)
     hook = snapshot_hook(out, config, vocab, recipe)
     writer = together(tensorboard, out / "log") if log else None
     hooks = dict(every={every: hook}, log=writer)
@@ -373,6 +397,8 @@ control_help = "Name of the control; again for further ones. The usual names (DM
 nucleus_help = "Name of the channel that shows nuclei, or none; by name or picture if not given."
 scale_help = "precision=bfloat16, accumulate=4, checkpointing, compile, fused, fsdp; again for further ones."
 design_help = f"A switch of the design space, such as path=vp; again for further ones: {', '.join(switch_parts)}."
+informing_help = "A table of wells whose measured effects inform the vectors of perturbations; see `mfm evaluate`."
+begin_help = "A model whose weights training starts from; of the same network, channels and names."
 embedding_help = "A .csv of given vectors of perturbations (a column `perturbation`, then numbers), not one-hot labels."
 backbone_help = "Size/patch: nano, tiny, mini, S, B, L, XL / 2, 4, 8; or a U-Net: unet-nano, -tiny, -mini, -S, -B."
 kind_help = f"What the perturbations are where the table does not say: {', '.join(kinds)}."
@@ -413,6 +439,8 @@ def train_command(
     coupling:option(str|None, "Of noise and images: independent, or ot (minibatch optimal transport).")=None,
     design:option(list[str]|None, design_help, metavar="KEY=VALUE")=None,
     embedding:option(Path|None, embedding_help)=None,
+    wells:option(Path|None, informing_help)=None,
+    begin:option(str|None, begin_help, "--from")=None,
     every:option(int, "Steps between snapshots: the model folder and a preview.")=500,
     seed:option(int, "Of weights and batches.")=0,
     control:option(list[str]|None, control_help)=None,
@@ -425,7 +453,9 @@ def train_command(
     with first_speaks():
         asked = paper, lr, timesteps or times, coupling, design or (), batch, seed, scale or ()
         recipe, scale, cells = together(read_for_training, asked, data, out, steps, every, image_size, control, kind)
-        train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, embedding, scale, log)
+        begin = begin and together(from_pretrained, begin)
+        train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, scale, log, embedding=embedding,
+                 wells=wells, begin=begin)
         print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
 # %% ../nbs/43_cli.ipynb #fca41c0b

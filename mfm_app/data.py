@@ -998,14 +998,16 @@ class Batches:
         cells:Cells,              # only its `train` split is used
         vocab:Vocabulary,
         size:int=64,              # images a batch
-        power:float=0.75,         # 1 samples all images alike, 0 all perturbations
+        power:float=0.75,         # 1 samples all images alike, 0 all of `balance`
         rot90:bool=True,          # quarter turns as well as flips
         seed:int=0,
         encode=None,              # encoder of molecules, such as `molecules.Morgan()`: fingerprints in place of labels
+        balance:str="perturbation",      # what is sampled alike, or "condition": its doses and experiments, each
     ):
         train = cells.where(split="train")
         self.images, self.conditions = torch.from_numpy(train.images), conditions(train.table, vocab)
-        count = train.table.groupby("perturbation")["perturbation"].transform("size").to_numpy()
+        parts = ["perturbation"] if balance == "perturbation" else ["perturbation", "dose_um", "experiment"]
+        count = train.table.groupby(parts, dropna=False)["perturbation"].transform("size").to_numpy()
         self.weights = torch.tensor(count ** (power - 1.))
         self.size, self.rot90, self.seed = size, rot90, seed
         self.fp, self.molecule_index = fingerprints(train.table, encode) if encode else (None, None)

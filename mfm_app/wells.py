@@ -6,18 +6,21 @@
 __all__ = ['shapes', 'levels', 'stains', 'of_nuclei', 'of_cells', 'well_columns', 'reliabilities', 'feature_words',
            'verdict_words', 'intensity_columns', 'Wells', 'feature_columns', 'numbers', 'read_wells', 'effect',
            'in_experiments', 'by_condition', 'Truth', 'strength', 'left_out_wells', 'chance_strength', 'truth_of',
-           'mean_profile', 'drawn_effects', 'agreement', 'rank_correlations', 'nearest_mechanism', 'of_others',
-           'dose_order', 'interval', 'score', 'effects_of_cells', 'replicate_effects', 'reliability', 'limits',
-           'WellsReport', 'compare_with_wells', 'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed',
-           'facts_of_wells', 'said_of_wells']
+           'doses_of', 'measured_values', 'mean_profile', 'informed_by', 'drawn_effects', 'agreement',
+           'rank_correlations', 'nearest_mechanism', 'of_others', 'dose_order', 'interval', 'score', 'effects_of_cells',
+           'has_learned_from', 'of_other_replicates', 'replicate_effects', 'reliability', 'limits', 'WellsReport',
+           'compare_with_wells', 'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed', 'facts_of_wells',
+           'said_of_wells']
 
 # %% ../nbs/27_wells.ipynb #ea213e43
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy      # scipy.stats is imported when first used
+import torch
 
 from .core import InputError, markdown_table, pick_device
 from .data import Cells, read_table, take_table
@@ -25,7 +28,7 @@ from .evaluation import cosine
 from .features import profile
 from .hub import Model
 from .sampling import generation, sample_images
-from .vocabulary import condition
+from .vocabulary import Perturbation, Vocabulary, condition
 
 # %% ../nbs/27_wells.ipynb #ba52cd44
 shapes = dict(nucleus_eccentricity="Eccentricity", nucleus_form_factor="FormFactor", nucleus_solidity="Solidity")
@@ -180,16 +183,62 @@ def truth_of(wells:Wells)->Truth:
     n = int(about["wells"].median())
     return Truth(raw / scale, scale, about, pairs, chance_strength(wells, scale, n))
 
+# %% ../nbs/27_wells.ipynb #cb5d6c1e
+def doses_of(truth:Truth, p:Perturbation)->tuple:      # doses with crops or wells, ascending; those with wells
+    effects = truth.effects.index
+    measured = sorted(float(dose) for dose in effects[effects.get_level_values(0) == p.name].get_level_values(1)
+                      if np.isfinite(dose))
+    return (sorted({*measured, *p.doses}), measured) if measured else ([], [])
+
+
+def measured_values(
+    truth:Truth,
+    vocab:Vocabulary,
+    prior:float=30.,      # crops that weigh as much as the wells
+)->dict:                  # log_dose (P, K), effect (P, K, F), own (P, K), control, as in `MeasuredEffects`
+    "The effects in wells by label and dose; a perturbation without wells goes by its label alone."
+    found = [doses_of(truth, p) if not vocab.is_control(p) else ([], []) for p in vocab.perturbations]
+    shape = len(found), max([len(doses) for doses, _ in found] + [1])
+    log_dose, own, effect = np.full(shape, np.inf), np.ones(shape), np.zeros((*shape, len(truth.scale)))
+    for i, (p, (doses, measured)) in enumerate(zip(vocab.perturbations, found)):
+        if not doses: continue
+        known, k = truth.effects.loc[[(p.name, dose) for dose in measured]].to_numpy(), len(doses)
+        log_dose[i, :k] = np.log10(doses)
+        seen = np.array([p.doses.get(dose, 0) for dose in doses])
+        own[i, :k] = seen / (seen + prior)
+        effect[i, :k] = np.array([np.interp(log_dose[i, :k], np.log10(measured), column) for column in known.T]).T
+    if not np.isfinite(log_dose).any(): raise InputError("The wells have none of the perturbations at any dose.")
+    tensors = {k: torch.tensor(v, dtype=torch.float32) for k, v in dict(log_dose=log_dose, effect=effect, own=own).items()}
+    return tensors | dict(control=torch.tensor(vocab.names.index(vocab.control)))
+
 # %% ../nbs/27_wells.ipynb #fae24c2e
 def mean_profile(images, model:Model, features:list)->pd.DataFrame:      # (N, C, H, W) uint8; one row
     "Mean of each feature over cells."
     return profile(images, [c["name"] for c in model.channels], model.nucleus)[features].mean().to_frame().T
 
 
+@contextmanager
+def informed_by(
+    model:Model,         # with measured effects
+    name:str,            # of a perturbation
+    dose_um:float,
+    effect,              # (D,) scaled
+):
+    "While this lasts a model is told another measured effect of one condition."
+    measured, y = model.net.adaptor.measured, model.vocab.names.index(name)
+    at = torch.tensor(np.log10(dose_um), device=measured.log_dose.device)
+    k = (measured.log_dose[y] - at).abs().argmin()
+    former = measured.effect[y, k].clone()
+    measured.effect[y, k] = torch.tensor(effect).to(former)
+    try: yield
+    finally: measured.effect[y, k] = former
+
+
 def drawn_effects(
     model:Model,
     truth:Truth,
     n:int=32,            # cells a condition
+    told:dict|None=None, # condition -> (D,) effect that the model is told in place of the measured one; no others then
 )->pd.DataFrame:         # (K', D), scaled as the truth; conditions that the model knows
     "The effects that a model draws; `InputError` if it knows none of the perturbations."
     features, vocab, device = list(truth.scale.index), model.vocab, pick_device()
@@ -202,8 +251,10 @@ def drawn_effects(
     untreated = {e: cells(vocab.control, None, e) for e in truth.conditions["experiment"].unique()}
     drawn = {}
     for (name, dose_um), about in truth.conditions.iterrows():
-        try: treated = cells(name, None if np.isnan(dose_um) else dose_um, about["experiment"])
-        except InputError: continue      # a name, or a dose, that the model does not know
+        if told is not None and (name, dose_um) not in told: continue
+        with informed_by(model, name, dose_um, told[name, dose_um]) if told else nullcontext():
+            try: treated = cells(name, None if np.isnan(dose_um) else dose_um, about["experiment"])
+            except InputError: continue      # a name, or a dose, that the model does not know
         drawn[name, dose_um] = effect(treated, untreated[about["experiment"]]) / truth.scale
     if not drawn: raise InputError("The model knows none of the perturbations in the table of wells.")
     return pd.DataFrame(drawn).T
@@ -297,6 +348,23 @@ def effects_of_cells(
     return pd.DataFrame(found).T if found else truth.effects.iloc[:0]
 
 
+def has_learned_from(model:Model, truth:Truth)->bool:
+    "Whether these wells inform a model, see `measured_values`."
+    measured = getattr(getattr(model.net, "adaptor", None), "measured", None)
+    if measured is None or measured.effect.shape[-1] != len(truth.scale): return False
+    told, own = measured.effect.cpu(), measured_values(truth, model.vocab)["effect"]
+    return told.shape == own.shape and torch.allclose(told, own, atol=0.02)
+
+
+def of_other_replicates(model:Model, truth:Truth, n:int)->tuple:      # effects drawn, those of the wells left out
+    "What an informed model draws of a condition if one of its wells is left out, beside that well."
+    told, left_out = {}, {}
+    for key, one, others in truth.replicates:
+        if key[0] in model.vocab.names and np.isfinite(key[1]): told[key], left_out[key] = others.to_numpy(), one
+    drawn = drawn_effects(model, truth, n, told)
+    return drawn, pd.DataFrame({key: left_out[key] for key in drawn.index}).T
+
+
 def replicate_effects(truth:Truth)->tuple:      # effects of single wells, those of their others
     keys = pd.MultiIndex.from_tuples([key for key, *_ in truth.replicates], names=truth.effects.index.names)
     return tuple(pd.DataFrame([pair[i] for pair in truth.replicates], keys) for i in (1, 2))
@@ -362,6 +430,8 @@ def compare_with_wells(
     one, others = replicate_effects(truth)
     sets = {"drawn": (drawn, true), "the wells themselves": (true, true),
             "one well against its replicates": (one, others)}
+    if has_learned_from(model, truth):
+        sets["drawn, one of the wells left out, beside that well"] = of_other_replicates(model, truth, n)
     if cells is not None: sets["real crops"] = (effects_of_cells(cells, truth, model.nucleus), truth.effects)
     sets |= {"drawn, other compounds of the mechanism": (of_others(drawn, moa), true),
              "drawn, all other compounds": (of_others(drawn), true), "copy the control": (drawn * 0, true)}
