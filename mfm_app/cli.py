@@ -10,11 +10,12 @@ __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'g
            'wells_help', 'columns_help', 'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated',
            'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells',
            'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells', 'start_run', 'first_speaks', 'train_on',
-           'design_switches', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former', 'check_options',
-           'read_for_training', 'train_command', 'rate_of', 'planned_network', 'plan_text', 'plan_command',
-           'finetune_command', 'judged_counterfactuals', 'read_mapping', 'judged_wells', 'evaluate_command',
-           'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes', 'stopped_text',
-           'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command', 'space_command']
+           'design_switches', 'settings_of', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former',
+           'check_options', 'read_for_training', 'train_command', 'rate_of', 'planned_network', 'plan_text',
+           'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping', 'judged_wells',
+           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
+           'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
+           'space_command']
 
 # %% ../nbs/43_cli.ipynb #016db8f5
 import hashlib
@@ -22,7 +23,6 @@ import os
 import sys
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -213,7 +213,7 @@ def begin_from(net, config:dict, begin:Model):      # config: of the network
         raise InputError(f"Training cannot start from '{begin.name}': its adaptor is another one.")
     if missing: fit_measured(net.adaptor)
 
-
+# %% ../nbs/43_cli.ipynb #f5b46b96
 def network_of(
     config:dict,               # as `new_config` makes it; is completed
     cells:Cells,
@@ -291,33 +291,38 @@ def train_on(
     nucleus:str="",      # as in `nucleus_of`
     scale:Scale=Scale(),
     log:bool=False,      # for TensorBoard as well
-    **given,             # embedding, wells, begin: as in `network_of`
+    *given,              # embedding, wells, begin: as in `network_of`
 ):
     "Start or resume a run, with a snapshot every so often and at the end."
     name, seed, checkpoint, cells = recipe["recipe"], recipe["seed"], out / "training.pt", with_shown(cells)
-    nucleus, vocab, settings = nucleus_of(cells, nucleus), vocabulary(cells), recipe_settings[name]
-    recipe = recipe | {key: value.name for key, value in given.items() if value is not None}
-    switches = design_switches(recipe)
-    size, ema_std = cells.images.shape[-1], switches.pop("ema_std", settings["ema_std"])
-    power, balance = switches.pop("power", settings["power"]), switches.pop("balance", "perturbation")
+    nucleus, vocab, (switches, settings) = nucleus_of(cells, nucleus), vocabulary(cells), settings_of(recipe)
+    recipe = recipe | {key: value.name for key, value in zip(("embedding", "wells", "begin"), given) if value}
+    size, ema_std = cells.images.shape[-1], settings.pop("ema_std")
     config = new_config(vocab, cells.channels, backbone, size, name == "laptop", nucleus, switches)
     torch.manual_seed(seed)
-    net, controls = together(partial(network_of, **given), config, cells, vocab)
+    net, controls = together(network_of, config, cells, vocab, *given)
     check_same(cells, config, recipe)
     run = start_run(net, checkpoint, recipe, ema_std, scale.fused, cells, vocab)
     vocab = measure_cells(config, cells, vocab, nucleus)      # once nothing is left to refuse
-    batches = Batches(cells, vocab, recipe["batch"], power, settings["rot90"], seed, balance=balance)
+    batches = Batches(cells, vocab, recipe["batch"], seed=seed, **settings)
     hook = snapshot_hook(out, config, vocab, recipe)
-    writer = together(tensorboard, out / "log") if log else None
-    hooks = dict(every={every: hook}, log=writer)
+    hooks = dict(every={every: hook}, log=together(tensorboard, out / "log") if log else None)
     train(run, batches, steps, checkpoint, controls=controls, cooldown=cooldown, scale=scale, **hooks)
     if ranks()[0] == 0: hook(run)
+    print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
 
 # %% ../nbs/43_cli.ipynb #4c4fd928
 def design_switches(recipe:dict)->dict:      # as `recipe_with` makes it, or written by hand
     "The switches of a recipe that differ from its defaults, those of its timesteps and its coupling among them."
     return (dict(timesteps=recipe.get("times", "logit-normal"), coupling=recipe.get("coupling", "independent"))
             | read_switches(recipe.get("design", "").split()))
+
+
+def settings_of(recipe:dict)->tuple:
+    "The switches of a recipe's network and flow; width of the EMA and settings of `Batches`, as it says or by default."
+    switches, settings = design_switches(recipe), recipe_settings[recipe["recipe"]] | dict(balance="perturbation")
+    return ({key: value for key, value in switches.items() if key not in settings},
+            {key: switches.get(key, value) for key, value in settings.items()})
 
 
 def recipe_with(
@@ -438,14 +443,12 @@ def train_command(
     times:former(str|None)=None,
     coupling:option(str|None, "Of noise and images: independent, or ot (minibatch optimal transport).")=None,
     design:option(list[str]|None, design_help, metavar="KEY=VALUE")=None,
-    embedding:option(Path|None, embedding_help)=None,
-    wells:option(Path|None, informing_help)=None,
+    embedding:option(Path|None, embedding_help)=None, wells:option(Path|None, informing_help)=None,
     begin:option(str|None, begin_help, "--from")=None,
     every:option(int, "Steps between snapshots: the model folder and a preview.")=500,
     seed:option(int, "Of weights and batches.")=0,
     control:option(list[str]|None, control_help)=None,
-    kind:option(str, kind_help)="",
-    nucleus:option(str, nucleus_help)="",
+    kind:option(str, kind_help)="", nucleus:option(str, nucleus_help)="",
     scale:option(list[str]|None, scale_help, metavar="KEY=VALUE")=None,
     log:option(bool, "Write the history for TensorBoard as well, into OUT/log.", "--tensorboard")=False,
 ):
@@ -453,10 +456,8 @@ def train_command(
     with first_speaks():
         asked = paper, lr, timesteps or times, coupling, design or (), batch, seed, scale or ()
         recipe, scale, cells = together(read_for_training, asked, data, out, steps, every, image_size, control, kind)
-        begin = begin and together(from_pretrained, begin)
-        train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, scale, log, embedding=embedding,
-                 wells=wells, begin=begin)
-        print(f"The model is in {out / 'model'}: mfm serve --model {out / 'model'}")
+        given = embedding, wells, begin and together(from_pretrained, begin)
+        train_on(cells, out, backbone, recipe, steps, cooldown, every, nucleus, scale, log, *given)
 
 # %% ../nbs/43_cli.ipynb #fca41c0b
 accelerators = {      # operations a second, bytes

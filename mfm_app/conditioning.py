@@ -123,7 +123,7 @@ def dose_weights(
     share = ((at - low) / (high - low)).nan_to_num(1., 1., 1.)                                 # (B, 1)
     return torch.zeros_like(log_doses).scatter_add(1, below, 1 - share).scatter_add(1, above, share)
 
-
+# %% ../nbs/09_conditioning.ipynb #7e5274a2
 class MeasuredEffects(nn.Module):
     "What was measured of a perturbation at a dose, through a linear map that starts at zero."
     def __init__(
@@ -249,8 +249,7 @@ class Adaptor(nn.Module):
         self.y, self.e, self.c = (LabelEmbedding(n, width) for n in (perturbations, experiments, cell_types))
         if embedding: self.y = GivenEmbedding(perturbations, embedding, width)
         if not experiment_label: self.e = None
-        mlp = lambda: nn.Sequential(nn.Linear(width + 256, width), nn.SiLU(), nn.Linear(width, width))
-        self.dose = mlp() if doses else None
+        self.dose = nn.Sequential(nn.Linear(width + 256, width), nn.SiLU(), nn.Linear(width, width)) if doses else None
         self.molecule = MoleculeEmbedding(out=width, **molecules) if molecules else None
         self.measured = MeasuredEffects(perturbations, width=width, **measured) if measured else None
 
@@ -258,8 +257,7 @@ class Adaptor(nn.Module):
         condition, rows = condition or Condition(), len(t)
         if self.training: condition = drop_labels(condition, self.label_dropout, self.row_keys)
         cond = self.time(t) + perturbation_embedding(self, condition, rows)                    # (B, D)
-        if self.e is not None: cond = cond + self.e(condition.e, rows)
-        return cond + self.c(condition.c, rows)                                                # (B, D)
+        return cond + (0 if self.e is None else self.e(condition.e, rows)) + self.c(condition.c, rows)
 
 # %% ../nbs/09_conditioning.ipynb #40fa2d38
 class ControlCells(nn.Module):

@@ -208,7 +208,8 @@ def measured_values(
         own[i, :k] = seen / (seen + prior)
         effect[i, :k] = np.array([np.interp(log_dose[i, :k], np.log10(measured), column) for column in known.T]).T
     if not np.isfinite(log_dose).any(): raise InputError("The wells have none of the perturbations at any dose.")
-    tensors = {k: torch.tensor(v, dtype=torch.float32) for k, v in dict(log_dose=log_dose, effect=effect, own=own).items()}
+    arrays = dict(log_dose=log_dose, effect=effect, own=own)
+    tensors = {name: torch.tensor(x, dtype=torch.float32) for name, x in arrays.items()}
     return tensors | dict(control=torch.tensor(vocab.names.index(vocab.control)))
 
 # %% ../nbs/27_wells.ipynb #fae24c2e
@@ -216,7 +217,7 @@ def mean_profile(images, model:Model, features:list)->pd.DataFrame:      # (N, C
     "Mean of each feature over cells."
     return profile(images, [c["name"] for c in model.channels], model.nucleus)[features].mean().to_frame().T
 
-
+# %% ../nbs/27_wells.ipynb #577a1391
 @contextmanager
 def informed_by(
     model:Model,         # with measured effects
@@ -233,7 +234,7 @@ def informed_by(
     try: yield
     finally: measured.effect[y, k] = former
 
-
+# %% ../nbs/27_wells.ipynb #4366fc15
 def drawn_effects(
     model:Model,
     truth:Truth,
@@ -347,7 +348,7 @@ def effects_of_cells(
         found[name, dose_um] = effect(measured[own], measured[control]) / truth.scale
     return pd.DataFrame(found).T if found else truth.effects.iloc[:0]
 
-
+# %% ../nbs/27_wells.ipynb #d6fda8c9
 def has_learned_from(model:Model, truth:Truth)->bool:
     "Whether these wells inform a model, see `measured_values`."
     measured = getattr(getattr(model.net, "adaptor", None), "measured", None)
@@ -364,7 +365,7 @@ def of_other_replicates(model:Model, truth:Truth, n:int)->tuple:      # effects 
     drawn = drawn_effects(model, truth, n, told)
     return drawn, pd.DataFrame({key: left_out[key] for key in drawn.index}).T
 
-
+# %% ../nbs/27_wells.ipynb #608284ff
 def replicate_effects(truth:Truth)->tuple:      # effects of single wells, those of their others
     keys = pd.MultiIndex.from_tuples([key for key, *_ in truth.replicates], names=truth.effects.index.names)
     return tuple(pd.DataFrame([pair[i] for pair in truth.replicates], keys) for i in (1, 2))
