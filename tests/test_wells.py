@@ -2,21 +2,29 @@
 import gzip
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mfm_app import wells as w
 from mfm_app.card import model_card
+from mfm_app.cli import network_of
+from mfm_app.conditioning import known_embedding, label_embedding
+from mfm_app.data import Batches, Cells
+from mfm_app.data import vocabulary as vocabulary_of
 from mfm_app.display import static
 from mfm_app.engine import Engine
-from mfm_app.hub import bundled_folder, load_model
+from mfm_app.hub import Model, build, bundled_folder, load_model, new_config, save_model
+from mfm_app.simulator import synthetic_cells
 from mfm_app.ui import about
 from mfm_app.ui_api import vocabulary
 from mfm_app.ui_parts import about_perturbation, coverage_text
-from mfm_app.wells import (Wells, agreement, compare_with_wells, dose_order, effect, limits, nearest_mechanism,
-                           of_others, read_wells, reliability, score, strength, to_record, truth_of, well_columns)
+from mfm_app.wells import (Wells, agreement, compare_with_wells, dose_order, effect, has_learned_from, limits,
+                           nearest_mechanism, of_others, read_wells, reliability, score, strength, to_record, truth_of,
+                           well_columns)
 
 features = ["nucleus_area_px", "DNA_nucleus_mean", "nucleus_solidity"]
 
@@ -246,3 +254,105 @@ def test_a_model_folder_whose_record_is_damaged_is_refused_in_a_sentence(ask, ju
     shutil.copytree(bundled_folder("bbbc021"), folder)
     (folder / "config.json").write_text(json.dumps(judged.model.config))
     assert "'wells' in" in str(ask(load_model, folder))
+
+
+# Wells that inform a model
+
+crops = {("DMSO", 0.): 12, ("a1", 1.): 8, ("a1", 10.): 2, ("b1", 1.): 2}      # beside the wells above; a2 has none
+
+
+@pytest.fixture(scope="module")
+def informing(tmp_path_factory):
+    "A table of wells as a file, cells, their vocabulary, and a config of their model."
+    path = tmp_path_factory.mktemp("informing") / "wells.csv"
+    table(untreated + treated).rename(columns=well_columns).to_csv(path, index=False)
+    names, doses = zip(*(key for key, n in crops.items() for _ in range(n)))
+    drawn = synthetic_cells(len(names), 32)
+    rows = drawn.table.iloc[:len(names)].assign(perturbation=names, dose_um=doses, experiment="one", split="train")
+    rows["dose_um"] = rows["dose_um"].where(rows["dose_um"] > 0)
+    cells = Cells(drawn.images[:len(names)], rows.reset_index(drop=True), drawn.channels)
+    vocab = vocabulary_of(cells)
+    return path, cells, vocab, new_config(vocab, cells.channels, "nano/8", 32)
+
+
+def informed_model(informing, begin=None):
+    path, cells, vocab, config = informing
+    config = json.loads(json.dumps(config))
+    net, _ = network_of(config, cells, vocab, wells=path, begin=begin)
+    return Model(net.eval(), config, "", "informed")
+
+
+def test_a_network_is_told_the_effect_of_each_dose_and_what_lies_between(informing):
+    measured, vocab = informed_model(informing).net.adaptor.measured, informing[2]
+    torch.nn.init.ones_(measured.into.weight)
+    y = torch.tensor([vocab.names.index("a1")]).expand(4)
+    vectors, own = measured(y, torch.tensor([0.1, 1., 10 ** .5, 10.]))
+    low, high = (sum(example_truth.effects.loc[("a1", dose)]) for dose in (1., 10.))
+    assert torch.allclose(vectors[:, 0], torch.tensor([low, low, (low + high) / 2, high]), atol=1e-3)
+    assert torch.allclose(own[:, 0], torch.tensor([8 / 38, 8 / 38, (8 / 38 + 2 / 32) / 2, 2 / 32]), atol=1e-4)
+
+
+def test_the_control_and_unconditional_rows_are_what_their_labels_say(informing):
+    model = informed_model(informing)
+    torch.nn.init.ones_(model.net.adaptor.measured.into.weight)
+    y, dose = torch.tensor([informing[2].names.index("DMSO"), -1]), torch.tensor([torch.nan, torch.nan])
+    adaptor = model.net.adaptor
+    assert torch.equal(known_embedding(adaptor, y, dose), label_embedding(adaptor, y, dose))
+
+
+def test_an_informed_model_is_read_as_it_was_written_and_knows_the_wells_again(informing, tmp_path):
+    model, truth = informed_model(informing), truth_of(read_wells(informing[0]))
+    save_model(tmp_path, model.net, model.config)
+    again = load_model(tmp_path)
+    assert again.config["adaptor"]["measured"] == dict(doses=2, features=3) and has_learned_from(again, truth)
+    assert not has_learned_from(again, truth_of(wells_of(untreated + treated[:-1])))
+    assert not has_learned_from(load_model(bundled_folder("simulated")), truth)
+
+
+def test_a_model_can_be_told_another_effect_for_a_while(informing):
+    model = informed_model(informing)
+    measured = model.net.adaptor.measured
+    before = measured.effect.clone()
+    with w.informed_by(model, "a1", 10., [7., 8, 9]):
+        assert measured.effect[informing[2].names.index("a1"), 1].tolist() == [7, 8, 9]
+    assert torch.equal(measured.effect, before)
+
+
+def test_an_informed_model_is_judged_by_wells_that_it_was_not_told_of_as_well(informing):
+    report = compare_with_wells(informed_model(informing), read_wells(informing[0]), n=2)
+    assert "one of the wells left out" in report.to_markdown()
+    assert report.scores["drawn, one of the wells left out, beside that well"]["conditions"] == 18
+
+
+def test_training_goes_on_from_a_model_of_labels_and_gives_its_vectors_back_as_far_as_effects_tell(informing):
+    path, cells, vocab, config = informing
+    start, _ = network_of(json.loads(json.dumps(config)), cells, vocab)
+    torch.nn.init.normal_(start.adaptor.y.table.weight)
+    informed = informed_model(informing, Model(start, config, "", "labels")).net.adaptor
+    assert torch.equal(informed.y.table.weight, start.adaptor.y.table.weight)
+    assert informed.measured.into.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda config: config["backbone"].update(name="nano/4"), "its network differ"),
+    (lambda config: config["channels"][0].update(name="Golgi"), "its channels differ")])
+def test_training_cannot_start_from_another_network(ask, informing, change, said):
+    other = json.loads(json.dumps(informing[3]))
+    change(other)
+    message = ask(informed_model, informing, Model(build(other), other, "", "another"))
+    assert message.startswith("Training cannot start from 'another'") and said in message
+
+
+def test_wells_of_other_compounds_cannot_inform(ask, informing):
+    _, cells, vocab, config = informing
+    assert "none of the perturbations" in ask(w.measured_values, truth_of(wells_of(
+        [row if row[0] == "DMSO" else ("z" + row[0], *row[1:]) for row in untreated + treated])), vocab)
+
+
+def test_rare_conditions_are_drawn_as_often_as_frequent_ones_if_asked(informing):
+    _, cells, vocab, _ = informing
+    drawn, batches = Counter(), Batches(cells, vocab, 32, power=0, balance="condition")
+    for step in range(40):
+        rows = batches(step)[1]
+        drawn.update(zip(rows.y.tolist(), rows.dose_um.nan_to_num().tolist()))
+    assert len(drawn) == len(crops) and min(drawn.values()) > 0.7 * max(drawn.values())
