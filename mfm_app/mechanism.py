@@ -7,7 +7,7 @@ __all__ = ['no_mechanism', 'mechanisms', 'here', 'annotated_file', 'strength', '
            'most_atoms', 'least_tanimoto', 'relative', 'least_probability', 'claims', 'shown_probability', 'most_shown',
            'witnesses', 'KnownMolecule', 'read_annotated', 'substructures', 'Mechanisms', 'outside', 'Evidence',
            'Verdict', 'tested', 'verdict_sentence', 'evidence_for', 'verdict_of', 'fitted_mechanisms', 'mechanisms_of',
-           'verdict']
+           'verdict', 'dose_like', 'mixture']
 
 # %% ../nbs/22_mechanism.ipynb #8f367bfc
 from dataclasses import dataclass, field
@@ -81,10 +81,14 @@ class Mechanisms:
         self.metals = {symbol for m in known for symbol in makeup(m.smiles).metals}
         self.fitted = logistic(substructures(smiles), labels, strength, temperature)
 
-    def probabilities(self, smiles_list)->np.ndarray:      # standard SMILES; (N, K + 1)
+    def probabilities(self, features)->np.ndarray:      # (N, 2048), see `substructures`; (N, K + 1)
         "The probability of each mechanism that is offered, and last that of none of them."
-        of = self.fitted(substructures(smiles_list))[:, [self.fitted.classes.index(name) for name in self.offered]]
+        of = self.fitted(features)[:, [self.fitted.classes.index(name) for name in self.offered]]
         return np.concatenate([of, 1 - of.sum(1, keepdims=True)], 1)
+
+    def weights(self, probability)->dict:      # (K + 1,)
+        "Mechanism -> its weight in what is drawn; empty where none is probable enough to be claimed."
+        return dict(zip(self.offered, map(float, probability))) if max(probability[:-1]) >= least_probability else {}
 
 # %% ../nbs/22_mechanism.ipynb #f367ff09
 most_residues, most_atoms, least_tanimoto = 9, 100, 0.1
@@ -133,6 +137,10 @@ class Verdict:
     def claim(self)->str:
         "The mechanism that is claimed; empty where none is."
         return "" if self.outside or self.probability < least_probability else self.mechanisms[0][0]
+    @property
+    def weights(self)->dict:
+        "Mechanism -> its weight in what is drawn; empty without a claim."
+        return dict(self.mechanisms) if self.claim else {}
     @property
     def is_known(self)->bool:
         "Whether this very structure is among the known molecules."
@@ -230,5 +238,30 @@ def verdict(
     smiles = [m.smiles if isinstance(m, Molecule) else read_molecule(m).smiles for m in given]
     if model is None or not smiles: return None if one else [None] * len(smiles)
     similarity = tanimoto(Morgan()(smiles), model.bits)
-    found = [verdict_of(model, *row) for row in zip(smiles, model.probabilities(smiles), similarity)]
+    found = [verdict_of(model, *row) for row in zip(smiles, model.probabilities(substructures(smiles)), similarity)]
     return found[0] if one else found
+
+# %% ../nbs/22_mechanism.ipynb #673170f6
+def dose_like(
+    p,                    # a `Perturbation`
+    dose_um:float|None,   # micromolar, that is asked for; None takes the usual one
+)->float:                 # micromolar; NaN where it has none
+    "The dose nearest to one that is asked for, within those a compound was seen at."
+    if not p.doses: return np.nan
+    return usual_dose(p) if dose_um is None else float(np.clip(dose_um, min(p.doses), max(p.doses)))
+
+
+def mixture(
+    vocab:Vocabulary,
+    weights:dict,         # mechanism -> weight, as `Verdict.weights`; what they lack to 1 is the control's
+    dose_um:float|None,   # micromolar; None takes each compound's usual one
+    without=(),           # names of compounds that do not count
+)->np.ndarray:            # (L, 2) float32, weight and dose of each label, see `Condition.mix`
+    "The compounds of several mechanisms as one condition, those of one mechanism in equal parts."
+    mix, control = np.full((len(vocab.perturbations), 2), np.nan, np.float32), vocab.rows[vocab.control]
+    mix[:, 0] = 0
+    for mechanism, weight in weights.items():
+        of_it = [p for p in vocab.treated if p.moa == mechanism and p.kind == "compound" and p.name not in without]
+        for p in of_it: mix[vocab.rows[p.name]] = weight / len(of_it), dose_like(p, dose_um)
+    mix[control] = max(1 - mix[:, 0].sum(), 0), np.nan
+    return mix
