@@ -19,7 +19,7 @@ from mfm_app.features import morphology, profile
 from mfm_app.finetune import measure
 from mfm_app.hub import bundled, load_model
 from mfm_app.mechanism import (KnownMolecule, Mechanisms, cross_validated, least_probability, mechanisms, mixture,
-                               no_mechanism, own_molecules, read_annotated, relative, substructures)
+                               no_mechanism, mechanisms_of, read_annotated, relative, substructures)
 from mfm_app.molecules import Morgan, read_molecule, tanimoto
 from mfm_app.sampling import generation, sample_images
 from mfm_app.vocabulary import condition
@@ -83,6 +83,7 @@ def left_out(model, cells, known, compounds, n, dose_of=lambda dose: dose):
     "A row a compound and way of drawing it: the mechanism it resembles in the space of the others."
     vocab, found = model.vocab, []
     measured = measure(cells)
+    print('measured', flush=True)
     for name, smiles, moa in compounds:
         own = cells.where(perturbation=name)
         space = measured.where(perturbation=sorted(set(cells.where(split="train").table["perturbation"]) - {name})).space

@@ -100,7 +100,7 @@ def test_molecules_of_a_mechanism_are_recognised_and_relatives_speak_for_them(en
 @pytest.mark.parametrize("smiles", [caffeine, paracetamol, "CC(C)NCC(O)COc1cccc2ccccc12", "O=C(O)c1ccccc1O"])
 def test_drugs_of_other_kinds_are_not_claimed(engine, smiles):
     v = engine.assess(smiles).mechanism
-    assert not v.claim and v.sentence.startswith("No claim.") and v.right is None and v.none > 0.5
+    assert not v.claim and v.sentence.startswith("No claim.") and v.right is None and v.none > 0.15
 
 
 @pytest.mark.parametrize("smiles, why", [
