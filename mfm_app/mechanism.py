@@ -268,8 +268,8 @@ def verdict(
     vocab:Vocabulary|None=None,     # of a model; None asks for the mechanisms of the annotated list
 )->Verdict|list|None:               # a `Verdict`, or a list of them; None where the model has no such mechanism
     "By which mechanism a molecule is likely to act, or `InputError`."
-    model, one = mechanisms_of(vocab), isinstance(molecules, (str, Molecule))
-    given = [molecules] if one else list(molecules)
+    model, one = mechanisms_of(vocab), not isinstance(molecules, (list, tuple))
+    given = [molecules] if one else molecules
     smiles = [m.smiles if isinstance(m, Molecule) else read_molecule(m).smiles for m in given]
     if model is None or not smiles: return None if one else [None] * len(smiles)
     similarity = tanimoto(Morgan()(smiles), model.bits)
