@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['sinusoid', 'ScalarEmbedding', 'LabelEmbedding', 'drop_labels', 'GivenEmbedding', 'dose_weights', 'MeasuredEffects',
-           'MoleculeEmbedding', 'label_embedding', 'known_embedding', 'fit_measured', 'perturbation_embedding',
-           'Adaptor', 'ControlCells', 'control_cell', 'control_cells', 'Conditioned', 'freeze_base', 'distinct_rows',
-           'ByImage', 'InferenceNet', 'modulations_of', 'evaluate', 'for_inference']
+           'MoleculeEmbedding', 'label_embedding', 'known_embedding', 'fit_measured', 'mixture_embedding',
+           'perturbation_embedding', 'Adaptor', 'ControlCells', 'control_cell', 'control_cells', 'Conditioned',
+           'freeze_base', 'distinct_rows', 'ByImage', 'InferenceNet', 'modulations_of', 'evaluate', 'for_inference']
 
 # %% ../nbs/09_conditioning.ipynb #ecffeebf
 import math
@@ -72,9 +72,9 @@ def drop_labels(
     dropout:float=0.15,       # probability, for each of the three
     keys:Tensor|None=None,    # (B,) of the rows, see `core.uniforms`; None draws from PyTorch's own generator
 )->Condition:                 # B rows
-    "Label dropout: y with fp, e and c become unconditional at random (Ho & Salimans 2022)."
+    "Label dropout: y with fp and mix, e and c become unconditional at random (Ho & Salimans 2022)."
     dropped = {}
-    for i, names in enumerate((("y", "fp"), ("e",), ("c",))):
+    for i, names in enumerate((("y", "fp", "mix"), ("e",), ("c",))):
         columns = {name: column for name in names if (column := getattr(condition, name)) is not None}
         if not columns: continue
         one = next(iter(columns.values()))
@@ -210,12 +210,27 @@ def fit_measured(
     measured.into.weight.copy_(torch.linalg.solve(normal, effect.T @ taken).T)
 
 # %% ../nbs/09_conditioning.ipynb #e2aaaa1c
+def mixture_embedding(
+    adaptor,                  # an `Adaptor`
+    mix:Tensor,               # (B, L, 2) weight and dose of each label; NaN where there is no dose
+)->Tensor:                    # (B, D)
+    "The weighted mean of labels, each at a dose of its own; 0 for a row without weights."
+    weight, dose_um = mix.unbind(-1)                                                           # (B, L) each
+    labels = torch.arange(mix.shape[1], device=mix.device).expand_as(weight)                   # (B, L)
+    embedded = known_embedding(adaptor, labels.flatten(), dose_um.flatten())                   # (B L, D)
+    return (weight.nan_to_num().flatten()[:, None] * embedded).view(*weight.shape, -1).sum(1)  # (B, D)
+
+# %% ../nbs/09_conditioning.ipynb #7f5ed937
 def perturbation_embedding(
     adaptor,                  # an `Adaptor`
     condition:Condition,      # B rows
     rows:int,                 # B
 )->Tensor:                    # (B, D)
-    "A perturbation by its molecule where a row has one (at 1 µM without a dose), else by its label, or `InputError`."
+    "A perturbation by a mixture of labels or by its molecule where a row has one, else by its label, or `InputError`."
+    if condition.mix is not None:
+        mixed = condition.mix[..., 0].isfinite().all(1)[:, None]                               # (B, 1)
+        others = perturbation_embedding(adaptor, replace(condition, mix=None), rows)
+        return torch.where(mixed, mixture_embedding(adaptor, condition.mix), others)
     device = adaptor.time.mlp[0].weight.device
     y = torch.full((rows,), -1, device=device) if condition.y is None else condition.y         # (B,)
     if condition.fp is None: return known_embedding(adaptor, y, condition.dose_um)

@@ -152,8 +152,9 @@ class Condition:
     c:Tensor|None = None          # (B,) int64, cell type; -1 unconditional
     dose_um:Tensor|None = None    # (B,) float32, micromolar; NaN where there is no dose
     fp:Tensor|None = None         # (B, F) float32, fingerprint of a molecule in place of y; NaN where there is none
+    mix:Tensor|None = None        # (B, L, 2) float32, weight and dose of each of the labels y, in place of y; or NaN
 
-    columns = {"y": -1, "e": -1, "c": -1, "dose_um": float("nan"), "fp": float("nan")}
+    columns = {"y": -1, "e": -1, "c": -1, "dose_um": float("nan"), "fp": float("nan"), "mix": float("nan")}
 
     def map(self, f)->"Condition":
         "Apply `f` to every column that is there."
@@ -167,7 +168,7 @@ class Condition:
 
     def without_perturbation(self)->"Condition":
         "The null of guidance: the same experiments and cell types, no perturbation (Jones et al. 2026)."
-        return replace(self, y=None, dose_um=None, fp=None)
+        return replace(self, y=None, dose_um=None, fp=None, mix=None)
 
 # %% ../nbs/00_core.ipynb #17d06470
 def join(

@@ -6,12 +6,13 @@
 __all__ = ['static', 'max_side', 'max_reel_bytes', 'significance_note', 'verdict_words', 'unpack_script', 'frame_html',
            'compressions', 'plotly_config', 'static_text', 'atlas_columns', 'atlas', 'atlases', 'treatment_label',
            'run_of', 'frame_of', 'Reel', 'run_for', 'run_across', 'cell_count', 'place_text', 'sketch_note',
-           'done_line', 'effect_note', 'effect_figures', 'effects_of', 'drawing', 'neighbour_row', 'molecule_card',
-           'about_molecule', 'in_iframe', 'still_image', 'check_answer', 'cells_picture', 'answer_label', 'Card',
-           'progress', 'collect_steps', 'Compression', 'compressed_frame', 'frame_bytes', 'fit_frames',
-           'reconstruction_note', 'compression_note', 'script_json', 'viewer_constants', 'player_output',
-           'check_player', 'check_names', 'run_of_answer', 'Player', 'Gallery', 'set_map_size',
-           'add_significance_buttons', 'plotly_output', 'effect_table', 'Heatmaps', 'heatmap_bundles', 'Editor']
+           'done_line', 'effect_note', 'effect_figures', 'effects_of', 'drawing', 'meter_of', 'neighbour_row',
+           'witness', 'mechanism_rows', 'mechanism_part', 'molecule_card', 'about_molecule', 'in_iframe', 'still_image',
+           'check_answer', 'cells_picture', 'answer_label', 'Card', 'progress', 'collect_steps', 'Compression',
+           'compressed_frame', 'frame_bytes', 'fit_frames', 'reconstruction_note', 'compression_note', 'script_json',
+           'viewer_constants', 'player_output', 'check_player', 'check_names', 'run_of_answer', 'Player', 'Gallery',
+           'set_map_size', 'add_significance_buttons', 'plotly_output', 'effect_table', 'Heatmaps', 'heatmap_bundles',
+           'Editor']
 
 # %% ../nbs/33_display.ipynb #e3b97201
 import base64
@@ -39,6 +40,7 @@ from .counterfactual import Counterfactual
 from .effects import Comparison
 from .engine import AcrossCellTypes, Answer, Engine, MoleculeReport, Request, ResolvedRequest
 from .export import export_of
+from .mechanism import Evidence, Verdict
 from .molecules import draw, read_molecule
 from .sampling import SampleStep
 from .viz import (data_uri, effect_maps, effect_picture, feature_name, largest_effects,
@@ -248,7 +250,8 @@ def effects_of(
                            provenance=provenance, **figures))
 
 # %% ../nbs/33_display.ipynb #56dde61e
-verdict_words = dict(known="Known", close="Close to known ones", far="Far from known ones")
+verdict_words = dict(known="Known", close="Close to known ones", far="Far from known ones", likely="Likely",
+                     none="No claim")
 
 
 @lru_cache(maxsize=512)
@@ -258,12 +261,41 @@ def drawing(smiles:str, width:int, height:int)->str:      # pixels
     return "".join(f'<span class="{ground}">{structure}</span>' for ground, structure in svg.items())
 
 
+def meter_of(share:float, label:str)->str:      # share: from 0 to 1
+    "A share as a bar, as HTML."
+    return f'<meter min="0" max="1" value="{share:.3f}" aria-label="{escape(label)}"></meter>'
+
+
 def neighbour_row(perturbation, tanimoto:float)->str:
     "One compound the model was trained on and its similarity, as HTML."
-    meter = f'<meter min="0" max="1" value="{tanimoto:.3f}" aria-label="Tanimoto similarity"></meter>'
     return (f'<li>{drawing(perturbation.smiles, 96, 64)}'
             f'<span><b>{escape(perturbation.name)}</b><br>{escape(perturbation.moa)}</span>'
-            f'<span class="tanimoto">{tanimoto:.2f}{meter}</span></li>')
+            f'<span class="tanimoto">{tanimoto:.2f}{meter_of(tanimoto, "Tanimoto similarity")}</span></li>')
+
+# %% ../nbs/33_display.ipynb #45c02afd
+def witness(e:Evidence)->str:
+    "A known molecule that speaks for a mechanism: drawn small, named, with its similarity; as HTML."
+    return (f'<li title="{escape(e.name)}: {escape(e.mechanism)}">{drawing(e.smiles, 88, 58)}'
+            f'<span>{escape(e.name)}</span><span class="tanimoto">{e.tanimoto:.2f}</span></li>')
+
+
+def mechanism_rows(v:Verdict)->str:
+    "The likeliest mechanisms of a molecule and that of none, each with the molecules that speak for it, as HTML."
+    if v.outside: return ""
+    shown = {e.mechanism: [] for e in v.evidence}
+    for e in v.evidence: shown[e.mechanism].append(witness(e))
+    rows = [(name, p, "".join(shown[name])) for name, p in v.mechanisms if name in shown]
+    rows += [("None of the mechanisms it has seen", v.none, "")]
+    return "".join(f'<li><span>{escape(name)}</span><span class="tanimoto">{p:.0%}{meter_of(p, name)}</span>'
+                   f'{"<ul>" * bool(found)}{found}{"</ul>" * bool(found)}</li>' for name, p, found in rows)
+
+
+def mechanism_part(v:Verdict|None)->str:
+    "How a molecule is likely to act, as a part of its card; empty where a model does not say."
+    rows = "" if v is None else mechanism_rows(v)
+    if not rows: return ""
+    return ('<p class="head">How it is likely to act, and known molecules that speak for it <span>probability</span></p>'
+            f'<ol class="mechanisms">{rows}</ol>')
 
 # %% ../nbs/33_display.ipynb #3101f9ee
 def molecule_card(report:MoleculeReport)->str:
@@ -275,7 +307,7 @@ def molecule_card(report:MoleculeReport)->str:
     return (f'<div class="molecule">{drawing(molecule.smiles, 300, 170)}<p class="title">{title}</p>'
             f'<code>{escape(molecule.smiles)}</code><ul class="notes">{notes}</ul>'
             f'<p class="verdict {report.verdict}"><b>{verdict_words[report.verdict]}.</b> {escape(report.reason)}</p>'
-            '<p class="head">Most similar compounds the model was trained on <span>Tanimoto</span></p>'
+            f'{mechanism_part(report.mechanism)}<p class="head">Most similar compounds the model was trained on <span>Tanimoto</span></p>'
             f'<ol>{neighbours}</ol></div>')
 
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['max_cells', 'max_images', 'dtypes', 'MoleculeReport', 'verdict', 'MoleculeKnowledge', 'Request', 'check_seeds',
            'ResolvedRequest', 'resolve_request', 'Answer', 'LoadedModel', 'Engine', 'request_from', 'stream',
-           'Robustness', 'drop_bits', 'robustness_steps', 'robustness', 'AcrossCellTypes', 'requests_across',
-           'effect_in', 'across_steps', 'across', 'check_device', 'load', 'load_once', 'model_name', 'address_names',
-           'check_different', 'load_all', 'among']
+           'Robustness', 'drop_bits', 'varied_readings', 'robustness_steps', 'robustness', 'AcrossCellTypes',
+           'requests_across', 'effect_in', 'across_steps', 'across', 'check_device', 'load', 'load_once', 'model_name',
+           'address_names', 'check_different', 'load_all', 'among']
 
 # %% ../nbs/24_engine.ipynb #588b3de9
 import os
@@ -31,6 +31,8 @@ from .effects import Comparison
 from .evaluation import Effect, PhenotypeSpace, effect_of
 from .features import morphology
 from .hub import Model, bundled, from_pretrained
+from .mechanism import Verdict, mechanisms_of, mixture, substructures
+from .mechanism import verdict as verdict_by_mechanism
 from .molecules import Molecule, Morgan, nearest, read_molecule
 from .sampling import Sampling, SampleStep, generation, integrate, starting_points, with_settings
 from .scheduler import BatchScheduler, ZeroGPURunner
@@ -44,10 +46,14 @@ class MoleculeReport:
     name:str                  # of the compound, if it is a known one
     moa:str                   # its mechanism of action, if known
     neighbours:list           # (`Perturbation`, Tanimoto similarity), the most similar first
-    verdict:str               # "known", "close" or "far"
+    verdict:str               # "known", "close" or "far"; "likely" or "none" of a model that draws by mechanism
     reason:str                # the verdict in a sentence or two
-    dose_um:float             # micromolar, the usual dose of the nearest compound
+    like:Perturbation         # the compound whose usual dose is the molecule's: the nearest, or the nearest that acts alike
     fp:torch.Tensor = field(compare=False, repr=False)      # (F,) what the network reads of it
+    mechanism:Verdict|None = None      # how it is likely to act, where the model draws molecules by mechanism
+
+    @property
+    def dose_um(self)->float|None: return usual_dose(self.like)      # micromolar
 
 # %% ../nbs/24_engine.ipynb #cdb643d2
 def verdict(
@@ -71,7 +77,7 @@ def verdict(
 class MoleculeKnowledge:
     "The compounds a model was trained on by structure, and what follows for other molecules."
     def __init__(self, model:Model):
-        self.encode, self.record = model.encode, model.config.get("molecules", {})
+        self.encode, self.record, self.vocab = model.encode, model.config.get("molecules", {}), model.vocab
         self.compounds = [p for p in model.vocab.treated if p.smiles and p.doses]
         smiles = [read_molecule(p.smiles).smiles for p in self.compounds]
         self.by_smiles, self.library = dict(zip(smiles, self.compounds)), Morgan()(smiles)
@@ -82,6 +88,11 @@ class MoleculeKnowledge:
         "Whether the model reads molecules."
         return self.encode is not None and len(self.compounds) > 0
 
+    @property
+    def by_mechanism(self)->bool:
+        "Whether molecules are drawn by how they are likely to act, as it was measured to be better than by structure."
+        return "mechanism" in self.record and mechanisms_of(self.vocab) is not None
+
     def check(self):
         "`InputError` where the model reads no molecules."
         if not self.reads: raise InputError(no_molecules)
@@ -90,13 +101,21 @@ class MoleculeKnowledge:
         "Neighbours, verdict and usual dose of a molecule in standard form, or `InputError`."
         self.check()
         fp = torch.tensor(self.encode([molecule.smiles]), dtype=torch.float32)[0]
-        matches = nearest(Morgan()([molecule.smiles])[0], self.library, 5)
+        matches = nearest(Morgan()([molecule.smiles])[0], self.library, len(self.compounds))
         neighbours = [(self.compounds[n.index], n.tanimoto) for n in matches]
         known, held_out = self.by_smiles.get(molecule.smiles), self.held_out.get(molecule.smiles)
         name, moa = (known.name, known.moa) if known else ("", "")
         if held_out and not known: name, moa = f"{held_out['name']} (held out in training)", held_out["moa"]
+        kind = verdict_by_mechanism(molecule, self.vocab) if self.by_mechanism and not known else None
         judged = verdict(self.record.get("calibration"), known, *neighbours[0])
-        return MoleculeReport(molecule, name, moa, neighbours, *judged, usual_dose(neighbours[0][0]), fp)
+        if kind: judged = "likely" if kind.claim else "none", kind.sentence
+        acts = [p for p, _ in neighbours if kind and p.moa == kind.claim]
+        return MoleculeReport(molecule, name, moa, neighbours[:5], *judged, (acts or [neighbours[0][0]])[0], fp, kind)
+
+    def reading(self, report:MoleculeReport, dose_um:float|None)->dict:      # `fp` or `mix`, see `Condition`
+        "What the network reads of a molecule; empty for a compound that a model by mechanism knows by its label."
+        if report.mechanism: return dict(mix=torch.tensor(mixture(self.vocab, report.mechanism.weights, dose_um)))
+        return {} if self.by_mechanism else dict(fp=report.fp)
 
 # %% ../nbs/24_engine.ipynb #56f14542
 max_cells = 64      # of one request
@@ -135,10 +154,11 @@ class ResolvedRequest(Request):
     names:ConditionNames = None               # of the treated cells
     control:ConditionNames = None             # of their control, in the same experiment
     report:MoleculeReport|None = None         # of the molecule, if there is one
+    reading:dict = field(default_factory=dict, compare=False, repr=False)      # see `MoleculeKnowledge.reading`
 
     def rows(self, n:int|None=None)->Condition:
         "The treated cells as a condition of `n` rows; None takes one a seed."
-        return self.names.rows(n or len(self.seeds), self.report and self.report.fp)
+        return self.names.rows(n or len(self.seeds), **self.reading)
 
     def control_rows(self, n:int|None=None)->Condition:
         "Their control, likewise."
@@ -157,11 +177,13 @@ def resolve_request(request:Request, loaded:"LoadedModel")->ResolvedRequest:
         report = molecules.report(request.molecule if known else read_molecule(request.molecule))
         name, dose = vocab.unlisted, report.dose_um if dose is None else dose
     names = resolve(vocab, name, dose, request.experiment, request.cell_type)
+    reading = molecules.reading(report, names.dose_um) if report else {}
+    if report and not reading: names = replace(names, labels=(vocab.rows[report.name], *names.labels[1:]))
     control = resolve(vocab, vocab.control_of(name), None, names.experiment, names.cell_type)
     return ResolvedRequest(
         None if report else names.perturbation, names.dose_um, names.experiment, names.cell_type,
         check_seeds(request.seeds), sampling, request.compare and not vocab.is_control(names.perturbation),
-        report and report.molecule.smiles, names, control, report)
+        report and report.molecule.smiles, names, control, report, reading)
 
 # %% ../nbs/24_engine.ipynb #b8d46c18
 @dataclass
@@ -291,6 +313,20 @@ def drop_bits(
     keep = torch.rand((n, len(fp)), generator=torch.Generator().manual_seed(0)) >= share
     return fp * keep / (1 - share)
 
+# %% ../nbs/24_engine.ipynb #b34398e2
+def varied_readings(
+    engine:Engine,
+    request:ResolvedRequest,      # of a molecule
+    n:int,                        # how many
+)->dict:                          # `fp` (n, F) or `mix` (n, L, 2)
+    "What the network reads of a molecule of which some substructures are left out."
+    share, known = engine.molecules.record["adaptor"].get("drop", 0.1), mechanisms_of(engine.vocab)
+    if "fp" in request.reading: return dict(fp=drop_bits(request.report.fp, share, n))
+    if request.report.mechanism.outside: return dict(mix=request.reading["mix"].expand(n, -1, -1))
+    features = drop_bits(torch.tensor(substructures([request.molecule])[0]), share, n)
+    weights = map(known.weights, known.probabilities(features.numpy()))
+    return dict(mix=torch.tensor(np.stack([mixture(engine.vocab, w, request.dose_um) for w in weights])))
+
 # %% ../nbs/24_engine.ipynb #13f28962
 def robustness_steps(
     engine:Engine,
@@ -302,10 +338,10 @@ def robustness_steps(
     if answer.control is None or engine.phenotypes is None:
         raise InputError("Robustness needs the control beside the cells, and a model that has a phenotype space.")
     request, effect = answer.request, effect_in(engine, answer)
-    if request.report is None: return (yield Robustness(effect, None, 0))
-    cells, dropped = min(cells, len(request.seeds)), engine.molecules.record["adaptor"].get("drop", 0.1)
-    fps = drop_bits(request.report.fp, dropped, fingerprints).repeat_interleave(cells, 0)
-    rows = replace(request.rows(len(fps)), fp=fps)
+    if not request.reading: return (yield Robustness(effect, None, 0))
+    cells = min(cells, len(request.seeds))
+    varied = {k: v.repeat_interleave(cells, 0) for k, v in varied_readings(engine, request, fingerprints).items()}
+    rows = replace(request.rows(cells * fingerprints), **varied)
     with closing(engine.steps(rows, request.seeds[:cells] * fingerprints, request.sampling)) as steps:
         for step in steps: yield None
     names = [c["name"] for c in answer.channels]

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['max_z', 'min_condition_cells', 'max_condition_cells', 'report_columns', 'max_deviation', 'z_score', 'frechet',
            'frechet_of_draws', 'mean_frechet', 'frechet_floor', 'standardised_difference', 'Classification', 'classify',
-           'group_by_label', 'condition_distances', 'MorphologyReport', 'report_row', 'report_markdown',
-           'compare_features', 'morphology_test', 'cosine', 'PhenotypeSpace', 'six_digits', 'space_to_dict',
-           'space_from_dict', 'phenotype_space', 'Effect', 'effect_of', 'kid', 'score_predictions', 'stored_scores',
-           'calibrate', 'kid_of_subsets', 'in_support', 'interval_about', 'bootstrap', 'bounded', 'kid_draws',
-           'comparison', 'gap_closed', 'other_compound_recall', 'excess_shift', 'monotonicity', 'median_distance',
-           'mmd']
+           'Logistic', 'logistic', 'calibration_error', 'group_by_label', 'condition_distances', 'MorphologyReport',
+           'report_row', 'report_markdown', 'compare_features', 'morphology_test', 'cosine', 'PhenotypeSpace',
+           'six_digits', 'space_to_dict', 'space_from_dict', 'phenotype_space', 'Effect', 'effect_of', 'kid',
+           'score_predictions', 'stored_scores', 'calibrate', 'kid_of_subsets', 'in_support', 'interval_about',
+           'bootstrap', 'bounded', 'kid_draws', 'comparison', 'gap_closed', 'other_compound_recall', 'excess_shift',
+           'monotonicity', 'median_distance', 'mmd']
 
 # %% ../nbs/18_evaluation.ipynb #9b334231
 from dataclasses import dataclass
@@ -151,6 +151,44 @@ def classify(
         predicted = model.predict(np.asarray(features, float))
         return Classification(classes, confusion_matrix(labels, predicted, labels=classes))
     return {name: result(*cells) for name, cells in sets.items()}
+
+# %% ../nbs/18_evaluation.ipynb #d6e66788
+@dataclass
+class Logistic:
+    "A fitted multinomial logistic regression: features (N, D) to the probability of each class, (N, K)."
+    classes:list              # K names
+    weights:np.ndarray        # (D, K)
+    bias:np.ndarray           # (K,)
+
+    def __call__(self, features)->np.ndarray:
+        scores = np.asarray(features, np.float32) @ self.weights + self.bias
+        scores = np.exp(scores - scores.max(1, keepdims=True))
+        return scores / scores.sum(1, keepdims=True)
+
+
+def logistic(
+    features,                 # (N, D)
+    labels,                   # (N,) names of at least two classes
+    C:float=1.,               # inverse strength of the regularisation
+)->Logistic:
+    "Fit a logistic regression in which every class counts alike."
+    from sklearn.linear_model import LogisticRegression
+    fitted = LogisticRegression(C=C, class_weight="balanced", max_iter=2000).fit(features, labels)
+    rows = lambda a: np.concatenate([0 * a, a]) if len(a) == 1 else a      # of two classes one row is stored
+    weights, bias = (rows(a).astype(np.float32) for a in (fitted.coef_, fitted.intercept_))
+    return Logistic(fitted.classes_.tolist(), weights.T, bias)
+
+# %% ../nbs/18_evaluation.ipynb #288d09a1
+def calibration_error(
+    probability,      # (N,) that was stated
+    right,            # (N,) whether it was right
+    bins:int=10,
+)->float:
+    "Expected calibration error: share right against probability stated, in bins of equal width (Guo et al. 2017)."
+    probability, right = np.asarray(probability, float), np.asarray(right, float)
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    apart = lambda here: abs(probability[here].mean() - right[here].mean()) * here.mean()
+    return float(sum(apart(place == i) for i in np.unique(place)))
 
 # %% ../nbs/18_evaluation.ipynb #178afa64
 def group_by_label(

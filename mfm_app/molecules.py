@@ -9,7 +9,7 @@ __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings
            'mineral_acids', 'sulfonic_acids', 'chain_acids', 'ring_acids', 'bases', 'drug_or_ion', 'ion_lists',
            'flat_smiles', 'ion_table', 'counter_ions', 'ion_ranks', 'halogens', 'alkali', 'alkaline_earth', 'nonmetals',
            'reionizer', 'uncharger', 'amine', 'platinum', 'coordination', 'normalizer', 'metal_disconnector',
-           'ionic_metals', 'unusual_atom', 'max_table_bytes', 'on_light', 'on_dark', 'prefixes', 'powers',
+           'ionic_metals', 'unusual_atom', 'residue', 'max_table_bytes', 'on_light', 'on_dark', 'prefixes', 'powers',
            'molar_pattern', 'unit_names', 'other_units', 'number', 'quantity_pattern', 'ambiguous_comma', 'dose_word',
            'about_dose', 'max_rows', 'max_bytes', 'smiles_names', 'name_names', 'id_names', 'name_pattern',
            'field_unit', 'unit_field', 'dose_field', 'max_cell_lines', 'max_unread', 'readers', 'list_kinds',
@@ -17,15 +17,15 @@ __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings
            'split_extension', 'from_extended', 'extension_note', 'check_graph', 'chemistry_problem', 'align_block',
            'parse', 'Fragment', 'metals', 'has_carbon', 'count_charges', 'fragment', 'check_mixture', 'bond_amines',
            'check_ligands', 'parent_fragment', 'without_isotopes', 'cautions', 'standardise_once', 'Molecule',
-           'standardise_mol', 'read_molecule', 'map_chunks', 'molecule_or_error', 'standardise_chunk', 'standardise',
-           'Morgan', 'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors', 'npz_vectors', 'unique_molecules',
-           'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest', 'draw', 'unit_problem',
-           'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn', 'dose_columns', 'read_doses', 'Row',
-           'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known', 'find_typed', 'RowReader',
-           'list_dose', 'name_notes', 'dose_notes', 'dose_and_name', 'LineReader', 'SmiReader', 'split_line',
-           'cells_or_none', 'table_rows', 'unread_notes', 'Header', 'header_of', 'read_header', 'best_header',
-           'TableReader', 'rejoin_extension', 'sdf_fields', 'SDFReader', 'numbered_lines', 'check_file', 'count_lines',
-           'check_list', 'count_rows', 'read_rows']
+           'standardise_mol', 'read_molecule', 'Makeup', 'makeup', 'map_chunks', 'molecule_or_error',
+           'standardise_chunk', 'standardise', 'Morgan', 'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors',
+           'npz_vectors', 'unique_molecules', 'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest',
+           'draw', 'unit_problem', 'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn',
+           'dose_columns', 'read_doses', 'Row', 'Known', 'as_known', 'named_molecule', 'error_of', 'molecule_or_known',
+           'find_typed', 'RowReader', 'list_dose', 'name_notes', 'dose_notes', 'dose_and_name', 'LineReader',
+           'SmiReader', 'split_line', 'cells_or_none', 'table_rows', 'unread_notes', 'Header', 'header_of',
+           'read_header', 'best_header', 'TableReader', 'rejoin_extension', 'sdf_fields', 'SDFReader', 'numbered_lines',
+           'check_file', 'count_lines', 'check_list', 'count_rows', 'read_rows']
 
 # %% ../nbs/03_molecules.ipynb #1be674d1
 import csv
@@ -532,6 +532,24 @@ def read_molecule(
     except Exception: raise InputError("RDKit cannot bring this molecule into a standard form.") from None
     notes = [extension_note(extension)] * bool(extension) + notes
     return Molecule(smiles, "".join(c for c in name if c.isprintable()), tuple(notes))
+
+# %% ../nbs/03_molecules.ipynb #347a6b5d
+residue = Chem.MolFromSmarts("[NX3][CX4][CX3](=O)[NX3,OX2]")      # of a peptide: amine, carbon, carbonyl
+
+
+@dataclass(frozen=True)
+class Makeup:
+    "What a molecule is made of."
+    heavy_atoms:int
+    metals:tuple          # symbols
+    residues:int          # amino acids
+
+
+def makeup(smiles:str)->Makeup:      # standard
+    "Size, metals and amino acids of a molecule in standard form."
+    mol = Chem.MolFromSmiles(smiles)
+    symbols = tuple(sorted({a.GetSymbol() for a in metals(mol)}))
+    return Makeup(mol.GetNumHeavyAtoms(), symbols, len(mol.GetSubstructMatches(residue)))
 
 # %% ../nbs/03_molecules.ipynb #adff69ff
 def map_chunks(

@@ -6,9 +6,9 @@
 __all__ = ['Format', 'Solver', 'Grid', 'type_words', 'short_repr', 'arguments', 'own_arguments', 'returned', 'max_screened',
            'hypothesis', 'no_tables', 'image_arguments', 'fidelity_means', 'no_effect', 'pools', 'exception_handlers',
            'in_api', 'molecule_example', 'fits', 'describe_hint', 'check_fits', 'as_gradio_error', 'upload_path',
-           'describe_endpoint', 'endpoint_of', 'perturbation_facts', 'vocabulary', 'report_facts', 'molecule',
-           'request_facts', 'preview', 'step_facts', 'file_data', 'table_rows', 'short', 'sampling_from', 'generate',
-           'read_data_address', 'read_image', 'control_cells', 'fidelity_facts', 'counterfactual',
+           'describe_endpoint', 'endpoint_of', 'perturbation_facts', 'vocabulary', 'mechanism_facts', 'report_facts',
+           'molecule', 'request_facts', 'preview', 'step_facts', 'file_data', 'table_rows', 'short', 'sampling_from',
+           'generate', 'read_data_address', 'read_image', 'control_cells', 'fidelity_facts', 'counterfactual',
            'counterfactual_facts', 'robustness_facts', 'effects', 'screen', 'api', 'unknown_call', 'api_text']
 
 # %% ../nbs/39_ui_api.ipynb #616c16e8
@@ -39,6 +39,7 @@ from .counterfactual import (CounterfactualRequest, Treatment, max_treatments, r
 from .engine import Engine, MoleculeReport, Request, ResolvedRequest, max_cells, robustness_steps
 from .export import export_of, formats, pixel_table, request_label, write_export
 from .images import max_bytes, read_labels, read_micrograph
+from .mechanism import Verdict
 from .preprocess import ImportOptions, prepare_cells
 from .sampling import Sampling, SampleStep, generation, inversion, screening
 from .solvers import grids, solvers
@@ -203,18 +204,28 @@ def vocabulary(engine:Engine)->dict:
                limits=dict(cells=max_cells, treatments=max_treatments, screened_molecules=max_screened))
 
 # %% ../nbs/39_ui_api.ipynb #6881543b
+def mechanism_facts(v:Verdict)->dict:
+    "A verdict on how a molecule acts as JSON takes it."
+    share = lambda value: round(float(value), 3)
+    return dict(claim=v.claim, said=v.sentence, tested=v.right, none=share(v.none), outside=v.outside,
+                probabilities={name: share(p) for name, p in v.mechanisms},
+                evidence=[vars(e) | dict(tanimoto=share(e.tanimoto)) for e in v.evidence])
+
+
 def report_facts(report:MoleculeReport)->dict:
     "A `MoleculeReport` as JSON takes it."
     near = [dict(name=p.name, mechanism=p.moa, smiles=p.smiles, tanimoto=round(float(tanimoto), 3),
                  doses_seen_um=sorted(p.doses)) for p, tanimoto in report.neighbours]
     m = report.molecule
     return dict(smiles=m.smiles, notes=list(m.notes), name=report.name, mechanism=report.moa,
-                usual_dose_um=report.dose_um, verdict=report.verdict, believe=report.reason, neighbours=near)
+                usual_dose_um=report.dose_um, verdict=report.verdict, believe=report.reason, neighbours=near,
+                **({"acts": mechanism_facts(report.mechanism)} if report.mechanism else {}))
 
 
 def molecule(engine:Engine, smiles:str)->dict:
     """Say what is known of a molecule before cells are generated: its standard form, the most similar compounds the
-    model was trained on, and how far to believe it (known, close or far)."""
+    model was trained on, and how far to believe it (known, close or far; or, of a model that draws molecules by how they act, likely or
+    none, with the probability of each mechanism and the molecules that speak for it)."""
     yield report_facts(engine.assess(smiles))
 
 # %% ../nbs/39_ui_api.ipynb #7c07a711

@@ -264,11 +264,13 @@ class ConditionNames:
         self,
         n:int=1,                 # how many equal rows
         fp:Tensor|None=None,     # (F,) fingerprint, of a molecule without a label
+        mix:Tensor|None=None,    # (L, 2) weight and dose of each label, of a molecule likewise
     )->Condition:
         "What the network reads."
         y, e, c = (torch.full((n,), label) for label in self.labels)
         dose = torch.full((n,), math.nan if self.dose_um is None else self.dose_um)
-        return Condition(y, e, c, dose, None if fp is None else fp.expand(n, -1))
+        repeated = lambda row: None if row is None else row.expand(n, *row.shape)
+        return Condition(y, e, c, dose, repeated(fp), repeated(mix))
 
 # %% ../nbs/01_vocabulary.ipynb #63551906
 def seen_together(vocab:Vocabulary, experiment:str, cell_type)->bool:      # cell_type: None for any

@@ -41,7 +41,7 @@ may_import = dict(
     plausibility="core features hub",
     mechanism="core vocabulary molecules data evaluation",
     preprocess="core images hub features channels plausibility",
-    engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects",
+    engine="core vocabulary molecules conditioning sampling scheduler card hub features evaluation effects mechanism",
     counterfactual="core images sampling effects engine",
     validation="core vocabulary viz data model sampling hub features evaluation engine counterfactual",
     wells="core data hub features evaluation sampling vocabulary",
@@ -51,14 +51,14 @@ may_import = dict(
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
              "preprocess validation",
     permalink="core vocabulary viz sampling engine counterfactual screen",
-    display="core vocabulary viz molecules sampling effects engine counterfactual export",
+    display="core vocabulary viz molecules sampling effects mechanism engine counterfactual export",
     ui_session="core images scheduler",
     ui_parts="core vocabulary molecules solvers sampling engine wells export permalink display ui_session",
     ui_explore="core sampling engine permalink display ui_session ui_parts",
     ui_counterfactual="core viz images sampling channels plausibility preprocess engine counterfactual export "
                       "permalink display ui_session ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
-    ui_api="core vocabulary viz images solvers sampling preprocess engine counterfactual wells export screen "
+    ui_api="core vocabulary viz images solvers sampling mechanism preprocess engine counterfactual wells export screen "
            "ui_session ui_parts",
     machine="core",
     ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
