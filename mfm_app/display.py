@@ -294,8 +294,8 @@ def mechanism_part(v:Verdict|None)->str:
     "How a molecule is likely to act, as a part of its card; empty where a model does not say."
     rows = "" if v is None else mechanism_rows(v)
     if not rows: return ""
-    return ('<p class="head">How it is likely to act, and known molecules that speak for it <span>probability</span></p>'
-            f'<ol class="mechanisms">{rows}</ol>')
+    head = "How it is likely to act, and known molecules that speak for it"
+    return f'<p class="head">{head} <span>probability</span></p><ol class="mechanisms">{rows}</ol>'
 
 # %% ../nbs/33_display.ipynb #3101f9ee
 def molecule_card(report:MoleculeReport)->str:
@@ -307,7 +307,8 @@ def molecule_card(report:MoleculeReport)->str:
     return (f'<div class="molecule">{drawing(molecule.smiles, 300, 170)}<p class="title">{title}</p>'
             f'<code>{escape(molecule.smiles)}</code><ul class="notes">{notes}</ul>'
             f'<p class="verdict {report.verdict}"><b>{verdict_words[report.verdict]}.</b> {escape(report.reason)}</p>'
-            f'{mechanism_part(report.mechanism)}<p class="head">Most similar compounds the model was trained on <span>Tanimoto</span></p>'
+            f'{mechanism_part(report.mechanism)}'
+            '<p class="head">Most similar compounds the model was trained on <span>Tanimoto</span></p>'
             f'<ol>{neighbours}</ol></div>')
 
 

@@ -203,8 +203,8 @@ def verdict_sentence(v:Verdict)->str:
     if v.outside: return f"No claim. {v.outside}"
     if v.is_known: return f"This is {v.nearest.name}, of known mechanism: {v.nearest.mechanism}."
     if not v.claim:
-        return (f"No claim. No mechanism that the model has seen is likely for this structure; the likeliest is {name}, "
-                f"at {probability:.0%}.")
+        return ("No claim. Nothing known of such structures speaks clearly for a mechanism that the model has seen; "
+                f"the likeliest is {name}, at {probability:.0%}.")
     right, total = v.right
     return f"{name}, at {probability:.0%}. Of {total} tested molecules with such a verdict, {right} act so."
 
@@ -262,7 +262,7 @@ def mechanisms_of(vocab:Vocabulary|None=None)->Mechanisms|None:      # None take
     compounds = tuple((p.name, p.smiles, p.moa) for p in vocab.treated if p.kind == "compound")
     return fitted_mechanisms(compounds) if compounds else None
 
-
+# %% ../nbs/22_mechanism.ipynb #8ea03ce0
 def verdict(
     molecules,                      # a SMILES, a mol block or a `Molecule`, or a list of them
     vocab:Vocabulary|None=None,     # of a model; None asks for the mechanisms of the annotated list
