@@ -49,8 +49,9 @@ class MoleculeReport:
     verdict:str               # "known", "close" or "far"; "likely" or "none" of a model that draws by mechanism
     reason:str                # the verdict in a sentence or two
     like:Perturbation         # whose usual dose is the molecule's: the nearest, or the nearest that acts alike
-    fp:torch.Tensor = field(compare=False, repr=False)      # (F,) what the network reads of it
+    fp:torch.Tensor = field(compare=False, repr=False)      # (F,) what a network that reads structures reads of it
     mechanism:Verdict|None = None      # how it is likely to act, where the model draws molecules by mechanism
+    drawn_as:tuple = ()                # names of the compounds by which the claimed mechanism is drawn
 
     @property
     def dose_um(self)->float|None: return usual_dose(self.like)      # micromolar
@@ -121,7 +122,8 @@ def report_on(
     judged = verdict(knows.record.get("calibration"), known, *neighbours[0])
     if kind: judged = "likely" if kind.claim else "none", kind.sentence
     alike = [p for p, _ in neighbours if kind and p.moa == kind.claim] or [neighbours[0][0]]
-    return MoleculeReport(molecule, name, moa, neighbours[:5], *judged, alike[0], fp, kind)
+    drawn_as = tuple(p.name for p in knows.vocab.treated if kind and kind.claim and p.moa == kind.claim)
+    return MoleculeReport(molecule, name, moa, neighbours[:5], *judged, alike[0], fp, kind, drawn_as)
 
 # %% ../nbs/24_engine.ipynb #56f14542
 max_cells = 64      # of one request
@@ -306,7 +308,7 @@ def stream(
 class Robustness:
     "What a finished answer shows, and how much of it depends on chance."
     effect:Effect             # strength, mechanisms it resembles, share of the seeds that agree
-    agreeing:int|None         # fingerprints with dropped bits that agree on the mechanism; None for a compound by name
+    agreeing:int|None         # fingerprints with dropped bits that agree on the mechanism; None where none is read
     fingerprints:int          # how many there were
 
 
@@ -328,7 +330,6 @@ def varied_readings(
     "What the network reads of a molecule of which some substructures are left out."
     share, known = engine.molecules.record["adaptor"].get("drop", 0.1), mechanisms_of(engine.vocab)
     if "fp" in request.reading: return dict(fp=drop_bits(request.report.fp, share, n))
-    if request.report.mechanism.outside: return dict(mix=request.reading["mix"].expand(n, -1, -1))
     features = drop_bits(torch.tensor(substructures([request.molecule])[0]), share, n)
     weights = map(known.weights, known.probabilities(features.numpy()))
     return dict(mix=torch.tensor(np.stack([mixture(engine.vocab, w, request.dose_um) for w in weights])))
@@ -344,7 +345,8 @@ def robustness_steps(
     if answer.control is None or engine.phenotypes is None:
         raise InputError("Robustness needs the control beside the cells, and a model that has a phenotype space.")
     request, effect = answer.request, effect_in(engine, answer)
-    if not request.reading: return (yield Robustness(effect, None, 0))
+    claimed = request.report is None or request.report.mechanism is None or request.report.mechanism.claim
+    if not request.reading or not claimed: return (yield Robustness(effect, None, 0))
     cells = min(cells, len(request.seeds))
     varied = {k: v.repeat_interleave(cells, 0) for k, v in varied_readings(engine, request, fingerprints).items()}
     rows = replace(request.rows(cells * fingerprints), **varied)

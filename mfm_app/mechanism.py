@@ -199,12 +199,12 @@ def verdict_sentence(v:Verdict)->str:
     "A verdict in plain words."
     name, probability = v.mechanisms[0]
     if v.is_known and v.nearest.mechanism == no_mechanism:
-        return f"No claim. This is {v.nearest.name}, which acts by none of the mechanisms the model has seen."
-    if v.outside: return f"No claim. {v.outside}"
+        return f"This is {v.nearest.name}, which acts by none of the mechanisms that the model has seen."
+    if v.outside: return v.outside
     if v.is_known: return f"This is {v.nearest.name}, of known mechanism: {v.nearest.mechanism}."
     if not v.claim:
-        return ("No claim. Nothing known of such structures speaks clearly for a mechanism that the model has seen; "
-                f"the likeliest is {name}, at {probability:.0%}.")
+        return ("Nothing known of such structures speaks clearly for a mechanism that the model has seen; the likeliest "
+                f"is {name}, at {probability:.0%}.")
     right, total = v.right
     return f"{name}, at {probability:.0%}. Of {total} tested molecules with such a verdict, {right} act so."
 
