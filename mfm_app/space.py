@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['generated_marker', 'hardware_names', 'python_versions', 'system_packages', 'zerogpu_requirements', 'app_template',
-           'load_import', 'fixed_fields', 'readme_template', 'compute_notes', 'model_notes', 'data_note', 'max_title',
-           'default_title', 'zerogpu_engine', 'requirements', 'SpaceModel', 'space_models', 'load_call', 'app_text',
-           'front_matter', 'model_texts', 'readme_text', 'check_space_options', 'check_target', 'copy_package',
-           'copy_model', 'fill_space', 'replace_folder', 'write_space', 'upload_space']
+           'load_import', 'fixed_fields', 'readme_template', 'compute_notes', 'model_notes', 'sample_note', 'data_note',
+           'max_title', 'default_title', 'zerogpu_engine', 'requirements', 'SpaceModel', 'space_models', 'load_call',
+           'app_text', 'front_matter', 'model_texts', 'readme_text', 'check_space_options', 'check_target',
+           'copy_package', 'copy_model', 'fill_space', 'replace_folder', 'write_space', 'upload_space']
 
 # %% ../nbs/42_space.ipynb #702dfc33
 import json
@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from .core import InputError, os_reason
+from .crops import attribution
 from .engine import Engine, address_names, check_different
 from .hub import (Model, bundled, bundled_folder, from_pretrained, max_file_bytes, name_in_errors, parse_repo_id,
                          push_space)
@@ -143,7 +144,7 @@ model's card: what it was trained on, how good it is, where it fails.
 visitor leaves.
 
 ## Data and licences
-{data} The code is under Apache-2.0.
+{data} {sample} The code is under Apache-2.0.
 """
 
 # %% ../nbs/42_space.ipynb #043910d9
@@ -157,6 +158,7 @@ model_notes = dict(
     folder="{model} is the folder `{folder}`, whose README.md is its card.",
     hub="{model} is {source} on the Hub, and its card is there; what follows was so when this Space was written. "
         "If it is private, the Space needs a secret HF_TOKEN that may read it.")
+sample_note = f"The package holds a sample of real cells to show beside generated ones: {attribution}."
 data_note = "{model} was trained on: {data}. Licence: {licence}. Attribution: {attribution}."
 
 # %% ../nbs/42_space.ipynb #6535fac1
@@ -175,7 +177,7 @@ def readme_text(title:str, kind:str, models:list)->str:      # of `SpaceModel`
     alone = len(models) == 1
     places, data = zip(*(model_texts(m, "The model" if alone else f"The model `{m.name}`") for m in models))
     return readme_template.format(front=front_matter(title, kind, models), title=title, compute=compute_notes[kind],
-                                  models="\n\n".join(places), data="\n\n".join(data))
+                                  models="\n\n".join(places), data="\n\n".join(data), sample=sample_note)
 
 # %% ../nbs/42_space.ipynb #f62822a0
 max_title = 80      # characters
