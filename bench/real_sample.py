@@ -19,7 +19,7 @@ usual, other, controls, seed = 6, 2, 4, 0
 
 
 def page_opens_with(vocab):
-    "Compound, dose and experiment that the page chooses for each compound; of one it does not know, the most frequent."
+    "Compound, dose and experiment that the page chooses for each compound."
     return {(p.name, usual_dose(p), usual_experiment(vocab, p)) for p in vocab.treated}
 
 

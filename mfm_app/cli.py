@@ -381,8 +381,8 @@ data_help = ("Folder in the bbbc021-cells format, or folders of images named by 
 list_help = "A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input."
 repo_help = "Repository on the Hub, created if it does not exist; user/name@branch is a branch of it."
 dry_run_help = "Write it to this folder and upload nothing; `python app.py` in it serves the page."
-real_help = ("Folder of real cells to show beside generated ones, as for `train`; that of MFM_REAL or the sample of the "
-             "package if not given, none for no real cells.")
+real_help = ("Folder of real cells to show beside generated ones, as for `train`; that of MFM_REAL, or the sample of "
+             "the package, if not given; none shows no real cells.")
 left_out_text = "Left out, for want of a published structure: {names}."
 no_trials_text = "The model now reads molecules; nothing was held out, so it is unknown how well."
 

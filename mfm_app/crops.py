@@ -143,7 +143,8 @@ def crops_for(
     split = (cells.table["split"] != "train").any()      # a folder of one split does not say what was held out
     source = about.get("attribution") or about.get("title") or f"the folder '{folder}'"
     licence = about.get("licence", "unknown")
-    return Crops(cells, source + f" ({licence})" * (licence != "unknown" and licence not in source),
+    said = licence == "unknown" or licence.replace("-", " ") in source.replace("-", " ")
+    return Crops(cells, source if said else f"{source} ({licence})",
                  bool(split) and about.get("title", own_title) == trained_on, notes)
 
 # %% ../nbs/28_crops.ipynb #05b17f43
@@ -163,8 +164,8 @@ def read_crops(
 
 # %% ../nbs/28_crops.ipynb #9e4149fd
 sample_title = "BBBC021 single-cell crops: MCF-7 cells under drugs and DMSO (DNA / F-actin / beta-tubulin)"
-attribution = ("BBBC021v1 (Caie et al., 2010; Ljosa et al., 2012, 2013), copyright AstraZeneca Pharmaceuticals, via IDR "
-               "idr0035, CC BY 4.0; cropped, rescaled to 8 bits")
+attribution = ("BBBC021v1 (Caie et al., 2010; Ljosa et al., 2012, 2013), copyright AstraZeneca Pharmaceuticals, via "
+               "IDR idr0035, CC BY 4.0; cropped, rescaled to 8 bits")
 sample_channels = [dict(name=n, colour=c) for n, c in (("DNA", "blue"), ("Actin", "green"), ("Tubulin", "red"))]
 columns_of_sample = ["perturbation", "dose_um", "experiment", "cell_type", "moa", "smiles", "split", "plate", "well",
                      "field", "source_image", "cell"]
@@ -215,8 +216,9 @@ def crops_of(
     real=None,      # a folder; None takes the sample, "none" nothing
 )->list:            # `Crops` or None of each
     "The real cells of several models, or `InputError`."
-    if str(real).casefold() == "none" and not os.path.isdir(str(real)): return [None] * len(models)
-    return read_crops(real, *models) if real else list(map(sample_for, models))
+    if real is None: return list(map(sample_for, models))
+    nothing = str(real).casefold() == "none" and not os.path.isdir(real)
+    return [None] * len(models) if nothing else read_crops(real, *models)
 
 # %% ../nbs/28_crops.ipynb #ac0b1c4b
 least = 4      # cells that were held out, or others fill up the row

@@ -220,8 +220,8 @@ def fresh_request(engine:Engine, request:ResolvedRequest, real, seeds)->Resolved
         cell_type=known(real.cell_type, engine.vocab.cell_types, request.cell_type))))
 
 # %% ../nbs/36_ui_explore.ipynb #0b205d95
-task = ("Of these {n} cells {real} are real and {real} were generated just now, under the same condition ({of}). Mark the "
-        "real ones, with a click or the keys 1 to {n}.")
+task = ("Of these {n} cells {real} are real and {real} were generated just now, under the same condition ({of}). Mark "
+        "the real ones, with a click or the keys 1 to {n}.")
 
 
 def new_quiz(

@@ -30,7 +30,9 @@ function redraw() {
   groups.forEach(({ planes, sheet, canvases }) => canvases.forEach((c, i) => paint(c, planes, 0, i, how, sheet)));
 }
 
-async function group(sheet, canvases) { return { sheet, canvases, planes: await viewer().painter.decoded(sheet.pictures) }; }
+async function group(sheet, canvases) {
+  return { sheet, canvases, planes: await viewer().painter.decoded(sheet.pictures) };
+}
 
 function showCells(answer) {
   closeQuiz();
@@ -45,7 +47,8 @@ function showCells(answer) {
     instead.textContent = sheet.instead;
     caption.append(instead);
     figure.append(caption, grid);
-    return { figure, canvases: Array.from({ length: sheet.n }, (_, i) => canvas(grid, sheet.size, `Real cell ${i + 1}`)) };
+    const canvases = Array.from({ length: sheet.n }, (_, i) => canvas(grid, sheet.size, `Real cell ${i + 1}`));
+    return { figure, canvases };
   });
   rows.replaceChildren(...made.map(({ figure }) => figure));
   return Promise.all(answer.groups.map((sheet, i) => group(sheet, made[i].canvases)));
@@ -145,6 +148,7 @@ window.addEventListener('mfm-run', ({ target, detail }) => {
   if (!target.closest?.('#viewer')) return;
   run = detail;
   groups = [];
+  section.removeAttribute('aria-busy');
   section.hidden = false;
   closeQuiz();
   rows.replaceChildren();
