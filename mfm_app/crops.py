@@ -379,5 +379,6 @@ def score_text(rounds)->str:
     tries = "fewer than 1 in 100 tries" if p < .005 else f"{p:.0%} of tries".replace("%", " %")
     one = f"You: {last.right} of {last.cells}; by chance {last.expected:.3g}."
     all_of = f" Over {len(rounds)} rounds {right} of {cells}; by chance {expected:.3g}." if len(rounds) > 1 else ""
-    verdict = "You tell them apart." if p < .05 else "So far that is no better than guessing."
+    verdict = "You tell them apart." if p < .05 else "That may still be luck."
+    if right <= expected: verdict = "That is no better than guessing."
     return f"{one}{all_of} Guessing does as well or better in {tries}. {verdict}"

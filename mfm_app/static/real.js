@@ -55,7 +55,7 @@ function showCells(answer) {
 }
 
 function closeQuiz() {
-  quiz.hidden = true;
+  quiz.hidden = find('.source').hidden = true;
   round = null;
   find('.start').hidden = false;
 }
@@ -109,8 +109,10 @@ function reveal({ real, score, about }) {
     button.setAttribute('aria-label', `Cell ${i + 1}: ${what}, ${marked === real[i] ? 'right' : 'wrong'}`);
     button.disabled = true;
   });
-  say(about);
+  say();
   find('.score').textContent = score;
+  find('.source').textContent = about;
+  find('.source').hidden = false;
   find('.reveal').hidden = true;
   find('.again').hidden = false;
   find('.again').focus({ preventScroll: true });
@@ -138,7 +140,8 @@ find('.reveal').addEventListener('click', () => ask('reveal', { marked: marks() 
 find('.close').addEventListener('click', () => { closeQuiz(); say(); find('.start').focus({ preventScroll: true }); });
 quiz.addEventListener('keydown', event => {
   const i = [...cells.children].indexOf(document.activeElement);
-  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 4, ArrowUp: -4 }[event.key];
+  const across = [...cells.children].filter(cell => cell.offsetTop === cells.children[0].offsetTop).length;
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
   if (/^[1-9]$/.test(event.key) && !event.ctrlKey && !event.altKey && !event.metaKey) mark(event.key - 1);
   else if (step && i >= 0) cells.children[(i + step + round.n) % round.n].focus();
   else return;
