@@ -49,5 +49,6 @@ if __name__ == "__main__":
     sample_file("csv.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     held_out = int((chosen.table["split"] != "train").sum())
     size = sum(sample_file(ending).stat().st_size for ending in ("webp", "csv.gz"))
-    print(f"{len(chosen)} crops of {len(chosen.table.groupby(['perturbation', 'dose_um', 'experiment'], dropna=False))} "
-          f"conditions, {held_out} of them held out of training, in {size / 1e6:.2f} MB.")
+    conditions = chosen.table.groupby(["perturbation", "dose_um", "experiment"], dropna=False).ngroups
+    print(f"{len(chosen)} crops of {conditions} conditions, {held_out} of them held out of training, "
+          f"in {size / 1e6:.2f} MB.")

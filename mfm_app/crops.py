@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['unnamed', 'none_known', 'own_title', 'sample_title', 'attribution', 'sample_channels', 'columns_of_sample',
-           'cells_across', 'side', 'least', 'Crops', 'in_channels_of', 'in_size_of', 'check_looks', 'known_name',
-           'in_names_of', 'few_of_each', 'crops_for', 'read_crops', 'sample_file', 'sheet_of', 'cells_of_sheet',
-           'read_sample', 'sample_for', 'crops_of', 'log_dose', 'nearest_condition', 'RealCells', 'use_text',
-           'instead_text', 'pick', 'name_of', 'real_cells', 'at_hand', 'Quiz', 'mixed', 'Round', 'by_guessing',
-           'chance', 'score_text']
+           'cells_across', 'side', 'sample_files', 'least', 'Crops', 'in_channels_of', 'in_size_of', 'check_looks',
+           'known_name', 'in_names_of', 'few_of_each', 'crops_for', 'read_crops', 'sample_file', 'sheet_of',
+           'cells_of_sheet', 'read_sample', 'knows_sample', 'sample_for', 'crops_of', 'log_dose', 'nearest_condition',
+           'RealCells', 'use_text', 'instead_text', 'pick', 'name_of', 'real_cells', 'at_hand', 'Quiz', 'mixed',
+           'Round', 'by_guessing', 'chance', 'score_text']
 
 # %% ../nbs/28_crops.ipynb #6a0f4c3e
 import os
@@ -172,6 +172,9 @@ columns_of_sample = ["perturbation", "dose_um", "experiment", "cell_type", "moa"
 cells_across, side = 16, 64      # of the picture; pixels of a cell
 
 
+sample_files = "webp", "csv.gz", "LICENSE"      # their endings
+
+
 def sample_file(ending:str)->Path: return bundled.parents[1] / "static" / f"real-bbbc021.{ending}"
 
 
@@ -204,9 +207,14 @@ def read_sample()->Cells:
     return Cells(images, table, sample_channels, controls[0], about)
 
 
+def knows_sample(model:Model)->bool:
+    "Whether a model is of the data that the sample is of."
+    return model.config.get("data", {}).get("title") == sample_title
+
+
 def sample_for(model:Model)->Crops|None:
     "Those that come with the package, for a model of the same data."
-    if model.config.get("data", {}).get("title") != sample_title: return None
+    if not knows_sample(model): return None
     try: return crops_for(model, read_sample(), "the sample", look=False)
     except (InputError, OSError): return None
 
