@@ -20,7 +20,8 @@ screened = "document.querySelector('#screen-status')?.innerText.includes('networ
 
 
 def pictures(engine):
-    "Name, height in pixels, view, and what to wait for and do before the picture is taken."
+    """Name, height in pixels, view, and what to wait for and do before the picture is taken; it may return the element
+    that is taken alone."""
     docetaxel = next(h["smiles"] for h in engine.molecules.record["held_out"] if h["name"] == "docetaxel")
     def cells(page): page.wait_for_function(sampled, arg="#viewer", timeout=300_000)
     def treated(page):
@@ -30,10 +31,19 @@ def pictures(engine):
     def ranked(page):
         page.wait_for_function(screened, timeout=300_000)
         page.locator("#screen tbody tr", has_text="taxol").nth(1).click()
+    def quiz(page):
+        cells(page)
+        page.get_by_role("button", name="Which are real?").click()
+        page.wait_for_selector("#real-cells .cells button:nth-child(8)")
+        for key in "1358": page.keyboard.press(key)
+        page.get_by_role("button", name="Reveal").click()
+        page.wait_for_function("document.querySelector('#real-cells .score').textContent")
+        return page.locator("#real-cells")
     yield "page", 1010, dict(perturbation="cyclohexamide", dose=50), cells
     yield "molecule", 1000, dict(molecule=docetaxel, dose=0.3, experiment="Week4"), cells
     yield "counterfactual", 1800, dict(tab="counterfactual", perturbation="cyclohexamide", cells=8, series=1), treated
     yield "screen", 1000, dict(tab="screen", list=example_list(engine)), ranked
+    yield "real", 900, dict(perturbation="cyclohexamide", dose=50), quiz
 
 
 def pictures_of_genes(engine):
@@ -54,10 +64,10 @@ def take(engine, pictures):
         for name, height, view, ready in pictures:
             page = browser.new_page(viewport=dict(width=1280, height=height), color_scheme="light")
             page.goto(f"{address}?{urlencode(view)}")
-            ready(page)
+            shown = ready(page) or page
             page.wait_for_timeout(2500)
             page.evaluate("scrollTo(0, 0)")
-            Image.open(io.BytesIO(page.screenshot())).save(folder / f"{name}.webp", quality=85, method=6)
+            Image.open(io.BytesIO(shown.screenshot())).save(folder / f"{name}.webp", quality=85, method=6)
             page.close()
         browser.close()
 

@@ -6,16 +6,16 @@
 __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'guidance_help', 'solver_help', 'grid_help',
            'control_help', 'nucleus_help', 'scale_help', 'design_help', 'informing_help', 'begin_help',
            'embedding_help', 'backbone_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
-           'left_out_text', 'no_trials_text', 'accelerators', 'space_help', 'protocol_help', 'no_unseen_controls',
-           'wells_help', 'columns_help', 'main', 'preview_conditions', 'training_record', 'data_record', 'some_treated',
-           'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook', 'starting_cells',
-           'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells', 'start_run', 'first_speaks', 'train_on',
-           'design_switches', 'settings_of', 'recipe_with', 'in_channels', 'read_resized', 'option', 'former',
-           'check_options', 'read_for_training', 'train_command', 'rate_of', 'planned_network', 'plan_text',
-           'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping', 'judged_wells',
-           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
-           'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command', 'push_command',
-           'space_command']
+           'real_help', 'left_out_text', 'no_trials_text', 'accelerators', 'space_help', 'protocol_help',
+           'no_unseen_controls', 'wells_help', 'columns_help', 'main', 'preview_conditions', 'training_record',
+           'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of',
+           'snapshot_hook', 'starting_cells', 'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells',
+           'start_run', 'first_speaks', 'train_on', 'design_switches', 'settings_of', 'recipe_with', 'in_channels',
+           'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
+           'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping',
+           'judged_wells', 'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused',
+           'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command',
+           'push_command', 'space_command']
 
 # %% ../nbs/43_cli.ipynb #016db8f5
 import hashlib
@@ -412,6 +412,8 @@ data_help = ("Folder in the bbbc021-cells format, or folders of images named by 
 list_help = "A .csv, .tsv, .txt, .smi or .sdf file; - reads lines from standard input."
 repo_help = "Repository on the Hub, created if it does not exist; user/name@branch is a branch of it."
 dry_run_help = "Write it to this folder and upload nothing; `python app.py` in it serves the page."
+real_help = ("Folder of real cells to show beside generated ones, as for `train`; that of MFM_REAL, or the sample of "
+             "the package, if not given; none shows no real cells.")
 left_out_text = "Left out, for want of a published structure: {names}."
 no_trials_text = "The model now reads molecules; nothing was held out, so it is unknown how well."
 
@@ -756,12 +758,13 @@ def serve_command(
     port:option(int|None, "That of PORT, or a free one from GRADIO_SERVER_PORT or 7860 on, if not given.")=None,
     host:option(str|None, "Address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 its network too.")=None,
     mcp:option(bool, "Also as tools for language models; needs pip install -e '.[mcp]'.", "--mcp")=False,
+    real:option(Path|None, real_help, metavar="DIR")=None,
 ):
     "Serve the page."
     check_machine(host, port)
     engines = load_all(model or [None])
     from mfm_app.ui import launch      # takes seconds; the other commands do without
-    launch(engines, port, host, mcp_server=mcp)
+    launch(engines, port, host, real, mcp_server=mcp)
 
 # %% ../nbs/43_cli.ipynb #4d05b6f9
 @app.command("push")

@@ -214,6 +214,7 @@ class Answer:
 class LoadedModel:
     "A model on a device, and what it says before a cell is generated."
     served = ()      # names of the models that are served together, see `among`
+    crops = None     # `crops.Crops`, real cells to show beside the generated ones
 
     def __init__(self, model:Model, device=None, dtype=None):      # None takes the best device, the fastest dtype
         self.model, self.vocab, self.molecules = model, model.vocab, MoleculeKnowledge(model)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['fixed', 'logarithmic', 'zone_edges', 'min_controls', 'max_controls', 'max_treated', 'limit_z', 'shrinkage',
            'max_pixels', 'max_numbers', 'min_margin', 'max_ground', 'max_clipped', 'too_far', 'max_nucleus_share',
-           'resampled_blur', 'slack', 'max_judged', 'max_judged_pixels', 'no_nuclei_judged', 'not_judged', 'levelled',
-           'filaments', 'plane_features', 'Zones', 'distance_to_rim', 'measure_zones', 'standardised', 'orders_of',
-           'features_in_orders', 'order_weights', 'distances', 'brightness', 'sharpness_of', 'cell_measures',
-           'measured_share', 'plausibility_statistics', 'Controls', 'controls_of_model', 'order_problem',
-           'brightness_problems', 'Measured', 'nucleus_problems', 'focus_problems', 'cell_problems', 'Plausibility',
-           'Implausible', 'some_cells', 'distance_line', 'plausibility']
+           'resampled_blur', 'slack', 'look_exchanged', 'max_judged', 'max_judged_pixels', 'no_nuclei_judged',
+           'not_judged', 'levelled', 'filaments', 'plane_features', 'Zones', 'distance_to_rim', 'measure_zones',
+           'standardised', 'orders_of', 'features_in_orders', 'order_weights', 'distances', 'brightness',
+           'sharpness_of', 'cell_measures', 'measured_share', 'plausibility_statistics', 'Controls',
+           'controls_of_model', 'order_problem', 'brightness_problems', 'Measured', 'nucleus_problems',
+           'focus_problems', 'cell_problems', 'Plausibility', 'Implausible', 'some_cells', 'distance_line',
+           'plausibility']
 
 # %% ../nbs/21_plausibility.ipynb #6c14308c
 from dataclasses import dataclass
@@ -242,6 +243,7 @@ max_ground, max_clipped = .8, .35        # of the range of grey levels; of the p
 too_far, max_nucleus_share = 1.25, .7    # times the distance of 98 % of the controls; of a file's shorter side
 resampled_blur = 1.5                     # by which sharpness may fall where a file was rescaled
 slack = dict(nucleus_px=(1, 1.12), share=(.6, 1.5), sharpness=(.67, 2.5))      # times the ends of the ranges
+look_exchanged = "The channels look exchanged"      # begins what is said of a wrong order
 
 
 def order_problem(order:tuple, channels:list)->list:
@@ -249,7 +251,7 @@ def order_problem(order:tuple, channels:list)->list:
     looks = [f"what was taken for {channels[i]} looks like {channels[order.index(i)]}"
              for i in range(len(order)) if order[i] != i]
     of_many = f" Of {len(order)} channels only exchanges of two are looked for." if len(order) > 4 else ""
-    return [f"The channels look exchanged: {', '.join(looks)}.{of_many}"]
+    return [f"{look_exchanged}: {', '.join(looks)}.{of_many}"]
 
 
 def brightness_problems(measured:dict, dna:str)->list:      # dna: name of the nuclear channel

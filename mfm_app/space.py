@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['generated_marker', 'hardware_names', 'python_versions', 'system_packages', 'zerogpu_requirements', 'app_template',
-           'load_import', 'fixed_fields', 'readme_template', 'compute_notes', 'model_notes', 'data_note', 'max_title',
-           'default_title', 'zerogpu_engine', 'requirements', 'SpaceModel', 'space_models', 'load_call', 'app_text',
-           'front_matter', 'model_texts', 'readme_text', 'check_space_options', 'check_target', 'copy_package',
-           'copy_model', 'fill_space', 'replace_folder', 'write_space', 'upload_space']
+           'load_import', 'fixed_fields', 'readme_template', 'compute_notes', 'model_notes', 'sample_note', 'data_note',
+           'max_title', 'default_title', 'zerogpu_engine', 'requirements', 'SpaceModel', 'space_models', 'load_call',
+           'app_text', 'front_matter', 'model_texts', 'any_of_sample', 'readme_text', 'check_space_options',
+           'check_target', 'copy_package', 'copy_model', 'fill_space', 'replace_folder', 'write_space', 'upload_space']
 
 # %% ../nbs/42_space.ipynb #702dfc33
 import json
@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from .core import InputError, os_reason
+from .crops import attribution, knows_sample, sample_file, sample_files
 from .engine import Engine, address_names, check_different
 from .hub import (Model, bundled, bundled_folder, from_pretrained, max_file_bytes, name_in_errors, parse_repo_id,
                          push_space)
@@ -143,7 +144,7 @@ model's card: what it was trained on, how good it is, where it fails.
 visitor leaves.
 
 ## Data and licences
-{data} The code is under Apache-2.0.
+{data} {sample}The code is under Apache-2.0.
 """
 
 # %% ../nbs/42_space.ipynb #043910d9
@@ -157,6 +158,7 @@ model_notes = dict(
     folder="{model} is the folder `{folder}`, whose README.md is its card.",
     hub="{model} is {source} on the Hub, and its card is there; what follows was so when this Space was written. "
         "If it is private, the Space needs a secret HF_TOKEN that may read it.")
+sample_note = f"The package holds a sample of real cells to show beside generated ones: {attribution}. "
 data_note = "{model} was trained on: {data}. Licence: {licence}. Attribution: {attribution}."
 
 # %% ../nbs/42_space.ipynb #6535fac1
@@ -170,12 +172,16 @@ def model_texts(m:SpaceModel, called:str)->tuple:      # called: at the start of
     return f"{where} Its weights begin with {m.model.sha256[:12]} (SHA-256).", trained
 
 
+def any_of_sample(models:list)->bool: return any(knows_sample(m.model) for m in models)      # of `SpaceModel`
+
+
 def readme_text(title:str, kind:str, models:list)->str:      # of `SpaceModel`
     "The README.md of a Space."
     alone = len(models) == 1
     places, data = zip(*(model_texts(m, "The model" if alone else f"The model `{m.name}`") for m in models))
     return readme_template.format(front=front_matter(title, kind, models), title=title, compute=compute_notes[kind],
-                                  models="\n\n".join(places), data="\n\n".join(data))
+                                  models="\n\n".join(places), data="\n\n".join(data),
+                                  sample=sample_note * any_of_sample(models))
 
 # %% ../nbs/42_space.ipynb #f62822a0
 max_title = 80      # characters
@@ -210,10 +216,12 @@ def check_target(folder:Path):
 # %% ../nbs/42_space.ipynb #1dbc0c14
 def copy_package(
     folder,                # where to
-    weights=(),     # names of the bundled models that go with it
+    weights=(),            # names of the bundled models that go with it
+    sample:bool=True,      # with the sample of real cells
 ):
-    "Copy this package without caches, hidden files and weights that the Space does not use."
+    "Copy this package without caches, hidden files, and weights and cells that the Space does not use."
     unused = {"__pycache__", "_modidx.py", *(path.name for path in bundled.parent.iterdir())} - set(weights)
+    if not sample: unused |= {sample_file(ending).name for ending in sample_files}
     is_unused = lambda name: name in unused or name.endswith((".pyi", ".part")) or name.startswith(".")
     shutil.copytree(bundled.parents[1], folder, copy_function=shutil.copyfile,
                     ignore=lambda _, names: set(filter(is_unused, names)))
@@ -233,7 +241,7 @@ def fill_space(folder:Path, models:list, kind:str, title:str):      # models: of
     texts = {"app.py": app_text(models, kind), "README.md": readme_text(title, kind, models),
              "requirements.txt": lines(requirements(kind)), "packages.txt": lines(system_packages)}
     for path, text in texts.items(): (folder / path).write_text(text, encoding="utf-8")
-    copy_package(folder / "mfm_app", {m.model.name for m in models if m.location == "bundled"})
+    copy_package(folder / "mfm_app", {m.model.name for m in models if m.location == "bundled"}, any_of_sample(models))
     for m in models:
         if m.location == "folder": copy_model(m, folder)
 

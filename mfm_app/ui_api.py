@@ -36,6 +36,7 @@ from starlette.responses import JSONResponse
 from .core import InputError, check_int
 from .counterfactual import (CounterfactualRequest, Treatment, max_treatments, resolve_counterfactual,
                                     sample_controls, stream)
+from .crops import at_hand
 from .engine import Engine, MoleculeReport, Request, ResolvedRequest, max_cells, robustness_steps
 from .export import export_of, formats, pixel_table, request_label, write_export
 from .images import max_bytes, read_labels, read_micrograph
@@ -185,7 +186,8 @@ def perturbation_facts(engine:Engine, p)->dict:
     vocab, record = engine.vocab, engine.model.config.get("wells", {})
     return dict(name=p.name, kind=p.kind, gene=p.gene, synonyms=p.synonyms, mechanism=p.moa, smiles=p.smiles,
                 control=vocab.is_control(p), cells_seen=p.cells, believe=coverage_text[coverage(p.cells)],
-                doses_seen_um=sorted(p.doses), measured_wells=facts_of_wells(record, p.name))
+                doses_seen_um=sorted(p.doses), measured_wells=facts_of_wells(record, p.name),
+                real_cells=at_hand(engine.crops, p.name))
 
 
 def vocabulary(engine:Engine)->dict:

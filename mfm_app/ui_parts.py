@@ -238,7 +238,8 @@ def sampling_fields(prefix:str="", default:Sampling=generation, info:str="More i
     about = "1 is plain; above 1 exaggerates the treatment"
     with gr.Accordion("Sampling", open=False):
         steps = gr.Number(default.steps, label="Steps", info=info, elem_id=f"{prefix}steps")
-        scale = gr.Slider(0, 4, default.cfg_scale, step=0.1, label="Guidance", info=about, elem_id=f"{prefix}guidance")
+        scale = gr.Slider(0, max(4, default.cfg_scale), default.cfg_scale, step=0.1, label="Guidance", info=about,
+                          elem_id=f"{prefix}guidance")
         with gr.Row():
             choice = lambda names, value, name: gr.Dropdown(
                 ["auto", *names], value=value, label=name, elem_id=f"{prefix}{name.split()[-1].lower()}", min_width=120)

@@ -528,4 +528,4 @@ def said_of_wells(
     said = [phrase.format(words(found)) for verdict, phrase in verdict_words.items() if (found := doses_of(verdict))]
     clear = [row for row in rows if row["reliability"] != "none"]
     strongest = most_changed(record["features"], max(clear, key=lambda row: row["strength"])) if clear else ""
-    return f"Measured wells {listed(said)}. {strongest}".strip()
+    return f"Measured wells judge the generated effect: they {listed(said)}. {strongest}".strip()

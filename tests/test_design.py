@@ -3,6 +3,7 @@ import json
 import math
 from dataclasses import replace
 
+import gradio
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +25,7 @@ from mfm_app.sampling import Sampling, generation, integrate, inversion, invert,
 from mfm_app.simulator import synthetic_cells
 from mfm_app.training import start, train
 from mfm_app.tuning import tune_model
+from mfm_app.ui_explore import explore_tab
 
 designs = {
     "linear": Design(), "vp": Design(path="vp"), "vp from control": Design(path="vp", source="control"),
@@ -358,6 +360,9 @@ def test_a_folder_keeps_its_switches_and_is_sampled_by_them(said, tmp_path):
     assert answer.images.shape == answer.control.shape == (2, 3, 16, 16)
     assert np.array_equal(answer.images, engine.generate("sweller", seeds=range(2), steps=2).images)
     assert answer.request.sampling.cfg_scale == config.get("guidance", 1.)
+    with gradio.Blocks() as blocks: explore_tab(engine, blocks)
+    sliders = {block.elem_id: block.value for block in blocks.blocks.values() if isinstance(block, gradio.Slider)}
+    assert sliders == dict(guidance=config.get("guidance", 1.))
     assert (answer.provenance["solver"] == "bridge") == net.design.is_stochastic
     if net.design.source == "control": assert answer.images[0].std() > 0
 

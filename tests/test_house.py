@@ -45,7 +45,7 @@ may_import = dict(
     counterfactual="core images sampling effects engine",
     validation="core vocabulary viz data model sampling hub features evaluation engine counterfactual",
     wells="core data hub features evaluation sampling vocabulary",
-    crops="core vocabulary data hub",
+    crops="core vocabulary molecules images data hub channels plausibility",
     export="core viz images engine counterfactual",
     screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
@@ -54,16 +54,16 @@ may_import = dict(
     display="core vocabulary viz molecules sampling effects mechanism engine counterfactual export",
     ui_session="core images scheduler",
     ui_parts="core vocabulary molecules solvers sampling engine wells export permalink display ui_session",
-    ui_explore="core sampling engine permalink display ui_session ui_parts",
+    ui_explore="core sampling channels engine crops permalink display ui_session ui_parts",
     ui_counterfactual="core viz images sampling channels plausibility preprocess engine counterfactual export "
                       "permalink display ui_session ui_parts",
     ui_screen="core vocabulary viz molecules engine screen permalink display ui_session ui_parts",
-    ui_api="core vocabulary viz images solvers sampling mechanism preprocess engine counterfactual wells export screen "
-           "ui_session ui_parts",
+    ui_api="core vocabulary viz images solvers sampling mechanism preprocess engine counterfactual wells crops export "
+           "screen ui_session ui_parts",
     machine="core",
     ui="core vocabulary images card engine permalink display machine ui_session ui_parts ui_explore ui_counterfactual "
-       "ui_screen ui_api",
-    space="core hub engine",
+       "ui_screen ui_api crops",
+    space="core hub engine crops",
     cli="core vocabulary viz molecules data simulator flow conditioning solvers sampling training hub tuning channels "
         "plausibility preprocess features engine validation wells export screen finetune machine ui space",
 )

@@ -75,7 +75,8 @@ def test_it_has_the_page_the_package_and_the_bundled_model_and_nothing_unused(sp
     package = {p.relative_to(root).as_posix() for p in (root / "mfm_app").rglob("*") if p.is_file()}
     unused = {n for n in package if "__pycache__" in n or "/simulated" in n or n.endswith((".pyi", "_modidx.py"))}
     assert set(sizes) == own_files | (package - unused)
-    assert {n for n, size in sizes.items() if size > 1e6} == {"mfm_app/weights/bbbc021/model.safetensors"}
+    assert {n for n, size in sizes.items() if size > 1e6} == {
+        "mfm_app/weights/bbbc021/model.safetensors", "mfm_app/static/real-bbbc021.webp"}
     assert sum(sizes.values()) < 30e6
     for name in sizes: assert not (space / name).is_symlink()
 
@@ -127,7 +128,7 @@ def test_no_file_names_this_machine(space, own, tmp_path):
     machine_path = re.compile(r"(?<![\w.~:/-])/(work|root|home|Users|tmp)/\w")
     for folder in (space, with_own):
         for path in folder.rglob("*"):
-            if path.suffix in (".safetensors", ".npz", ".gz") or not path.is_file(): continue
+            if path.suffix in (".safetensors", ".npz", ".gz", ".webp") or not path.is_file(): continue
             text = path.read_text(encoding="utf-8")
             assert not machine_path.search(text) and str(tmp_path) not in text and str(own) not in text, path.name
 
@@ -137,6 +138,7 @@ def test_another_model_of_the_package_goes_by_its_name_and_without_the_others(tm
     folder = write_space(tmp_path / "page", "lab/page", name)
     assert set(copied_weights(sizes_of(folder))) == {f"mfm_app/weights/{name}/{file}" for file in model_files}
     assert f'load("{name}")' in app_of(folder) and not (folder / "model").exists()
+    assert not list(folder.rglob("real-bbbc021*")) and "sample of real cells" not in readme_of(folder)[1]
     assert "comes with the package" in readme_of(folder)[1] and sum(sizes_of(folder).values()) < 3e6
 
 

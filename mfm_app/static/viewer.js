@@ -69,10 +69,10 @@ function brush(as = way()) {
   }) };
 }
 
-function paint(target, planes, group, cell, { parts, averaged }) {
-  const [h, w] = run.size, context = target.getContext('2d'), image = group * run.n + cell;
-  const drawn = context.createImageData(w, h), out = drawn.data, wide = run.columns * w;
-  const start = Math.floor(image / run.columns) * h * wide + image % run.columns * w;
+function paint(target, planes, group, cell, { parts, averaged }, { size: [h, w], n, columns } = run) {
+  const context = target.getContext('2d'), image = group * n + cell;
+  const drawn = context.createImageData(w, h), out = drawn.data, wide = columns * w;
+  const start = Math.floor(image / columns) * h * wide + image % columns * w;
   const there = parts.filter(({ c }) => planes?.[c]);
   for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
     let red = 0, green = 0, blue = 0, weight = 0, brightest = 0;
@@ -388,6 +388,7 @@ function begin(start) {
   channelControls();
   choose(Math.min(chosen, run.n - 1));
   fetchMissing();
+  element.dispatchEvent(new CustomEvent('mfm-run', { bubbles: true, detail: run.id }));
 }
 
 async function grey(uri) {
@@ -461,6 +462,8 @@ watch('value', () => {
   element.querySelectorAll('.column').forEach(button => { button.disabled = false; });
 });
 
+// Other pictures of the page are painted as these are.
+find('.viewer').painter = { paint, decoded, look: () => brush(way() === 'grid' ? 'composite' : way()) };
 find('.hint').innerHTML = HINT;
 window.addEventListener('mfm-channels', channelsChanged);
 find('.wipe').addEventListener('input', wipe);
