@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['most_of_a_primary', 'table_points', 'rxrx1_colours', 'mechanism_colours', 'verdict_symbols', 'point_hover', 'grey',
-           'faint_grey', 'clear', 'page_layout', 'smallest_limit', 'limit_quantile', 'increase', 'decrease',
-           'uncertain', 'sans_serif', 'effect_page_layout', 'colour_bar', 'max_columns', 'hover_names',
+           'faint_grey', 'clear', 'page_layout', 'halo_radius', 'smallest_limit', 'limit_quantile', 'increase',
+           'decrease', 'uncertain', 'sans_serif', 'effect_page_layout', 'colour_bar', 'max_columns', 'hover_names',
            'effect_columns', 'set_colours', 'level_table', 'check_names', 'adds_up', 'composite', 'colour_table',
            'look_up', 'rxrx1_picture', 'picture', 'channel_rows', 'contact_sheet', 'enlarge', 'show', 'new_figure',
            'rendered', 'few_colours', 'data_uri', 'loss_curve', 'two_histograms', 'statistics_figure',
            'mechanism_trace', 'agreement_axes', 'agreement_figure', 'label_boxes', 'overlap', 'label_positions',
-           'landmark_trace', 'phenotype_map', 'map_page', 'treated_above', 'effect_limit', 'check_effects',
-           'pixel_layer', 'channel_layers', 'map_axes', 'map_grid', 'effect_maps', 'effect_picture', 'feature_name',
-           'hover_text', 'largest_effects', 'bar_layout', 'whisker_range', 'profile_bars', 'summary_picture',
-           'name_rows', 'round_trip_curve', 'shift_figure', 'draw_intervals', 'scores_figure', 'conditions_figure',
-           'specificity_figure', 'dose_figure', 'beside_each_other']
+           'landmark_trace', 'halo_trace', 'phenotype_map', 'map_page', 'likeness_picture', 'treated_above',
+           'effect_limit', 'check_effects', 'pixel_layer', 'channel_layers', 'map_axes', 'map_grid', 'effect_maps',
+           'effect_picture', 'feature_name', 'hover_text', 'largest_effects', 'bar_layout', 'whisker_range',
+           'profile_bars', 'summary_picture', 'name_rows', 'round_trip_curve', 'shift_figure', 'draw_intervals',
+           'scores_figure', 'conditions_figure', 'specificity_figure', 'dose_figure', 'beside_each_other']
 
 # %% ../nbs/02_viz.ipynb #d6fde84c
 import base64
@@ -293,7 +293,8 @@ def statistics_figure(
 # %% ../nbs/02_viz.ipynb #0f6c64a4
 mechanism_colours = ["#3b7dd8", "#e8743b", "#66788a", "#c0428a", "#8a6bd1", "#b59a1a",
                      "#4aa3c9", "#d64550", "#6fa832", "#9c7a5b", "#e38fb6", "#2ca58d"]
-verdict_symbols = dict(known="circle", close="diamond", far="circle-open",      # of molecules
+verdict_symbols = dict(known="circle", close="diamond", far="circle-open",      # of molecules, by structure
+                       likely="diamond", none="circle-open",                   # or by mechanism
                        well="circle", some="diamond", few="circle-open")        # of what is known by name alone
 point_hover = ("<b>%{customdata[1]}</b><br>%{customdata[2]}strength %{customdata[3]:.1f}<br>"
                "resembles %{fullData.name}<extra></extra>")
@@ -391,37 +392,74 @@ page_layout = dict(template="none", paper_bgcolor=clear, font_color=grey, hoverl
 def landmark_trace(
     landmarks:dict,      # mechanism -> (x, y)
     colours:list,        # CSS colour of each
+    origin:tuple,        # (x, y) of the untreated control
 )->go.Scatter:
-    "A star with its name for each mechanism, and a cross for the untreated control at the origin."
-    names, places = [*landmarks, "untreated"], [*landmarks.values(), (0., 0.)]
+    "A star with its name for each mechanism, and a cross for the untreated control."
+    names, places = [*landmarks, "untreated"], [*landmarks.values(), origin]
     x, y = zip(*places)
     marker = dict(symbol=["star"] * len(landmarks) + ["cross"], size=12, color=[*colours, grey], opacity=.5)
     return go.Scatter(x=x, y=y, text=names, name="landmarks", mode="markers+text", marker=marker, showlegend=False,
                       textposition=label_positions(places, names), textfont_size=11, cliponaxis=False,
                       hovertemplate="%{text}: mean of its real cells<extra></extra>")
 
+# %% ../nbs/02_viz.ipynb #afd8fe00
+halo_radius = 1.51      # standard deviations: a circle with two thirds (0.68) of a normal distribution in two dimensions
+
+
+def halo_trace(
+    mechanism:str,
+    colour:str,               # #rrggbb
+    places:np.ndarray,        # (N, 2) of its real conditions
+)->go.Scatter:
+    "The spread of a mechanism's real conditions: an ellipse by their mean and covariance."
+    angle, (x, y) = np.linspace(0, 2 * np.pi, 49), np.mean(places, 0)
+    root = np.linalg.cholesky(np.cov(np.transpose(places)) + 1e-9 * np.eye(2))
+    dx, dy = halo_radius * root @ np.stack([np.cos(angle), np.sin(angle)])
+    faint = "rgba({},{},{},%s)".format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)))
+    return go.Scatter(x=(x + dx).round(3), y=(y + dy).round(3), name=f"spread of {mechanism}", mode="lines",
+                      fill="toself", fillcolor=faint % .07, line=dict(width=1, color=faint % .3), hoverinfo="skip",
+                      showlegend=False)
+
 # %% ../nbs/02_viz.ipynb #210d9fd2
 def phenotype_map(
     points:list,          # dicts with number, name, smiles, dose_um, strength, mechanism, verdict, x and y
     landmarks:dict,       # mechanism -> (x, y) of its real cells
+    halos=None,           # mechanism -> (N, 2) places of its real conditions, where a spread is to be drawn
+    axes=("first axis", "second axis"),
+    origin=(0., 0.),      # of the untreated control
 )->go.Figure:
-    "Where molecules lie among the mechanisms of real cells; the untreated control is the origin."
+    "Where molecules lie among the mechanisms of real cells, with the spread of these."
     colours = {name: mechanism_colours[i % len(mechanism_colours)] for i, name in enumerate(landmarks)}
+    spreads = [halo_trace(name, colours[name], places) for name, places in (halos or {}).items()]
     traces = [mechanism_trace(name, colour, points) for name, colour in colours.items()]
     axis = dict(showgrid=True, gridcolor=faint_grey, zeroline=False, ticks="", title_font_size=12, tickfont_size=11)
-    return go.Figure([landmark_trace(landmarks, colours.values()), *traces]).update_layout(
+    return go.Figure([*spreads, landmark_trace(landmarks, colours.values(), origin), *traces]).update_layout(
         page_layout, plot_bgcolor=clear, margin=dict(l=46, r=14, t=14, b=46),
-        xaxis=dict(axis, title_text="first axis"), yaxis=dict(axis, title_text="second axis"))
+        xaxis=dict(axis, title_text=axes[0]), yaxis=dict(axis, title_text=axes[1]))
 
 
 def map_page(
-    points:list,          # as in `phenotype_map`
-    landmarks:dict,       # as in `phenotype_map`
+    figure:go.Figure,     # of `phenotype_map`
     provenance:dict,      # how the points were made
 )->str:
     "The map as one HTML file with the provenance inside; exporting a picture, which would lose it, is switched off."
-    figure = phenotype_map(points, landmarks).update_layout(meta=dict(provenance=provenance))
+    figure.update_layout(meta=dict(provenance=provenance))
     return figure.to_html(include_plotlyjs=True, config=dict(displaylogo=False, modeBarButtonsToRemove=["toImage"]))
+
+# %% ../nbs/02_viz.ipynb #4a44545a
+def likeness_picture(
+    cosines:np.ndarray,      # (N, N) between effects
+    colours:list,            # N CSS colours, of their mechanisms
+    side:int=220,            # pixels at least
+)->Image.Image:
+    "Cosines between effects as a small heatmap, with a strip of colours beside it."
+    from matplotlib import colormaps
+    zoom = max(1, -(-side // len(cosines)))
+    squares = (255 * colormaps["RdBu_r"](np.asarray(cosines) / 2 + .5)[..., :3]).round().astype(np.uint8)
+    strip = (255 * np.array([colour_rgb(c) for c in colours])).round().astype(np.uint8)[:, None]
+    beside = enlarge(strip, zoom)[:, :1].repeat(8, 1)
+    gap = np.full((len(beside), 3, 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([beside, gap, enlarge(squares, zoom)], 1))
 
 # %% ../nbs/02_viz.ipynb #27cc459d
 def treated_above(
