@@ -416,7 +416,7 @@ def real_conditions(
     features:pd.DataFrame,      # (N, D) of real treated cells
     about:pd.DataFrame,         # (N, ...) perturbation, dose_um and moa of each
     least:int=4,                # cells of a condition
-)->list:                        # as JSON takes it: mechanism, name, dose_um, cells, effect along `space.directions` axes
+)->list:                        # as JSON takes it: mechanism, name, dose_um, cells, effect along the first axes
     "The mean effect of every compound and dose with a mechanism of the space."
     x, found = space.project(features)[:, :space.directions], []
     about = about.reset_index(drop=True)

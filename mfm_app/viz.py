@@ -403,7 +403,7 @@ def landmark_trace(
                       hovertemplate="%{text}: mean of its real cells<extra></extra>")
 
 # %% ../nbs/02_viz.ipynb #afd8fe00
-halo_radius = 1.51      # standard deviations: a circle with two thirds (0.68) of a normal distribution in two dimensions
+halo_radius = 1.51      # standard deviations: two thirds (0.68) of a normal distribution in the plane
 
 
 def halo_trace(
