@@ -170,14 +170,13 @@ def logistic(
     features,                 # (N, D)
     labels,                   # (N,) names of at least two classes
     C:float=1.,               # inverse strength of the regularisation
-    temperature:float=1.,     # what scores are divided by
 )->Logistic:
     "Fit a logistic regression in which every class counts alike."
     from sklearn.linear_model import LogisticRegression
     fitted = LogisticRegression(C=C, class_weight="balanced", max_iter=2000).fit(features, labels)
     rows = lambda a: np.concatenate([0 * a, a]) if len(a) == 1 else a      # of two classes one row is stored
-    weights, bias = (rows(a) / temperature for a in (fitted.coef_, fitted.intercept_))
-    return Logistic(fitted.classes_.tolist(), weights.T.astype(np.float32), bias.astype(np.float32))
+    weights, bias = (rows(a).astype(np.float32) for a in (fitted.coef_, fitted.intercept_))
+    return Logistic(fitted.classes_.tolist(), weights.T, bias)
 
 # %% ../nbs/18_evaluation.ipynb #288d09a1
 def calibration_error(
