@@ -307,5 +307,6 @@ def code_for_screen(
                   sampling=sampling)
     run = call("screen.screen_into", "screen", Variable("session"), Variable(source), Variable(chosen))
     ranking = "screen.ScreenFolder('screen').rank()      # screen/ranked.csv\n"
-    if map != "PCA": ranking += f"screen.illustrate(screen.ScreenFolder('screen'), session, {map!r})      # screen/map.html\n"
+    drawn = f"screen.illustrate(screen.ScreenFolder('screen'), session, {map!r})      # screen/map.html\n"
+    if map != "PCA": ranking += drawn
     return f"{first}{preamble(engine, 'sampling', 'screen')}for progress in {run}: pass\n{ranking}"

@@ -30,8 +30,8 @@ from .data import Cells, conditions, fingerprints, with_structure
 from .engine import Engine
 from .evaluation import (Classification, MorphologyReport, PhenotypeSpace, bootstrap, bounded, classify,
                                 compare_features, comparison, cosine, excess_shift, gap_closed, interval_about,
-                                min_condition_cells, monotonicity, other_compound_recall, phenotype_space, real_conditions,
-                                z_score)
+                                min_condition_cells, monotonicity, other_compound_recall, phenotype_space,
+                                real_conditions, z_score)
 from .features import FeatureSpace, morphology, morphology_space, profile, seam
 from .hub import Model, write_files
 from .model import token_side

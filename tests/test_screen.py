@@ -283,7 +283,7 @@ def test_mfm_screen_writes_tables_map_and_cells(model_folder, tmp_path, capsys):
     assert not exit_code(mfm_screen(model_folder, out, listing))
     printed = capsys.readouterr().out
     assert "Refused line 3: 'C1CC,1,open'." in printed and "Traceback" not in printed
-    names = {"results.csv", "ranked.csv", "refused.csv", "settings.json", "map.html", "cells"}
+    names = {"results.csv", "ranked.csv", "refused.csv", "settings.json", "untreated.npz", "map.html", "cells"}
     assert {path.name for path in out.iterdir()} == names
     cells = ["00000.npy", "00001.npy", "00001.png", "00002.npy", "00002.png"]
     assert sorted(path.name for path in (out / "cells").iterdir()) == cells
@@ -602,7 +602,7 @@ def test_a_file_is_screened_and_everything_can_be_downloaded(tab, tmp_path):
     upload(tab, listing)
     run_on_page(tab, rows=3)
     with tab.expect_download() as download: tab.click("#screen-download")
-    tables = {"ranked.csv", "results.csv", "refused.csv", "settings.json", "map.html"}
+    tables = {"ranked.csv", "results.csv", "refused.csv", "settings.json", "untreated.npz", "map.html"}
     cells = {"cells/00000.npy", *(f"cells/0000{n}.{kind}" for n in (1, 2) for kind in ("npy", "png"))}
     with zipfile.ZipFile(download.value.path()) as archive:
         assert archive.testzip() is None and set(archive.namelist()) == tables | cells

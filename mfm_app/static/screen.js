@@ -72,7 +72,8 @@ function header() {
     const th = make('th'), button = make('button', column.number ? 'number' : '', column.name);
     th.scope = 'col';
     th.style.width = `${column.width}%`;
-    th.className = th.dataset.key = column.key;
+    th.className = `of-${column.key}`;
+    th.dataset.key = column.key;
     button.type = 'button';
     if (column.title) button.title = column.title;
     button.addEventListener('click', () => {
@@ -105,18 +106,20 @@ function line(result) {
   const strength = make('div', 'strength');
   strength.append(make('span', '', result.strength.toFixed(1)), make('i'));
   cell('', strength);
-  cell('corrected', '…');
+  cell('of-corrected', '…');
   const dot = make('span', 'dot'), cosine = result.cosine.toFixed(2);
   dot.style.background = colours[result.mechanism] || '#888';
-  cell('mechanism', make('small', '', cosine), dot, result.mechanism).title = `${result.mechanism}, cosine ${cosine}`;
-  cell('number agreement', percent(result.agreement));
-  if (columns.some(({ key }) => key === 'likely')) likelyCell(cell('likely'), result);
-  const confidence = cell('verdict', result.wells ? `wells ${saidByWells[result.wells]}` : result.verdict);
+  const resembles = cell('of-mechanism', make('small', '', cosine), dot, result.mechanism);
+  resembles.title = `${result.mechanism}, cosine ${cosine}`;
+  if (!result.strength) resembles.replaceChildren(make('small', '', 'as untreated'));
+  cell('number of-agreement', result.strength ? percent(result.agreement) : '–');
+  if (!absent.likely) likelyCell(cell('of-likely'), result);
+  const confidence = cell('of-verdict', result.wells ? `wells ${saidByWells[result.wells]}` : result.verdict);
   confidence.title = result.wells ? inWells[result.wells] : verdicts[result.verdict];
   if (result.confidence && !result.wells) confidence.append(make('small', '', `, ${result.confidence}`));
   if (absent.tanimoto) return tr;
   const near = result.nearest ? [make('small', '', result.tanimoto.toFixed(2)), ` ${result.nearest}`] : ['–'];
-  cell('nearest', ...near).title = result.nearest;
+  cell('of-tanimoto', ...near).title = result.nearest;
   return tr;
 }
 
@@ -138,7 +141,7 @@ function judge(corrected) {
     const p = corrected[result.number - 1] ?? null;
     if (result.corrected === p) return;
     result.corrected = p;
-    const td = lines.get(result.number).querySelector('.corrected');
+    const td = lines.get(result.number).querySelector('.of-corrected');
     td.replaceChildren(p === null ? '…' : p <= alpha ? 'yes' : 'no');
     if (p !== null) td.append(make('small', '', ` p ${shortP(p)}`));
     td.classList.toggle('yes', p !== null && p <= alpha);
@@ -281,7 +284,7 @@ function facts(result) {
   const chance = p === null ? '' : p <= alpha ? `; beyond chance (corrected p ${shortP(p)})`
     : `; not beyond chance (corrected p ${shortP(p)})`;
   add('Effect', `${result.strength.toFixed(1)}, rank ${result.rank} of ${results.length}${chance}`);
-  add('Resembles', `${result.mechanism} (cosine ${result.cosine.toFixed(2)}); `
+  if (result.strength) add('Resembles', `${result.mechanism} (cosine ${result.cosine.toFixed(2)}); `
     + `${percent(result.agreement)} of its cells agree`);
   if (result.likely && result.verdict !== 'known') {
     const claim = result.claim === result.likely ? '' : 'no claim; most probable ';
