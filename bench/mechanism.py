@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mfm_app.core import markdown_table
+from mfm_app.conditioning import for_inference
+from mfm_app.core import fast_dtype, markdown_table, to_uint8
 from mfm_app.data import conditions, read_cells
 from mfm_app.evaluation import calibration_error, effect_of
 from mfm_app.features import morphology, profile
@@ -21,9 +22,8 @@ from mfm_app.hub import bundled, load_model
 from mfm_app.mechanism import (KnownMolecule, Mechanisms, cross_validated, least_probability, mechanisms, mixture,
                                no_mechanism, mechanisms_of, read_annotated, relative, substructures)
 from mfm_app.molecules import Morgan, read_molecule, tanimoto
-from mfm_app.sampling import generation, sample_images
-from mfm_app.vocabulary import condition
-from mfm_app.wells import agreement, cosine, effect, read_wells, truth_of
+from mfm_app.sampling import generation, sample
+from mfm_app.wells import cosine, effect, read_wells, truth_of
 
 wells_file = Path(bundled).parents[1] / "static" / "wells-bbbc021.csv.gz"
 
@@ -70,33 +70,54 @@ def mixed_rows(vocab, rows, weights, name, dose_of=lambda dose: dose):
     return replace(rows, y=torch.full_like(rows.y, -1), mix=mix)
 
 
-def drawn(model, rows):
-    "Morphology of cells of a condition, and of their control from the same noise."
-    names, control = [c["name"] for c in model.channels], model.vocab.rows[model.vocab.control]
-    untreated = replace(rows, y=torch.full_like(rows.y, control), dose_um=rows.dose_um * np.nan, mix=None)
-    sampling = model.resolve_sampling(generation)
-    images = [sample_images(model.net, r, range(len(r)), "cpu", sampling=sampling) for r in (rows, untreated)]
-    return [morphology(part, names) for part in images]
+class Drawing:
+    "Cells of a condition and their control, from the same noise, measured in both ways."
+    def __init__(self, model, rows):
+        self.net, self.sampling = for_inference(model.net, fast_dtype()), model.resolve_sampling(generation)
+        self.model, self.rows, vocab = model, rows, model.vocab
+        y = torch.full_like(rows.y, vocab.rows[vocab.control])
+        self.control = self.measured(replace(rows, y=y, dose_um=torch.full_like(rows.dose_um, torch.nan)))
+
+    def measured(self, rows):      # (morphology, profile)
+        names, net = [c["name"] for c in self.model.channels], self.net
+        images = to_uint8(sample(net, rows, range(len(rows)), net.shape, sampling=self.sampling))
+        return morphology(images, names), profile(images, names, self.model.nucleus)
+
+    def of(self, weights, name, dose_of=lambda dose: dose):
+        "Measured cells of a mixture; those of the control where it has no weights."
+        return self.measured(mixed_rows(self.model.vocab, self.rows, weights, name, dose_of)) if weights else self.control
 
 
-def left_out(model, cells, known, compounds, n, dose_of=lambda dose: dose):
-    "A row a compound and way of drawing it: the mechanism it resembles in the space of the others."
-    vocab, found = model.vocab, []
-    measured = measure(cells)
-    print('measured', flush=True)
+def cosine_with_wells(truth, drawing, treated, name):
+    "Of the effect drawn with that of the wells, at the doses that were drawn; NaN where there are none."
+    features = list(truth.scale.index)
+    seen = [truth.effects.loc[key].to_numpy() for dose in drawing.rows.dose_um.tolist()
+            for key in truth.effects.index if key[0] == name and np.isclose(key[1], dose)]
+    if not seen: return np.nan
+    ours = effect(treated[1][features], drawing.control[1][features]) / truth.scale
+    return cosine(ours.to_numpy(), np.mean(seen, 0))
+
+
+def left_out(model, cells, known, compounds, truth, n):
+    "A row a compound and way of drawing it: the mechanism it resembles among the others, and the cosine with wells."
+    vocab, measured, found = model.vocab, measure(cells), []
     for name, smiles, moa in compounds:
         own = cells.where(perturbation=name)
-        space = measured.where(perturbation=sorted(set(cells.where(split="train").table["perturbation"]) - {name})).space
+        others = sorted(set(cells.where(split="train").table["perturbation"]) - {name})
+        space = measured.where(split="train", perturbation=others).space
         picked = np.random.default_rng(0).integers(len(own), size=n)
-        rows = conditions(own.table.iloc[picked], vocab)
-        ways = {"mechanism known": ({moa: 1.}, moa, 1.)}
-        ways |= {way: weights_without(known, name, smiles, way == "by mechanism")
-                 for way in ("by mechanism", "by mechanism, without relatives")}
-        for way, (weights, likeliest, p) in ways.items():
-            effect = effect_of(space, *drawn(model, mixed_rows(vocab, rows, weights, name, dose_of)))
-            resembles = effect.resembles[0][0] if effect.strength > 1e-6 else ""
-            found.append(dict(compound=name, mechanism=moa, way=way, likeliest=likeliest, probability=p,
+        drawing = Drawing(model, conditions(own.table.iloc[picked], vocab))
+        judged = {way: weights_without(known, name, smiles, way == "by mechanism") for way in ways}
+        by = dict(zip(ways, judged.values())) | {"mechanism known": ({moa: 1.}, moa, 1.)}
+        for way, (weights, likeliest, p) in by.items():
+            treated = drawing.of(weights, name)
+            drawn = effect_of(space, treated[0], drawing.control[0])
+            resembles = str(drawn.resembles[0][0]) if drawn.strength > 1e-6 else ""
+            found.append(dict(compound=name, mechanism=moa, way=way, likeliest=str(likeliest), probability=p,
                               claimed=bool(weights), resembles=resembles, right=resembles == moa,
-                              strength=effect.strength))
-            print(found[-1], flush=True)
+                              strength=drawn.strength, wells=cosine_with_wells(truth, drawing, treated, name)))
+            print(found[-1], file=sys.stderr, flush=True)
     return pd.DataFrame(found)
+
+
+ways = ("by mechanism", "by mechanism, without relatives")

@@ -290,12 +290,13 @@ def mechanism_rows(v:Verdict)->str:
                    f'{"<ul>" * bool(found)}{found}{"</ul>" * bool(found)}</li>' for name, p, found in rows)
 
 
-def mechanism_part(v:Verdict|None)->str:
+def mechanism_part(report:MoleculeReport)->str:
     "How a molecule is likely to act, as a part of its card; empty where a model does not say."
-    rows = "" if v is None else mechanism_rows(v)
-    if not rows: return ""
-    return ('<p class="head">How it is likely to act, and known molecules that speak for it <span>probability</span></p>'
-            f'<ol class="mechanisms">{rows}</ol>')
+    if report.mechanism is None: return ""
+    drawn, rows = "as untreated; that is no evidence that it does nothing", mechanism_rows(report.mechanism)
+    if report.drawn_as: drawn = f"as under {', '.join(report.drawn_as)}, weighed by these probabilities"
+    head = '<p class="head">How it is likely to act, and known molecules that speak for it <span>probability</span></p>'
+    return f'{head * bool(rows)}<ol class="mechanisms">{rows}</ol><p class="drawn">Cells are drawn {escape(drawn)}.</p>'
 
 # %% ../nbs/33_display.ipynb #3101f9ee
 def molecule_card(report:MoleculeReport)->str:
@@ -307,7 +308,8 @@ def molecule_card(report:MoleculeReport)->str:
     return (f'<div class="molecule">{drawing(molecule.smiles, 300, 170)}<p class="title">{title}</p>'
             f'<code>{escape(molecule.smiles)}</code><ul class="notes">{notes}</ul>'
             f'<p class="verdict {report.verdict}"><b>{verdict_words[report.verdict]}.</b> {escape(report.reason)}</p>'
-            f'{mechanism_part(report.mechanism)}<p class="head">Most similar compounds the model was trained on <span>Tanimoto</span></p>'
+            f'{mechanism_part(report)}'
+            '<p class="head">Most similar compounds the model was trained on <span>Tanimoto</span></p>'
             f'<ol>{neighbours}</ol></div>')
 
 

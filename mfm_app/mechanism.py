@@ -199,12 +199,12 @@ def verdict_sentence(v:Verdict)->str:
     "A verdict in plain words."
     name, probability = v.mechanisms[0]
     if v.is_known and v.nearest.mechanism == no_mechanism:
-        return f"No claim. This is {v.nearest.name}, which acts by none of the mechanisms the model has seen."
-    if v.outside: return f"No claim. {v.outside}"
+        return f"This is {v.nearest.name}, which acts by none of the mechanisms that the model has seen."
+    if v.outside: return v.outside
     if v.is_known: return f"This is {v.nearest.name}, of known mechanism: {v.nearest.mechanism}."
     if not v.claim:
-        return (f"No claim. No mechanism that the model has seen is likely for this structure; the likeliest is {name}, "
-                f"at {probability:.0%}.")
+        return ("Nothing known of such structures speaks clearly for a mechanism that the model has seen; the likeliest "
+                f"is {name}, at {probability:.0%}.")
     right, total = v.right
     return f"{name}, at {probability:.0%}. Of {total} tested molecules with such a verdict, {right} act so."
 
@@ -262,14 +262,14 @@ def mechanisms_of(vocab:Vocabulary|None=None)->Mechanisms|None:      # None take
     compounds = tuple((p.name, p.smiles, p.moa) for p in vocab.treated if p.kind == "compound")
     return fitted_mechanisms(compounds) if compounds else None
 
-
+# %% ../nbs/22_mechanism.ipynb #8ea03ce0
 def verdict(
     molecules,                      # a SMILES, a mol block or a `Molecule`, or a list of them
     vocab:Vocabulary|None=None,     # of a model; None asks for the mechanisms of the annotated list
 )->Verdict|list|None:               # a `Verdict`, or a list of them; None where the model has no such mechanism
     "By which mechanism a molecule is likely to act, or `InputError`."
-    model, one = mechanisms_of(vocab), isinstance(molecules, (str, Molecule))
-    given = [molecules] if one else list(molecules)
+    model, one = mechanisms_of(vocab), not isinstance(molecules, (list, tuple))
+    given = [molecules] if one else molecules
     smiles = [m.smiles if isinstance(m, Molecule) else read_molecule(m).smiles for m in given]
     if model is None or not smiles: return None if one else [None] * len(smiles)
     similarity = tanimoto(Morgan()(smiles), model.bits)

@@ -225,8 +225,8 @@ def report_facts(report:MoleculeReport)->dict:
 
 def molecule(engine:Engine, smiles:str)->dict:
     """Say what is known of a molecule before cells are generated: its standard form, the most similar compounds the
-    model was trained on, and how far to believe it (known, close or far; or, of a model that draws molecules by how they act, likely or
-    none, with the probability of each mechanism and the molecules that speak for it)."""
+    model was trained on, and how far to believe it: known, close or far; or, where a model draws molecules by how they
+    act, likely or none, with the probability of each mechanism and the molecules that speak for it."""
     yield report_facts(engine.assess(smiles))
 
 # %% ../nbs/39_ui_api.ipynb #7c07a711

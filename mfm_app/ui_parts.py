@@ -173,7 +173,7 @@ def perturbation_dose(engine:Engine, name:str, revision:int=0)->str:      # revi
 def molecule_dose(engine:Engine, smiles:str, current:str|None=None)->str:
     "The value of the dose component for a molecule; the dose in the `current` value stays."
     low, high = engine.vocab.dose_range(engine.vocab.unlisted) or (None, None)
-    try: nearest = engine.assess(smiles).neighbours[0][0]
+    try: nearest = engine.assess(smiles).like
     except InputError: nearest = None
     dose = dict(dose=nearest and usual_dose(nearest), revision=0)
     if current: dose |= {k: v for k, v in json.loads(current).items() if k in dose}
