@@ -28,6 +28,7 @@ let chosen = null, queries = 0, queue = Promise.resolve(), order = { key: 'stren
 let started = null, timer = null, dirty = false, drawn = 0, interval = 1000, visible = false;
 
 const label = result => result.name || result.smiles;
+const noEffect = 'no effect';
 const percent = share => `${Math.round(100 * share)} %`;
 const shortP = p => (p < 0.001 ? '< 0.001' : p.toPrecision(1).replace(/^1$/, '1.0'));
 const rankOfVerdict = result => (result.wells ? Object.keys(saidByWells).indexOf(result.wells)
@@ -111,8 +112,8 @@ function line(result) {
   dot.style.background = colours[result.mechanism] || '#888';
   const resembles = cell('of-mechanism', make('small', '', cosine), dot, result.mechanism);
   resembles.title = `${result.mechanism}, cosine ${cosine}`;
-  if (!result.strength) resembles.replaceChildren(make('small', '', 'as untreated'));
-  cell('number of-agreement', result.strength ? percent(result.agreement) : '–');
+  if (result.mechanism === noEffect) resembles.replaceChildren(make('small', '', 'drawn as untreated'));
+  cell('number of-agreement', result.mechanism === noEffect ? '–' : percent(result.agreement));
   if (!absent.likely) likelyCell(cell('of-likely'), result);
   const confidence = cell('of-verdict', result.wells ? `wells ${saidByWells[result.wells]}` : result.verdict);
   confidence.title = result.wells ? inWells[result.wells] : verdicts[result.verdict];
@@ -284,7 +285,8 @@ function facts(result) {
   const chance = p === null ? '' : p <= alpha ? `; beyond chance (corrected p ${shortP(p)})`
     : `; not beyond chance (corrected p ${shortP(p)})`;
   add('Effect', `${result.strength.toFixed(1)}, rank ${result.rank} of ${results.length}${chance}`);
-  if (result.strength) add('Resembles', `${result.mechanism} (cosine ${result.cosine.toFixed(2)}); `
+  if (result.mechanism === noEffect) add('Resembles', 'nothing: it is drawn as untreated cells are');
+  else add('Resembles', `${result.mechanism} (cosine ${result.cosine.toFixed(2)}); `
     + `${percent(result.agreement)} of its cells agree`);
   if (result.likely && result.verdict !== 'known') {
     const claim = result.claim === result.likely ? '' : 'no claim; most probable ';
