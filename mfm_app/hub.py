@@ -356,7 +356,7 @@ def is_record_of_wells(record)->bool:
                 and all(is_array(row.get(key), len(names)) for key in ("true", "drawn")))
     return all(isinstance(row, dict) and right(row) for row in rows)
 
-
+# %% ../nbs/15_hub.ipynb #6ad95aec
 def is_record_of_mechanisms(record)->bool:
     "Whether a record of molecules drawn by mechanism is as `bench/mechanism.py` writes it; an empty one is."
     if not isinstance(record, dict): return False

@@ -241,7 +241,8 @@ def test_the_card_shows_probabilities_and_who_speaks_for_them(engine):
                   f"{v.evidence[0].tanimoto:.2f}", "None of the mechanisms"): assert words in card
     assert "drawn as under colchicine, nocodazole, vincristine" in card
     outside = molecule_card(engine.assess(peptide))
-    assert "No claim" in outside and "drawn as untreated" in outside and "<li><span>" not in outside.split('Most similar')[0]
+    assert "No claim" in outside and "drawn as untreated" in outside
+    assert "<li><span>" not in outside.split("Most similar")[0]
 
 
 def test_the_api_says_the_same(engine):
