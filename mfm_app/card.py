@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['not_documented', 'field_labels', 'ema_note', 'no_molecules', 'no_holdout', 'finetune_template', 'left_out_template',
-           'calibration_template', 'frozen_base', 'trained_base', 'no_counterfactuals', 'reconstruction_template',
-           'no_shifts', 'shifts_template', 'shift_columns', 'hub_licences', 'front_template', 'repo_placeholder',
-           'usage_template', 'revisions_text', 'method_citation', 'limitations', 'of_molecules', 'card_head',
-           'loss_table', 'perturbation_table', 'field_list', 'training_text', 'encoder_text', 'finetune_text',
-           'molecules_text', 'shift_table', 'default_trip', 'counterfactuals_text', 'front_matter', 'usage_text',
-           'citation_text', 'channels_text', 'nuclei_text', 'limitations_text', 'model_card']
+           'calibration_template', 'frozen_base', 'trained_base', 'mechanism_template', 'no_counterfactuals',
+           'reconstruction_template', 'no_shifts', 'shifts_template', 'shift_columns', 'hub_licences', 'front_template',
+           'repo_placeholder', 'usage_template', 'revisions_text', 'method_citation', 'limitations', 'of_molecules',
+           'card_head', 'loss_table', 'perturbation_table', 'field_list', 'training_text', 'encoder_text',
+           'finetune_text', 'mechanism_text', 'molecules_text', 'shift_table', 'default_trip', 'counterfactuals_text',
+           'front_matter', 'usage_text', 'citation_text', 'channels_text', 'nuclei_text', 'limitations_text',
+           'model_card']
 
 # %% ../nbs/14_card.ipynb #bec8d370
 import json
@@ -101,6 +102,28 @@ def finetune_text(
         base=trained_base if settings.get("modulations") else frozen_base)
 
 # %% ../nbs/14_card.ipynb #fb0ad298
+mechanism_template = (
+    "A molecule is drawn by how it is likely to act: a regression on molecules of known mechanism gives the "
+    "probability of each mechanism, and the cells are drawn under a mixture of the model's own compounds of these "
+    "mechanisms and of nothing, weighed by it. Where no mechanism has a probability of one half, nothing is claimed "
+    "and untreated cells are drawn. Left out of the regression and of the mixture, {named[0]} of {named[2]} compounds "
+    "are claimed to act as they do ({alone[0]} without relatives among the known molecules), and {drawn[0]} of "
+    "{drawn[1]} are drawn with the right mechanism; of {others[1]} drugs of other kinds {others[0]} are claimed to act "
+    "by one of the mechanisms. The calibration error of the probabilities is {error:.2f}.")
+
+
+def mechanism_text(
+    record:dict,      # `config["molecules"]["mechanism"]`; empty where molecules are drawn by structure alone
+)->str:
+    "How a model draws molecules by their mechanism, and how often that is right; empty where it does not."
+    if not record.get("table"): return ""
+    figures = record["classifier"]["by others of other families"]
+    named, alone = record["named"]["by mechanism"], record["named"]["by mechanism, without relatives"]
+    text = mechanism_template.format(named=named, alone=alone, drawn=record["drawn"]["by mechanism"],
+                                     others=figures["others"], error=figures["error"])
+    return f"{text}\n\n{record['table']}"
+
+# %% ../nbs/14_card.ipynb #20b856ec
 def molecules_text(
     molecules:dict,      # `config["molecules"]`; empty if the model knows names alone
 )->str:
@@ -109,7 +132,9 @@ def molecules_text(
     sentences = [finetune_text(molecules["encoder"], molecules.get("finetune", molecules.get("lesson", {})))]
     if names := molecules.get("left_out"): sentences.append(left_out_template.format(names=", ".join(names)))
     if molecules.get("calibration"): sentences.append(calibration_template.format(**molecules["calibration"]))
-    return f"{' '.join(sentences)}\n\n{molecules.get('table', no_holdout)}"
+    by_structure = f"{' '.join(sentences)}\n\n{molecules.get('table', no_holdout)}"
+    by_mechanism = mechanism_text(molecules.get("mechanism", {}))
+    return f"{by_mechanism}\n\n### By structure alone\n{by_structure}" if by_mechanism else by_structure
 
 # %% ../nbs/14_card.ipynb #fbc4cf22
 no_counterfactuals = "Reconstruction and mean shifts were not measured; `mfm evaluate` does it."

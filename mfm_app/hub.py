@@ -10,13 +10,13 @@ __all__ = ['switch_parts', 'on_or_off', 'numbers', 'flags', 'control_cells_kept'
            'read_switches', 'design_of', 'check_switches', 'with_switches', 'read_perturbation_vectors',
            'default_design', 'new_config', 'build', 'write_files', 'system_error', 'config_writers', 'write_weights',
            'save_model', 'Model', 'tuned_for', 'check_tuned', 'check_channels', 'is_array', 'are_conditions',
-           'is_phenotypes', 'is_record_of_wells', 'check_measured', 'check_config', 'check_there', 'read_config',
-           'Uninitialised', 'read_weights', 'name_in_errors', 'uses_embedding_table', 'read_encoder', 'bundled_folder',
-           'model_source', 'load_model', 'save_pretrained', 'parse_repo_id', 'status_message', 'unreachable',
-           'causes_of', 'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes', 'not_cached',
-           'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api', 'check_private',
-           'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space', 'rename_reference_key',
-           'load_reference']
+           'is_phenotypes', 'is_record_of_wells', 'is_record_of_mechanisms', 'check_measured', 'check_config',
+           'check_there', 'read_config', 'Uninitialised', 'read_weights', 'name_in_errors', 'uses_embedding_table',
+           'read_encoder', 'bundled_folder', 'model_source', 'load_model', 'save_pretrained', 'parse_repo_id',
+           'status_message', 'unreachable', 'causes_of', 'hub_error_message', 'hub_errors', 'hub_api',
+           'check_repo_files', 'repo_sizes', 'not_cached', 'download_model', 'from_pretrained', 'files_to_push',
+           'check_card', 'write_api', 'check_private', 'ensure_repo', 'push_folder', 'push_to_hub',
+           'check_space_update', 'push_space', 'rename_reference_key', 'load_reference']
 
 # %% ../nbs/15_hub.ipynb #5595b7c2
 import hashlib
@@ -366,6 +366,13 @@ def is_record_of_wells(record)->bool:
                 and all(is_array(row.get(key), len(names)) for key in ("true", "drawn")))
     return all(isinstance(row, dict) and right(row) for row in rows)
 
+# %% ../nbs/15_hub.ipynb #6ad95aec
+def is_record_of_mechanisms(record)->bool:
+    "Whether a record of molecules drawn by mechanism is as `bench/mechanism.py` writes it; an empty one is."
+    if not isinstance(record, dict): return False
+    tables = [record.get(key) for key in ("drawn", "named", "classifier")]
+    return not record or isinstance(record.get("table"), str) and all(isinstance(t, dict) for t in tables)
+
 
 def check_measured(config:dict, path:str):
     "`InputError` for measurements in a config that are none: of controls, phenotypes, molecules, wells, quality."
@@ -379,7 +386,8 @@ def check_measured(config:dict, path:str):
         "controls": not controls or is_controls and (px is None or is_number(px) and px > 0),
         "phenotypes": "phenotypes" not in config or is_phenotypes(config["phenotypes"]),
         "molecules": isinstance(held_out, list) and all(map(is_held_out, held_out)) and (
-            not calibration or counts and is_number(calibration.get("threshold"))),
+            not calibration or counts and is_number(calibration.get("threshold"))) and (
+            is_record_of_mechanisms(molecules.get("mechanism", {}))),
         "wells": "wells" not in config or is_record_of_wells(config["wells"]),
         "quality": isinstance(config["quality"].get("table", ""), str)}
     wrong = next((key for key, right in rules.items() if not right), None)

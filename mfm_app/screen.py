@@ -641,7 +641,7 @@ def screen_map(
     landmarks = {name: tuple(place) for name, place in zip(space.mechanisms, means.tolist())}
     of = lambda name: seen[[c["mechanism"] == name for c in space.conditions]]
     halos = {name: of(name) for name in landmarks if len(of(name)) >= 3} if space.conditions else {}
-    return phenotype_map(points, landmarks, halos, axis_names[map], tuple(origin[0].tolist()))
+    return phenotype_map(points, landmarks, halos, axis_names[map], tuple(origin[0].tolist()), dots=map == "UMAP")
 
 
 axis_names = dict(PCA=("first principal component", "second principal component"), UMAP=("UMAP 1", "UMAP 2"))

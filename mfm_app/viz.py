@@ -413,15 +413,18 @@ def halo_trace(
     mechanism:str,
     colour:str,               # #rrggbb
     places:np.ndarray,        # (N, 2) of its real conditions
+    dots:bool=False,          # small dots instead, where places are no linear ones
 )->go.Scatter:
     "The spread of a mechanism's real conditions: an ellipse by their mean and covariance."
+    name, shared = f"spread of {mechanism}", dict(hoverinfo="skip", showlegend=False)
+    if dots: return go.Scatter(x=places[:, 0], y=places[:, 1], name=name, mode="markers", opacity=.4,
+                               marker=dict(size=5, color=colour), **shared)
     angle, (x, y) = np.linspace(0, 2 * np.pi, 49), np.mean(places, 0)
     root = np.linalg.cholesky(np.cov(np.transpose(places)) + 1e-9 * np.eye(2))
     dx, dy = halo_radius * root @ np.stack([np.cos(angle), np.sin(angle)])
     faint = "rgba({},{},{},%s)".format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)))
-    return go.Scatter(x=(x + dx).round(3), y=(y + dy).round(3), name=f"spread of {mechanism}", mode="lines",
-                      fill="toself", fillcolor=faint % .07, line=dict(width=1, color=faint % .3), hoverinfo="skip",
-                      showlegend=False)
+    return go.Scatter(x=(x + dx).round(3), y=(y + dy).round(3), name=name, mode="lines", fill="toself",
+                      fillcolor=faint % .07, line=dict(width=1, color=faint % .3), **shared)
 
 # %% ../nbs/02_viz.ipynb #40e1b070
 def map_colours(mechanisms)->dict:      # name -> CSS colour
@@ -436,10 +439,11 @@ def phenotype_map(
     halos=None,           # mechanism -> (N, 2) places of its real conditions, where a spread is to be drawn
     axes=("first axis", "second axis"),
     origin=(0., 0.),      # of the untreated control
+    dots:bool=False,      # whether a spread is dots, see `halo_trace`
 )->go.Figure:
     "Where molecules lie among the mechanisms of real cells, with the spread of these."
     colours = map_colours(landmarks)
-    spreads = [halo_trace(name, colours[name], places) for name, places in (halos or {}).items()]
+    spreads = [halo_trace(name, colours[name], places, dots) for name, places in (halos or {}).items()]
     traces = [mechanism_trace(name, colour, points) for name, colour in colours.items()]
     axis = dict(showgrid=True, gridcolor=faint_grey, zeroline=False, ticks="", title_font_size=12, tickfont_size=11)
     stars = landmark_trace(landmarks, [colours[name] for name in landmarks], origin)

@@ -34,21 +34,21 @@ const shortP = p => (p < 0.001 ? '< 0.001' : p.toPrecision(1).replace(/^1$/, '1.
 const rankOfVerdict = result => (result.wells ? Object.keys(saidByWells).indexOf(result.wells)
   : 4 + Object.keys(verdicts).indexOf(result.verdict));
 const allColumns = [
-  { key: 'rank', name: 'Rank', width: 7, number: true },
-  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 15, value: label },
-  { key: 'dose_um', name: 'µM', width: 7, number: true, value: result => result.dose_um ?? -1,
+  { key: 'rank', name: 'Rank', width: 5.5, number: true },
+  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 13, value: label },
+  { key: 'dose_um', name: 'µM', width: 6, number: true, value: result => result.dose_um ?? -1,
     title: 'Dose, micromolar' },
-  { key: 'strength', name: 'Effect', width: 12,
+  { key: 'strength', name: 'Effect', width: 10,
     title: `Strength of the effect; 1 is the spread of cells within a ${classes}` },
   { key: 'corrected', name: 'Beyond chance', width: 12, value: result => result.corrected ?? 2,
     title: 'Is the effect larger than between untreated cells of other seeds? The p-value is corrected for the number '
       + `of rows; of those that say yes, ${100 * alpha} % may be false` },
-  { key: 'mechanism', name: 'Resembles', width: 21,
+  { key: 'mechanism', name: 'Resembles', width: 18.5,
     title: `The real ${classes} whose effect is most alike, and the cosine between the two` },
   { key: 'agreement', name: 'Agree', width: 7, number: true, title: `Share of the cells that agree on the ${classes}` },
-  { key: 'likely', name: 'By structure', width: 20, value: result => -(result.probability ?? -1),
+  { key: 'likely', name: 'By structure', width: 16, value: result => -(result.probability ?? -1),
     title: `The most probable ${classes} of its structure, and how probable; "no claim" where none is likely` },
-  { key: 'verdict', name: 'Confidence', width: 15, value: rankOfVerdict,
+  { key: 'verdict', name: 'Confidence', width: 12, value: rankOfVerdict,
     title: byName ? 'What measured wells say of it, or how many cells of it the model was trained on'
       : 'What measured wells say of this compound and dose, or how near it is to what the model knows, and how often '
         + 'tested molecules of this kind came out right' },
@@ -225,7 +225,9 @@ function addPoint(result) {
 function setFigure(message) {
   figure = message.figure;
   provenance = message.provenance ?? provenance;
-  find('.umap').hidden = !figure.layout.xaxis.title.text.startsWith('UMAP');
+  const bent = figure.layout.xaxis.title.text.startsWith('UMAP');
+  find('.umap').hidden = !bent;
+  find('.spread').hidden = !spread || bent;
   colours = {};
   for (const trace of figure.data.filter(t => t.customdata)) {
     colours[trace.name] = trace.marker.color;
