@@ -23,7 +23,7 @@ setup(
     include_package_data=True,
     package_data={"mfm_app": ["static/*", "weights/*/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "mcp", "scores", "log")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "mcp", "scores", "umap", "log")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

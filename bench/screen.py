@@ -1,5 +1,7 @@
 """How fast a list is screened, how long one waits for the next event, and how much memory it takes.
-`python bench/screen.py` prints a Markdown table."""
+`python bench/screen.py` prints a Markdown table; `python bench/screen.py verdicts` times verdicts on 10,000 molecules,
+`python bench/screen.py chance` how often lists that do nothing have a row beyond chance, and `python bench/screen.py
+taxanes` what taxol and docetaxel resemble at each dose."""
 import sys
 import tempfile
 import time
@@ -7,9 +9,15 @@ from pathlib import Path
 
 import psutil
 
+import numpy as np
+
 from mfm_app.core import markdown_table
-from mfm_app.engine import load
-from mfm_app.screen import ScreenSettings, screen_into
+from mfm_app.engine import Request, load
+from mfm_app.features import morphology
+from mfm_app.mechanism import verdict
+from mfm_app.molecules import read_molecule
+from mfm_app.screen import (ScreenFolder, ScreenSettings, chance_cells, chance_level, check_settings, coordinates,
+                            corrected_p, sample_cells, screen_into)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from molecules import molecules      # of this folder: different molecules of the size of drugs
@@ -43,7 +51,65 @@ def row(engine, n, cells):
     ]
 
 
+def verdicts(engine):
+    "Seconds for one verdict, after the first, and for 10,000, structures read included."
+    listed = molecules(10_000)
+    verdict(read_molecule(listed[0]), engine.vocab)      # fits the classifier
+    start = time.perf_counter()
+    for smiles in listed[:20]: verdict(read_molecule(smiles), engine.vocab)
+    one = (time.perf_counter() - start) / 20
+    start = time.perf_counter()
+    verdict([read_molecule(smiles) for smiles in listed], engine.vocab)
+    return [["one molecule, ms", f"{1000 * one:.1f}"], ["10,000 molecules, s", f"{time.perf_counter() - start:.1f}"]]
+
+
+def untreated(engine, n):
+    "Untreated cells along the axes in which mechanisms differ, (n, D)."
+    settings = check_settings(engine, ScreenSettings(cells=16))
+    row, found = engine.resolve(Request(engine.vocab.control, None, settings.experiment)).rows(16), []
+    for seed in range(10**6, 10**6 + n, 16):
+        steps = sample_cells(engine, [row], ScreenSettings(None, 16, settings.experiment, seed, settings.sampling))
+        try:
+            while True: next(steps)
+        except StopIteration as stop: images = stop.value[0]
+        found.append(coordinates(engine, morphology(images, [c["name"] for c in engine.model.channels])))
+    return np.concatenate(found)
+
+
+def null_lists(cells, each, rows=200, lists=200):
+    "Share of lists of untreated rows with one beyond chance, and of rows with p up to 0.05 uncorrected."
+    rng, any_row, uncorrected = np.random.default_rng(0), [], []
+    for _ in range(lists):
+        order = rng.permutation(len(cells))
+        others, control, rest = np.split(cells[order], [chance_cells, chance_cells + each])
+        level, drawn = chance_level(others, control), rest[rng.integers(0, len(rest), (rows, each))].mean(1)
+        distances = np.linalg.norm(drawn - control.mean(0), axis=1)
+        any_row.append((corrected_p(distances, level) <= .05).any())
+        uncorrected.append((level.p(distances) <= .05).mean())
+    return [each, f"{np.mean(any_row):.1%}", f"{np.mean(uncorrected):.1%}"]
+
+
+def taxanes(engine, cells=16):
+    "What taxol and docetaxel are drawn like at each dose, and what wells say of it."
+    doses = (.03, .1, .3, 1, 3, 10)
+    listed = "\n".join(f"{name}, {dose}" for name in ("taxol", "docetaxel") for dose in doses)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in screen_into(folder, engine, listed, ScreenSettings(cells=cells)): pass
+        rows = list(ScreenFolder(folder).results)
+    return [[r.name or r.smiles[:20], f"{r.dose_um:g}", r.wells or "–", r.mechanism, f"{r.cosine:.2f}", r.likely,
+             f"{r.strength:.1f}"] for r in rows]
+
+
 if __name__ == "__main__":
-    engine = load()
-    measure(engine, 8, 4)      # the first network calls are slow
-    print(markdown_table(header, [row(engine, *size) for size in ((100, 4), (200, 1), (1_000, 1))]))
+    engine, asked = load(), sys.argv[1:]
+    if asked == ["verdicts"]: print(markdown_table(["verdicts", ""], verdicts(engine)))
+    elif asked == ["chance"]:
+        cells = untreated(engine, 1_600)
+        print(markdown_table(["cells a row", "lists of 200 that do nothing with a row beyond chance",
+                              "of their rows p up to 0.05, uncorrected"],
+                             [null_lists(cells, each) for each in (1, 4, 16)]))
+    elif asked == ["taxanes"]:
+        print(markdown_table(["", "µM", "wells", "resembles", "cosine", "by structure", "strength"], taxanes(engine)))
+    else:
+        measure(engine, 8, 4)      # the first network calls are slow
+        print(markdown_table(header, [row(engine, *size) for size in ((100, 4), (200, 1), (1_000, 1))]))

@@ -14,8 +14,8 @@ __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'g
            'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
            'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping',
            'judged_wells', 'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused',
-           'print_notes', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command',
-           'push_command', 'space_command']
+           'print_notes', 'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command',
+           'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/43_cli.ipynb #016db8f5
 import hashlib
@@ -49,7 +49,8 @@ from .molecules import Morgan, read_embeddings
 from .plausibility import max_treated, plausibility_statistics
 from .preprocess import control_statistics
 from .sampling import generation, inversion, no_inversion, sample_images, screening
-from .screen import Progress, ScreenFolder, ScreenSettings, draw_cells, illustrate, screen_into
+from .screen import (Progress, ScreenFolder, ScreenSettings, alpha, check_map, draw_cells, illustrate, likeness,
+                            screen_into)
 from .simulator import data_sets
 from .solvers import grids, solvers
 from .space import upload_space, write_space
@@ -697,6 +698,15 @@ def print_notes(folder:ScreenFolder, limit:int=10):
     if len(noted) > limit: print(f"... and {len(noted) - limit:,} more, all in ranked.csv.")
 
 
+def print_summary(folder:ScreenFolder, engine:Engine):
+    "Print how many rows are beyond chance, and how alike effects are."
+    rows = folder.ranked()
+    known = [row for row in rows if row["beyond_chance"]]
+    n = sum(row["beyond_chance"] == "yes" for row in known)
+    if known: print(f"{n} of {len(known)} rows are beyond chance, at a false discovery rate of {alpha:.0%}.")
+    if alike := likeness(list(folder.results), engine.phenotypes): print(alike.sentence)
+
+
 def stopped_text(progress:Progress|None)->str:      # None: before the list was read
     "What is printed after Ctrl-C."
     if progress is None: return "Stopped; the same command starts again."
@@ -704,7 +714,7 @@ def stopped_text(progress:Progress|None)->str:      # None: before the list was 
     return f"Stopped after {done:,} of {progress.total:,}; the same command goes on."
 
 # %% ../nbs/43_cli.ipynb #58d65fd0
-def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings)->bool:
+def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings, map:str="PCA")->bool:
     "Screen a list into a folder while a bar shows the progress; False if Ctrl-C stopped it."
     folder, progress = ScreenFolder(out), None
     with tqdm(unit=" rows", dynamic_ncols=True, delay=0.1) as bar:
@@ -716,7 +726,7 @@ def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings)->b
                 progress, bar.total, bar.n = event, event.total, done
                 bar.set_postfix(refused=event.refused)
                 for result in event.new_results: draw_cells(folder, result.number, engine.model.channels)
-            illustrate(folder, engine)
+            illustrate(folder, engine, map)
             return True
         except KeyboardInterrupt: pass
     print(stopped_text(progress), file=sys.stderr)
@@ -741,14 +751,17 @@ def screen_command(
     seed:option(int, "Of the first cell.")=0,
     steps:option(int, "Of the solver.")=screening.steps,
     model:option(str|None, f"{model_help} One that reads no molecules takes names.")=None,
+    map:option(str, "PCA or UMAP (pip install umap-learn).")="PCA",
 ):
     "Predict and rank the effects of a list of molecules, or of genes and other names the model knows."
     source = read_standard_input() if molecules == "-" else Path(molecules)
     check_writable(out)
     settings = ScreenSettings(dose, cells, experiment, seed, replace(screening, steps=steps))
-    if not screen_with_bar(out, load(model), source, settings): raise typer.Exit(130)
+    map, engine = check_map(map), load(model)
+    if not screen_with_bar(out, engine, source, settings, map): raise typer.Exit(130)
     print_refused(ScreenFolder(out))
     print_notes(ScreenFolder(out))
+    print_summary(ScreenFolder(out), engine)
     print(f"The ranking is in {out / 'ranked.csv'}, their map in {out / 'map.html'}.")
 
 # %% ../nbs/43_cli.ipynb #02be5c41

@@ -7,13 +7,13 @@ __all__ = ['max_z', 'min_condition_cells', 'max_condition_cells', 'report_column
            'frechet_of_draws', 'mean_frechet', 'frechet_floor', 'standardised_difference', 'Classification', 'classify',
            'Logistic', 'logistic', 'calibration_error', 'group_by_label', 'condition_distances', 'MorphologyReport',
            'report_row', 'report_markdown', 'compare_features', 'morphology_test', 'cosine', 'PhenotypeSpace',
-           'six_digits', 'space_to_dict', 'space_from_dict', 'phenotype_space', 'Effect', 'effect_of', 'kid',
-           'score_predictions', 'stored_scores', 'calibrate', 'kid_of_subsets', 'in_support', 'interval_about',
-           'bootstrap', 'bounded', 'kid_draws', 'comparison', 'gap_closed', 'other_compound_recall', 'excess_shift',
-           'monotonicity', 'median_distance', 'mmd']
+           'six_digits', 'space_to_dict', 'space_from_dict', 'phenotype_space', 'Effect', 'effect_of',
+           'real_conditions', 'kid', 'score_predictions', 'stored_scores', 'calibrate', 'kid_of_subsets', 'in_support',
+           'interval_about', 'bootstrap', 'bounded', 'kid_draws', 'comparison', 'gap_closed', 'other_compound_recall',
+           'excess_shift', 'monotonicity', 'median_distance', 'mmd']
 
 # %% ../nbs/18_evaluation.ipynb #9b334231
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -316,6 +316,7 @@ class PhenotypeSpace:
     scale:np.ndarray           # (D,) standard deviations of the control
     axes:np.ndarray            # (D, D), those along which mechanisms differ most come first
     mechanisms:dict            # name -> (D,) mean effect of its real cells
+    conditions:list = field(default_factory=list)      # of real cells, see `real_conditions`
 
     def project(self, features:pd.DataFrame)->np.ndarray:     # (N, D)
         "Coordinates of cells; the control's mean is 0. `InputError` when a feature is missing."
@@ -323,6 +324,11 @@ class PhenotypeSpace:
             raise InputError(f"The phenotype space needs {len(self.features)} features; {missing[0]} is missing.")
         z = (features[self.features].to_numpy(float) - self.centre) / self.scale
         return z.clip(-max_deviation, max_deviation) @ self.axes
+
+    @property
+    def directions(self)->int:
+        "Along how many axes, the first ones, mechanisms differ; two at least, for a map."
+        return max(2, int(np.linalg.matrix_rank(np.stack(list(self.mechanisms.values())), tol=1e-3)))
 
     @property
     def landmarks(self)->dict:      # name -> (x, y) on a map
@@ -346,13 +352,15 @@ def space_to_dict(space:PhenotypeSpace)->dict:
     "A phenotype space as JSON takes it."
     arrays = {key: six_digits(getattr(space, key)) for key in ("centre", "scale", "axes")}
     mechanisms = {name: six_digits(effect) for name, effect in space.mechanisms.items()}
-    return dict(features=space.features, **arrays, mechanisms=mechanisms)
+    seen = dict(conditions=space.conditions) if space.conditions else {}
+    return dict(features=space.features, **arrays, mechanisms=mechanisms) | seen
 
 
 def space_from_dict(d:dict)->PhenotypeSpace:
     "The reverse of `space_to_dict`."
     arrays = (np.array(d[key], float) for key in ("centre", "scale", "axes"))
-    return PhenotypeSpace(d["features"], *arrays, {name: np.array(v, float) for name, v in d["mechanisms"].items()})
+    mechanisms = {name: np.array(v, float) for name, v in d["mechanisms"].items()}
+    return PhenotypeSpace(d["features"], *arrays, mechanisms, d.get("conditions", []))
 
 # %% ../nbs/18_evaluation.ipynb #b6cb4ac4
 def phenotype_space(
@@ -400,6 +408,24 @@ def effect_of(
     ranking = space.resembles(mean)
     agree = [space.resembles(step)[0][0] == ranking[0][0] for step in steps]
     return Effect(float(np.linalg.norm(mean)), ranking, float(np.mean(agree)), mean)
+
+# %% ../nbs/18_evaluation.ipynb #7dd34fae
+def real_conditions(
+    space:PhenotypeSpace,
+    features:pd.DataFrame,      # (N, D) of real treated cells
+    about:pd.DataFrame,         # (N, ...) perturbation, dose_um and moa of each
+    least:int=4,                # cells of a condition
+)->list:                        # as JSON takes it: mechanism, name, dose_um, cells, effect along the first axes
+    "The mean effect of every compound and dose with a mechanism of the space."
+    x, found = space.project(features)[:, :space.directions], []
+    about = about.reset_index(drop=True)
+    groups = about[about["moa"].isin(list(space.mechanisms))].groupby(["moa", "perturbation", "dose_um"], dropna=False)
+    for (mechanism, name, dose), rows in groups.groups.items():
+        if len(rows) < least: continue
+        effect = [round(float(v), 3) for v in x[rows].mean(0)]
+        found.append(dict(mechanism=mechanism, name=name, dose_um=None if pd.isna(dose) else float(dose),
+                          cells=len(rows), effect=effect))
+    return found
 
 # %% ../nbs/18_evaluation.ipynb #4ff1daac
 def kid(

@@ -21,7 +21,7 @@ import torch
 from .conditioning import Conditioned, freeze_base, label_embedding
 from .core import InputError, markdown_table
 from .data import Batches, Cells, conditions, fingerprints, vocabulary, with_structure
-from .evaluation import PhenotypeSpace, calibrate, score_predictions, phenotype_space
+from .evaluation import PhenotypeSpace, calibrate, phenotype_space, real_conditions, score_predictions
 from .features import morphology
 from .hub import Model, build, new_config
 from .molecules import Morgan, nearest, read_molecule
@@ -131,7 +131,8 @@ class MeasuredCells:
     def space(self)->PhenotypeSpace:
         "The phenotype space that the mechanisms of these cells span."
         classes = class_labels(self.cells)
-        return phenotype_space(self.features[classes != ""], classes[classes != ""], self.cells.control)
+        space = phenotype_space(self.features[classes != ""], classes[classes != ""], self.cells.control)
+        return replace(space, conditions=real_conditions(space, self.features, self.cells.table.assign(moa=classes)))
 
 # %% ../nbs/31_finetune.ipynb #78bc1569
 def measure(cells:Cells)->MeasuredCells:

@@ -9,14 +9,14 @@ __all__ = ['switch_parts', 'on_or_off', 'numbers', 'flags', 'balances', 'control
            'unknown_statuses', 'hub_timeout', 'max_file_bytes', 'wrapper_prefix', 'reference_patterns', 'check_switch',
            'read_switch', 'read_switches', 'design_of', 'check_switches', 'with_switches', 'read_perturbation_vectors',
            'default_design', 'new_config', 'build', 'write_files', 'system_error', 'config_writers', 'write_weights',
-           'save_model', 'Model', 'tuned_for', 'check_tuned', 'check_channels', 'is_array', 'is_phenotypes',
-           'is_record_of_wells', 'is_record_of_mechanisms', 'check_measured', 'check_config', 'check_there',
-           'read_config', 'Uninitialised', 'read_weights', 'name_in_errors', 'uses_embedding_table', 'read_encoder',
-           'bundled_folder', 'model_source', 'load_model', 'save_pretrained', 'parse_repo_id', 'status_message',
-           'unreachable', 'causes_of', 'hub_error_message', 'hub_errors', 'hub_api', 'check_repo_files', 'repo_sizes',
-           'not_cached', 'download_model', 'from_pretrained', 'files_to_push', 'check_card', 'write_api',
-           'check_private', 'ensure_repo', 'push_folder', 'push_to_hub', 'check_space_update', 'push_space',
-           'rename_reference_key', 'load_reference']
+           'save_model', 'Model', 'tuned_for', 'check_tuned', 'check_channels', 'is_array', 'are_conditions',
+           'is_phenotypes', 'is_record_of_wells', 'is_record_of_mechanisms', 'check_measured', 'check_config',
+           'check_there', 'read_config', 'Uninitialised', 'read_weights', 'name_in_errors', 'uses_embedding_table',
+           'read_encoder', 'bundled_folder', 'model_source', 'load_model', 'save_pretrained', 'parse_repo_id',
+           'status_message', 'unreachable', 'causes_of', 'hub_error_message', 'hub_errors', 'hub_api',
+           'check_repo_files', 'repo_sizes', 'not_cached', 'download_model', 'from_pretrained', 'files_to_push',
+           'check_card', 'write_api', 'check_private', 'ensure_repo', 'push_folder', 'push_to_hub',
+           'check_space_update', 'push_space', 'rename_reference_key', 'load_reference']
 
 # %% ../nbs/15_hub.ipynb #5595b7c2
 import hashlib
@@ -337,13 +337,23 @@ def is_array(value, *shape)->bool:      # shape: None for any length
     return fits and bool(np.isfinite(array).all())
 
 
+def are_conditions(rows, mechanisms)->bool:
+    "Whether a part of a config says where real conditions lie, see `evaluation.real_conditions`."
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): return False
+    lengths = {len(row["effect"]) for row in rows if is_array(row.get("effect"), None)}
+    right = lambda row: is_array(row.get("effect"), None) and row.get("mechanism") in mechanisms
+    return all(right(row) and len(row["effect"]) > 1 and isinstance(row.get("name"), str) for row in rows) and (
+        len(lengths) < 2)
+
+
 def is_phenotypes(space:dict)->bool:
     "Whether a part of a config is a phenotype space, see `evaluation.space_to_dict`."
     names, mechanisms = space.get("features"), space.get("mechanisms")
     if not isinstance(names, list) or not isinstance(mechanisms, dict) or not names or not mechanisms: return False
     d, right = len(names), all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
     vectors = space.get("centre"), space.get("scale"), *mechanisms.values()
-    return right and all(is_array(v, d) for v in vectors) and is_array(space.get("axes"), d, d)
+    return (right and all(is_array(v, d) for v in vectors) and is_array(space.get("axes"), d, d)
+            and are_conditions(space.get("conditions", []), mechanisms))
 
 # %% ../nbs/15_hub.ipynb #627ee9a8
 def is_record_of_wells(record)->bool:
@@ -358,7 +368,7 @@ def is_record_of_wells(record)->bool:
                 and all(is_array(row.get(key), len(names)) for key in ("true", "drawn")))
     return all(isinstance(row, dict) and right(row) for row in rows)
 
-
+# %% ../nbs/15_hub.ipynb #6ad95aec
 def is_record_of_mechanisms(record)->bool:
     "Whether a record of molecules drawn by mechanism is as `bench/mechanism.py` writes it; an empty one is."
     if not isinstance(record, dict): return False

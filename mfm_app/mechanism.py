@@ -152,7 +152,7 @@ class Evidence:
     mechanism:str
     tanimoto:float
 
-
+# %% ../nbs/22_mechanism.ipynb #a3a9c726
 @dataclass(frozen=True)
 class Verdict:
     "How a molecule is likely to act."
@@ -203,8 +203,8 @@ def verdict_sentence(v:Verdict)->str:
     if v.outside: return v.outside
     if v.is_known: return f"This is {v.nearest.name}, of known mechanism: {v.nearest.mechanism}."
     if not v.claim:
-        return ("Nothing known of such structures speaks clearly for a mechanism that the model has seen; the likeliest "
-                f"is {name}, at {probability:.0%}.")
+        return ("Nothing known of such structures speaks clearly for a mechanism that the model has seen; the "
+                f"likeliest is {name}, at {probability:.0%}.")
     right, total = v.right
     return f"{name}, at {probability:.0%}. Of {total} tested molecules with such a verdict, {right} act so."
 

@@ -17,7 +17,7 @@ __all__ = ['max_smiles', 'max_block', 'max_heavy_atoms', 'max_atoms', 'max_rings
            'split_extension', 'from_extended', 'extension_note', 'check_graph', 'chemistry_problem', 'align_block',
            'parse', 'Fragment', 'metals', 'has_carbon', 'count_charges', 'fragment', 'check_mixture', 'bond_amines',
            'check_ligands', 'parent_fragment', 'without_isotopes', 'cautions', 'standardise_once', 'Molecule',
-           'standardise_mol', 'read_molecule', 'Makeup', 'makeup', 'map_chunks', 'molecule_or_error',
+           'standardise_mol', 'read_molecule', 'Makeup', 'makeup', 'inchikey', 'map_chunks', 'molecule_or_error',
            'standardise_chunk', 'standardise', 'Morgan', 'morgan_chunk', 'EmbeddingTable', 'encoder', 'csv_vectors',
            'npz_vectors', 'unique_molecules', 'read_embeddings', 'write_embeddings', 'tanimoto', 'Neighbour', 'nearest',
            'draw', 'unit_problem', 'read_unit', 'read_quantity', 'column_name', 'dose_unit', 'DoseColumn',
@@ -550,6 +550,11 @@ def makeup(smiles:str)->Makeup:      # standard
     mol = Chem.MolFromSmiles(smiles)
     symbols = tuple(sorted({a.GetSymbol() for a in metals(mol)}))
     return Makeup(mol.GetNumHeavyAtoms(), symbols, len(mol.GetSubstructMatches(residue)))
+
+# %% ../nbs/03_molecules.ipynb #a0e1d2e3
+def inchikey(smiles:str)->str:      # standard; empty where InChI has none
+    "The InChIKey of a molecule (Heller et al. 2015)."
+    with rdBase.BlockLogs(): return Chem.MolToInchiKey(Chem.MolFromSmiles(smiles))
 
 # %% ../nbs/03_molecules.ipynb #adff69ff
 def map_chunks(

@@ -18,7 +18,7 @@ from .core import InputError, check_int
 from .counterfactual import CounterfactualRequest, Treatment, resolve_counterfactual
 from .engine import Engine, Request, ResolvedRequest, max_cells, model_name, requests_across
 from .sampling import Sampling, generation, inversion, sampling_of_record
-from .screen import ScreenSettings, check_settings, default_settings
+from .screen import ScreenSettings, check_map, check_settings, default_settings
 from .viz import colour_table, rxrx1_colours
 from .vocabulary import colour_rgb
 
@@ -34,7 +34,7 @@ class View:
 treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, cell_type=str, seed=int, cells=int,
                  steps=int, guidance=float, solver=str, grid=str, show=str, cell=int)
 tabs = dict(explore=treatment | {"across": bool}, counterfactual=treatment | {"series": bool, "from": str},
-            screen=dict(list=str, dose=float, cells=int, experiment=str), about={})      # tab -> field -> type
+            screen=dict(list=str, dose=float, cells=int, experiment=str, map=str), about={})      # tab -> field -> type
 aliases = dict(cfg_scale="guidance", guidance_scale="guidance")
 max_value = 4_000      # characters of one value
 
@@ -195,7 +195,9 @@ def resolve_view(engine:Engine, view:View)->View:
     check_int(fields.get("cell", 0), "In the address, cell", 0, max_cells - 1)
     if view.tab == "screen":
         s = check_settings(engine, settings_of(engine, fields))
-        return View("screen", dict(list=fields.get("list", ""), dose=s.dose_um, cells=s.cells, experiment=s.experiment))
+        map = check_map(fields.get("map", "PCA"))
+        return View("screen", dict(list=fields.get("list", ""), dose=s.dose_um, cells=s.cells, experiment=s.experiment,
+                                   map=map))
     if view.tab == "about" or not ("perturbation" in fields or "molecule" in fields): return View(view.tab)
     if view.tab == "explore":
         request, across = engine.resolve(request_of(fields)), fields.get("across", False)
@@ -296,6 +298,7 @@ def code_for_screen(
     text:str,                    # the list, or the name of its file
     settings:ScreenSettings,     # checked
     file:bool=False,             # `text` is a file's name
+    map:str="PCA",               # one of `screen.maps`
 )->str:
     "Code that screens the list of the Screen tab again, into a folder."
     source, first = (f"Path({text!r})", "from pathlib import Path\n\n") if file else (repr(text), "")
@@ -304,4 +307,6 @@ def code_for_screen(
                   sampling=sampling)
     run = call("screen.screen_into", "screen", Variable("session"), Variable(source), Variable(chosen))
     ranking = "screen.ScreenFolder('screen').rank()      # screen/ranked.csv\n"
+    drawn = f"screen.illustrate(screen.ScreenFolder('screen'), session, {map!r})      # screen/map.html\n"
+    if map != "PCA": ranking += drawn
     return f"{first}{preamble(engine, 'sampling', 'screen')}for progress in {run}: pass\n{ranking}"

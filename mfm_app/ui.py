@@ -84,8 +84,8 @@ def weak_text(config:dict)->str:
     if "wells" in config: lines.append(config["wells"]["table"].split("\n")[0])
     if (record := molecules.get("mechanism", {})).get("table"):
         (right, total), (alone, _) = (record["drawn"][way] for way in by_mechanism)
-        lines.append(f"Of {total} compounds that were left out, {right} were drawn with the right mechanism, {alone} where "
-                     "their relatives were left out too: a molecule is drawn by how it is likely to act, and how "
+        lines.append(f"Of {total} compounds that were left out, {right} were drawn with the right mechanism, {alone} "
+                     "where their relatives were left out too: a molecule is drawn by how it is likely to act, and how "
                      "strongly it acts is not known.")
     elif calibration := molecules.get("calibration"):
         right, total = (sum(counts) for counts in zip(calibration["near"], calibration["far"]))

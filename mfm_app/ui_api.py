@@ -9,7 +9,8 @@ __all__ = ['Format', 'Solver', 'Grid', 'type_words', 'short_repr', 'arguments', 
            'describe_endpoint', 'endpoint_of', 'perturbation_facts', 'vocabulary', 'mechanism_facts', 'report_facts',
            'molecule', 'request_facts', 'preview', 'step_facts', 'file_data', 'table_rows', 'short', 'sampling_from',
            'generate', 'read_data_address', 'read_image', 'control_cells', 'fidelity_facts', 'counterfactual',
-           'counterfactual_facts', 'robustness_facts', 'effects', 'screen', 'api', 'unknown_call', 'api_text']
+           'counterfactual_facts', 'robustness_facts', 'effects', 'alike_facts', 'screen', 'api', 'unknown_call',
+           'api_text']
 
 # %% ../nbs/39_ui_api.ipynb #616c16e8
 import base64
@@ -44,7 +45,7 @@ from .mechanism import Verdict
 from .preprocess import ImportOptions, prepare_cells
 from .sampling import Sampling, SampleStep, generation, inversion, screening
 from .solvers import grids, solvers
-from .screen import ScreenFolder, ScreenSettings, read_settings, screen_into, write_zip
+from .screen import ScreenFolder, ScreenSettings, alpha, likeness, read_settings, screen_into, write_zip
 from .ui_parts import coverage_text, default_perturbation
 from .ui_session import discard, error_text, read_upload, upload_folder, with_deadline
 from .viz import data_uri, show
@@ -429,13 +430,21 @@ def effects(
 no_effect = "{} is the control, which beside itself has no effect; ask for a treatment."
 
 # %% ../nbs/39_ui_api.ipynb #bf8ff297
+def alike_facts(engine:Engine, results:list)->dict|None:
+    "How alike the effects of a screen are, as JSON takes it; None of fewer than three molecules."
+    alike = likeness(results, engine.phenotypes)
+    return alike and dict(median_cosine=short(alike.median), of_real_compounds=short(alike.real),
+                          at_most=short(alike.limit), too_alike=alike.too_alike, said=alike.sentence)
+
+
 def screen(
     engine:Engine, molecules:str, dose_um:float=10., cells:int=4, experiment:str|None=None, seed:int=0,
     steps:int=screening.steps,
 )->tuple[dict, gr.FileData]:
     """Predict the phenotype of every molecule or gene of a list and rank them by the strength of their effect, with the
-    mechanism each resembles and how far to believe it. Rows that cannot be read are refused one by one, with the
-    reason. All of it rests on generated cells, so it is a hypothesis."""
+    mechanism each resembles, whether the effect is beyond chance (against untreated cells, corrected for the number of
+    rows), by which mechanism the structure is likely to act, and how alike all effects are. Rows that cannot be read
+    are refused one by one, with the reason. All of it rests on generated cells, so it is a hypothesis."""
     settings = ScreenSettings(dose_um, cells, experiment, seed, replace(screening, steps=steps))
     with TemporaryDirectory(prefix="screen-") as path:
         counts = dict(total=None, found=0, refused=0)
@@ -446,6 +455,7 @@ def screen(
                 yield dict(**counts, rows=[asdict(r) for r in progress.new_results] if progress else []), None
         folder = ScreenFolder(path)
         facts = dict(**counts, ranked=folder.ranked(), refused_rows=[asdict(r) for r in folder.refused],
+                     false_discovery_rate=alpha, alike=alike_facts(engine, list(folder.results)),
                      note=hypothesis, provenance=read_settings(folder.path / "settings.json"))
         write_zip(folder, tables := io.BytesIO())
         yield facts, file_data("screen.csv.zip", "application/zip", tables.getvalue())

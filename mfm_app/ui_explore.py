@@ -42,8 +42,8 @@ robustness_text = (
     "Of the real mechanisms it resembles **{first}** most (cosine {cosine:.2f}), then {second} ({second_cosine:.2f}). "
     "Robustness: {agreement:.0%} of the seeds{varied} point to {first} as well.")
 varied_text = " and {} of {} fingerprints with some bits dropped"
-untreated_text = ("**What these cells show.** Nothing is claimed of this molecule, so these are the untreated cells once "
-                  "more. That is no evidence that it does nothing.")
+untreated_text = ("**What these cells show.** Nothing is claimed of this molecule, so these are the untreated cells "
+                  "once more. That is no evidence that it does nothing.")
 
 
 def robustness_line(r:Robustness)->str:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['max_screened', 'sessions', 'summary_text', 'lost_screen', 'lost_errors', 'list_info', 'names_info', 'list_types',
-           'max_screen_seconds', 'screen_event', 'click_archive', 'ScreenSession', 'clear_sessions', 'screen_message',
-           'merge_progress', 'screen_messages', 'summary_line', 'molecule_cells', 'missed_rows', 'download',
-           'list_from', 'settings_from', 'screen_validity', 'example_list', 'screen_fields', 'buttons', 'share_screen',
-           'stopped_message', 'run_screen', 'start_screen', 'resume_screen', 'reopen', 'receive_file',
-           'screen_component', 'screen_buttons', 'screen_tab', 'connect_screen', 'connect_files']
+           'map_info', 'max_screen_seconds', 'screen_event', 'click_archive', 'ScreenSession', 'clear_sessions',
+           'screen_message', 'merge_progress', 'map_figure', 'alike_facts', 'screen_messages', 'summary',
+           'summary_line', 'molecule_cells', 'missed_rows', 'download', 'list_from', 'settings_from', 'screen_validity',
+           'example_list', 'screen_fields', 'buttons', 'share_screen', 'stopped_message', 'run_screen', 'start_screen',
+           'resume_screen', 'reopen', 'change_map', 'receive_file', 'screen_component', 'screen_buttons', 'screen_tab',
+           'connect_screen', 'connect_files']
 
 # %% ../nbs/38_ui_screen.ipynb #6ca27a9f
 import atexit
@@ -31,13 +32,14 @@ from .display import drawing
 from .engine import Engine
 from .molecules import max_rows
 from .permalink import View, channel_view, code_for_screen, max_value
-from .screen import (Progress, ScreenFolder, ScreenSettings, check_screenable, check_settings,
-                            default_settings, illustrate, max_cells_each, read_list, read_settings, screen_into,
-                            screen_provenance, write_zip)
+from .screen import (Progress, ScreenFolder, ScreenSettings, alike_picture, alpha, chance_of, check_map,
+                            check_screenable, check_settings, default_settings, has_umap, illustrate, likeness,
+                            max_cells_each, maps, read_list, read_settings, screen_into, screen_map,
+                            screen_provenance, umap_missing, write_zip)
 from .ui_parts import (component, experiment_field, field_output, field_validity, on_open, share_message,
                               static_url, upload_field)
 from .ui_session import Session, discard, error_line, number_changes, private, valid, validity
-from .viz import data_uri, phenotype_map, show
+from .viz import data_uri, show
 from .vocabulary import capital, usual_dose
 
 # %% ../nbs/38_ui_screen.ipynb #d9ec9448
@@ -48,7 +50,7 @@ sessions = {}             # token -> `ScreenSession`
 class ScreenSession(Session):
     "A visitor's screen: its folder, its list and settings, and a list that was uploaded."
     token, path, question, file = "", None, None, None      # question: list and settings; file: path of the upload
-    running, stopping = False, False
+    running, stopping, map = False, False, "PCA"
 
     def start(self, source, settings:ScreenSettings):
         "Begin another screen in a folder of its own."
@@ -105,18 +107,45 @@ def merge_progress(
         pending, sent = None, time.monotonic()
     if pending: yield pending
 
+# %% ../nbs/38_ui_screen.ipynb #e411c05b
+def map_figure(engine:Engine, results:list, map:str="PCA")->dict:      # results: `ScreenResult`s
+    "The map without its points, which the component adds, and their places where these are not those of the rows."
+    figure = json.loads(screen_map(engine.phenotypes, results, map).to_json())
+    if map == "PCA": return dict(figure=figure, places=[[r.x, r.y] for r in results])
+    own = {point[0]: [x, y] for trace in figure["data"] for point, x, y in
+           zip(trace.get("customdata", []), trace["x"], trace["y"])}
+    return dict(figure=figure, places=[own[r.number] for r in results])
+
+
+def alike_facts(engine:Engine, results:list)->dict|None:
+    "How alike effects are, as JSON for the component; None of fewer than three molecules."
+    alike = likeness(results, engine.phenotypes)
+    if alike is None: return None
+    picture = data_uri(np.asarray(alike_picture(alike, engine.phenotypes)), lossless=True)
+    return dict(sentence=alike.sentence, warn=alike.too_alike, picture=picture)
+
 # %% ../nbs/38_ui_screen.ipynb #c11a5e39
 def screen_messages(engine:Engine, session:ScreenSession, source, settings:ScreenSettings):
     "Yield messages for the component, None where nothing is new; a screen of the same list and settings goes on."
     if (source, settings) != session.question: session.start(source, settings)
-    last, figure = Progress(None), phenotype_map([], engine.phenotypes.landmarks)
-    yield screen_message(session, "running", last, figure=json.loads(figure.to_json()),
+    last, folder, level = Progress(None), ScreenFolder(session.path), None
+    found = list(folder.results)
+    yield screen_message(session, "running", last, **map_figure(engine, []),
                          provenance=screen_provenance(engine, source, settings))
     with closing(screen_into(session.path, engine, source, settings, max_screened)) as events:
         for progress in merge_progress(events):
-            last = progress or last
-            yield progress and screen_message(session, "running", progress)
-    yield screen_message(session, "done", Progress(last.total, last.results, last.refused))
+            last, level = progress or last, level or folder.chance()
+            if progress: found += progress.new_results
+            yield progress and screen_message(session, "running", progress, corrected=chance_of(found, level))
+    level, finished = level or folder.chance(), Progress(last.total, last.results, last.refused)
+    yield screen_message(session, "done", finished, corrected=chance_of(found, level),
+                         **summary(engine, session.map, found))
+
+
+def summary(engine:Engine, map:str, results:list)->dict:
+    "What a screen that has ended shows of all its rows; by PCA each point is on the map already."
+    again = {} if map == "PCA" else map_figure(engine, results, map)
+    return dict(alike=alike_facts(engine, results)) | again
 
 # %% ../nbs/38_ui_screen.ipynb #52be207f
 summary_text = (
@@ -178,7 +207,7 @@ def download(engine:Engine, session:ScreenSession):
             raise InputError("There is nothing to download yet.")
         yield gr.skip(), "Packing the tables, the map and the cells…"
         folder, path = ScreenFolder(session.path), session.path / "screen.zip"
-        illustrate(folder, engine)
+        illustrate(folder, engine, session.map)
         write_zip(folder, path, with_cells=True)
         yield str(path), ""
     except Exception as e:
@@ -197,7 +226,7 @@ def settings_from(dose, cells, experiment)->ScreenSettings:
     return ScreenSettings(math.nan if dose is None else dose, cells, experiment)
 
 # %% ../nbs/38_ui_screen.ipynb #b2c7450f
-def screen_validity(engine:Engine, text, file, dose, cells, experiment)->list:
+def screen_validity(engine:Engine, text, file, dose, cells, experiment, map="PCA")->list:
     "For each field of the Screen tab, whether it is good and what is wrong with it."
     of_text, of_file = validity(lambda: list_from(text, file)), valid
     if of_text == valid:
@@ -206,7 +235,8 @@ def screen_validity(engine:Engine, text, file, dose, cells, experiment)->list:
     default = default_settings(engine)
     good = default.dose_um, default.cells, default.experiment
     check = lambda *fields: check_settings(engine, settings_from(*fields))
-    return [of_text, of_file, *field_validity(check, (dose, cells, experiment), good)]
+    of_map = validity(lambda: check_map(map))
+    return [of_text, of_file, *field_validity(check, (dose, cells, experiment), good), of_map]
 
 # %% ../nbs/38_ui_screen.ipynb #e55587c6
 list_info = "One a line: a SMILES or the name of a known compound, then the dose in µM, if you like"
@@ -226,7 +256,7 @@ def example_list(engine:Engine)->str:
 
 # %% ../nbs/38_ui_screen.ipynb #01687989
 def screen_fields(engine:Engine)->tuple:
-    "What is screened, and how: text, file, dose, cells, experiment."
+    "What is screened, and how: text, file, dose, cells, experiment; and how the map is made."
     default, reads = check_settings(engine, default_settings(engine)), engine.molecules.reads
     many, first_lines = engine.vocab.kind.many, "\n".join(example_list(engine).split("\n")[:3])
     text = gr.Textbox(label="Molecules" if reads else capital(many), lines=6, max_lines=10,
@@ -239,8 +269,13 @@ def screen_fields(engine:Engine)->tuple:
         cells = gr.Number(default.cells, label="Cells a molecule" if reads else "Cells of each", precision=None,
                           info=f"1 to {max_cells_each}", min_width=120, elem_id="screen-cells")
     experiment = experiment_field(engine, engine.vocab.control, value=default.experiment, elem_id="screen-experiment")
+    map = gr.Radio(maps, value="PCA", label="Map by", info=map_info if has_umap() else umap_missing,
+                   interactive=has_umap(), elem_id="screen-map")
     example.click(lambda: (example_list(engine), None), None, [text, file], **private)
-    return text, file, dose, cells, experiment
+    return text, file, dose, cells, experiment, map
+
+
+map_info = "PCA is the same for every list; UMAP keeps neighbours together, distances mean nothing"
 
 # %% ../nbs/38_ui_screen.ipynb #e8433600
 def buttons(state:str)->tuple:      # state: running, stopped or done
@@ -248,22 +283,25 @@ def buttons(state:str)->tuple:      # state: running, stopped or done
     return tuple(gr.Button(interactive=on) for on in (state != "running", state == "running", state == "stopped"))
 
 
-def share_screen(engine:Engine, source, settings:ScreenSettings)->str:
+def share_screen(engine:Engine, source, settings:ScreenSettings, map:str="PCA")->str:
     "A link to a screen and the code that runs it; a long list or a file is not part of an address."
     if isinstance(source, Path):
-        code = code_for_screen(engine, source.name, settings, file=True)
+        code = code_for_screen(engine, source.name, settings, file=True, map=map)
         return share_message(None, code, "A link cannot hold a file; the code reads it.")
-    code = code_for_screen(engine, source, settings)
+    code = code_for_screen(engine, source, settings, map=map)
     if len(source) > max_value: return share_message(None, code, "The list is too long for a link; the code holds it.")
     fields = dict(list=source, dose=settings.dose_um, cells=settings.cells, experiment=settings.experiment)
+    fields["map"] = None if map == "PCA" else map
     return share_message(View("screen", fields), code)
 
 
-def stopped_message(session:ScreenSession)->str:
+def stopped_message(engine:Engine, session:ScreenSession)->str:
     "The message that a screen has ended early; none where its visitor has left."
     if session.path is None: return gr.skip()
     folder = ScreenFolder(session.path)
-    return screen_message(session, "stopped", Progress(None, len(folder.results), len(folder.refused)))
+    found = list(folder.results)
+    return screen_message(session, "stopped", Progress(None, len(found), len(folder.refused)),
+                          corrected=chance_of(found, folder.chance()), **summary(engine, session.map, found))
 
 # %% ../nbs/38_ui_screen.ipynb #8d15b04d
 max_screen_seconds = 1800      # at a stretch
@@ -275,7 +313,7 @@ def run_screen(engine:Engine, session:ScreenSession, source, settings:ScreenSett
     if session.running: return (yield same, "⚠️ A screen is running here already; stop it first.", *[same] * 4)
     session.running, session.stopping = True, False
     try:
-        yield same, "", *buttons("running"), share_screen(engine, source, settings)
+        yield same, "", *buttons("running"), share_screen(engine, source, settings, session.map)
         with closing(screen_messages(engine, session, source, settings)) as messages:
             for message in messages:
                 yield message or same, *[same] * 5
@@ -283,16 +321,19 @@ def run_screen(engine:Engine, session:ScreenSession, source, settings:ScreenSett
             else: return (yield same, summary_line(session), *buttons("done"), same)
         minutes = f" after {max_screen_seconds // 60} minutes, so that others have their turn"
         status = f"Stopped{'' if session.stopping else minutes}. What is finished is kept; Go on does the rest."
-        yield stopped_message(session), status, *buttons("stopped"), same
+        yield stopped_message(engine, session), status, *buttons("stopped"), same
     except Exception as e:
         state = "done" if isinstance(e, InputError) else "stopped"
-        yield stopped_message(session), error_line(e, "What is finished is kept: press Go on."), *buttons(state), same
+        line = error_line(e, "What is finished is kept: press Go on.")
+        yield stopped_message(engine, session), line, *buttons(state), same
     finally: session.running = False
 
 # %% ../nbs/38_ui_screen.ipynb #b0de2075
-def start_screen(engine:Engine, session:ScreenSession, text, file, dose, cells, experiment):
+def start_screen(engine:Engine, session:ScreenSession, text, file, dose, cells, experiment, map="PCA"):
     "Yield the outputs of the screen in the fields."
-    try: source, settings = list_from(text, file), check_settings(engine, settings_from(dose, cells, experiment))
+    try:
+        source, settings = list_from(text, file), check_settings(engine, settings_from(dose, cells, experiment))
+        if not session.running: session.map = check_map(map)
     except InputError as e: yield gr.skip(), error_line(e), *buttons("done"), gr.skip()
     else: yield from run_screen(engine, session, source, settings)
 
@@ -304,10 +345,26 @@ def resume_screen(engine:Engine, session:ScreenSession):
 
 
 def reopen(engine:Engine, session:ScreenSession, view:View):
-    "Yield the fields of a view, list, dose, cells and experiment, then what `start_screen` yields."
-    text, *settings = (view.fields[name] for name in ("list", "dose", "cells", "experiment"))
+    "Yield the fields of a view, list, dose, cells, experiment and map, then what `start_screen` yields."
+    text, *settings = (view.fields[name] for name in ("list", "dose", "cells", "experiment", "map"))
     yield [text, *settings]
     if text: yield from start_screen(engine, session, text, None, *settings)
+
+# %% ../nbs/38_ui_screen.ipynb #4b5ecfaa
+def change_map(engine:Engine, session:ScreenSession, map:str)->tuple:
+    "Remember how the map is made and draw it anew; the component, the status line and the links."
+    same = gr.skip()
+    try: session.map = check_map(map)
+    except InputError as e: return same, error_line(e), same
+    if session.running or session.path is None: return same, same, same
+    folder = ScreenFolder(session.path)
+    results, refused = list(folder.results), len(folder.refused)
+    if not results: return same, same, same
+    try: drawn = map_figure(engine, results, session.map)
+    except Exception as e: return same, error_line(e, "The map could not be drawn; try again."), same
+    record = screen_provenance(engine, *session.question) | dict(map=session.map)
+    message = screen_message(session, "map", Progress(None, len(results), refused), **drawn, provenance=record)
+    return message, same, share_screen(engine, *session.question, session.map)
 
 # %% ../nbs/38_ui_screen.ipynb #f17868c9
 def receive_file(engine:Engine, session:ScreenSession, file:str|None)->str:
@@ -324,7 +381,10 @@ def screen_component(engine:Engine)->gr.HTML:
     "Progress, map, ranked table, and the cells of the molecule that is chosen."
     def get_cells(query): return molecule_cells(engine, query)
     def get_missed(query): return missed_rows(query)
+    wells = bool(engine.model.config.get("wells"))
     constants = dict(plotly=static_url(), byName=not engine.molecules.reads, classes=engine.vocab.kind.classes,
+                     alpha=alpha, wells=wells, spread=bool(engine.phenotypes.conditions),
+                     byMechanism=engine.molecules.by_mechanism,
                      doses=any(p.doses for p in engine.vocab.treated))
     return component("screen", elem_id="screen", constants=constants,
                      server_functions=[get_cells, get_missed])
@@ -370,6 +430,9 @@ def connect_screen(engine:Engine, blocks:gr.Blocks, session, fields, outputs):
     resume.click(resumed, session, outputs, **screen_event)
     stop.click(lambda session: setattr(session, "stopping", True), session, queue=False, **private)
     text, _, *settings = fields
+    shown, status, *_, share = outputs
+    def mapped(session, map): return change_map(engine, session, map)
+    settings[-1].input(mapped, [session, settings[-1]], [shown, status, share], **private)
     number_changes(text, *settings)
     opened = [field_output(field) for field in (text, *settings)]
     on_open(engine, blocks, "screen", session, reopen, opened, outputs, **screen_event)

@@ -30,7 +30,8 @@ from .data import Cells, conditions, fingerprints, with_structure
 from .engine import Engine
 from .evaluation import (Classification, MorphologyReport, PhenotypeSpace, bootstrap, bounded, classify,
                                 compare_features, comparison, cosine, excess_shift, gap_closed, interval_about,
-                                min_condition_cells, monotonicity, other_compound_recall, phenotype_space, z_score)
+                                min_condition_cells, monotonicity, other_compound_recall, phenotype_space,
+                                real_conditions, z_score)
 from .features import FeatureSpace, morphology, morphology_space, profile, seam
 from .hub import Model, write_files
 from .model import token_side
@@ -518,8 +519,10 @@ def phenotypes_of(
     measured = (labels.isin(chosen) & (labels.groupby(labels).cumcount() < most // len(chosen))).to_numpy()
     if counts.get(cells.control, 0) < 2 or len(chosen) < 2: return None
     features = morphology(train.images[measured], [c["name"] for c in cells.channels])
-    try: return phenotype_space(features, labels[measured].to_numpy(), cells.control)
+    try: space = phenotype_space(features, labels[measured].to_numpy(), cells.control)
     except np.linalg.LinAlgError: return None      # images without any variation
+    about = train.table[measured].assign(moa=labels[measured].to_numpy())
+    return replace(space, conditions=real_conditions(space, features, about))
 
 # %% ../nbs/26_validation.ipynb #73b6068a
 def clearest_doses(

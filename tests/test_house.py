@@ -47,7 +47,7 @@ may_import = dict(
     wells="core data hub features evaluation sampling vocabulary",
     crops="core vocabulary molecules images data hub channels plausibility",
     export="core viz images engine counterfactual",
-    screen="core vocabulary viz molecules sampling features evaluation engine",
+    screen="core vocabulary viz molecules sampling features evaluation engine wells",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
              "preprocess validation",
     permalink="core vocabulary viz sampling engine counterfactual screen",
@@ -71,7 +71,7 @@ may_import = dict(
 # the one room a library enters by; a room may have several notebooks, `ui` and those named `ui_...`
 door = dict(gradio="ui", plotly="viz", matplotlib="viz", rdkit="molecules", timm="model", torchdiffeq="sampling",
             accelerate="training", huggingface_hub="hub", skimage="features", torch_fidelity="features",
-            tifffile="images", sklearn="evaluation", ipyketcher="display", spaces="space")
+            tifffile="images", sklearn="evaluation", ipyketcher="display", spaces="space", umap="screen")
 
 each_module = pytest.mark.parametrize("path", modules, ids=lambda p: p.stem)
 each_notebook = pytest.mark.parametrize("path", notebooks, ids=lambda p: p.relative_to(root / "nbs").as_posix())

@@ -12,11 +12,13 @@ from mfm_app.core import Condition, InputError
 from mfm_app.counterfactual import counterfactual
 from mfm_app.display import molecule_card
 from mfm_app.engine import Engine, Request, load, robustness
+from mfm_app.evaluation import calibration_error
 from mfm_app.finetune import random_model
-from mfm_app.hub import bundled_folder, load_model
-from mfm_app.mechanism import (annotated_file, families, mechanisms, mechanisms_of, mixture, no_mechanism,
-                               read_annotated, relative, verdict)
+from mfm_app.hub import bundled, bundled_folder, load_model
+from mfm_app.mechanism import (annotated_file, claims, cross_validated, families, mechanisms, mechanisms_of, mixture,
+                               no_mechanism, read_annotated, relative, verdict)
 from mfm_app.molecules import Morgan, tanimoto
+from mfm_app.ui import about
 from mfm_app.ui_api import report_facts
 from mfm_app.ui_explore import robustness_line
 from mfm_app.vocabulary import Perturbation, Vocabulary, condition
@@ -160,6 +162,58 @@ def test_families_keep_relatives_together(annotated):
     assert len(set(families(np.eye(5, dtype=np.uint8)))) == 5
 
 
+@pytest.fixture(scope="module")
+def record(engine): return engine.model.config["molecules"]["mechanism"]
+
+
+def test_tested_claims_are_those_of_the_record(record):
+    by_all, by_others = (record["classifier"][way] for way in ("by all others", "by others of other families"))
+    assert [list(row) for row in claims["far"]] == by_others["bins"] and list(claims["near"][0][1:]) == by_all["near"]
+
+
+def test_probabilities_mean_what_they_say_and_drugs_of_other_kinds_are_seldom_claimed(record):
+    for figures in record["classifier"].values():
+        claimed, others = figures["others"]
+        assert figures["error"] < 0.1 and claimed < 0.05 * others and others == 180
+
+
+@pytest.mark.slow
+def test_the_record_of_the_regression_is_measured_again(engine, record):
+    known = mechanisms_of(engine.vocab).known
+    for way, with_relatives in (("by all others", True), ("by others of other families", False)):
+        table = cross_validated(known, with_relatives)
+        claimed, other = table["probability"] >= 0.5, table["mechanism"] == no_mechanism
+        right = table["likeliest"] == table["mechanism"]
+        figures = record["classifier"][way]
+        assert figures["claims"] == [(right & claimed).sum(), claimed.sum()]
+        assert figures["others"] == [(claimed & other).sum(), other.sum()]
+        assert figures["error"] == pytest.approx(calibration_error(table["probability"], right), abs=1e-3)
+
+
+def test_compounds_left_out_are_named_and_drawn_better_than_by_structure(record):
+    drawn, named = record["drawn"], record["named"]["by mechanism"]
+    right = lambda way: drawn[way][0]
+    assert named[0] == named[1] == 27 and all(total == 30 for _, total in drawn.values())
+    assert right("by mechanism") > right("by mechanism, without relatives")
+    assert right("by mechanism, without relatives") > right("by structure (the molecule adaptor)")
+    assert right("copy the control") == 0 and right("mechanism known") >= right("by mechanism")
+
+
+def test_readme_card_and_page_say_how_often_it_was_right(engine, record):
+    readme = (bundled.parents[2] / "README.md").read_text(encoding="utf-8")
+    card = (bundled / "README.md").read_text(encoding="utf-8")
+    figures = record["classifier"]["by others of other families"]
+    alone = record["named"]["by mechanism, without relatives"]
+    ranges = ["{1} of {2}".format(*row) for row in figures["bins"]]
+    for words in ("27 were claimed to act as they do", f"{alone[0]} were claimed rightly, one wrongly",
+                  f"{record['drawn']['by mechanism'][0]} were drawn with the right",
+                  f"Of 180 drugs of other kinds {figures['others'][0]}",
+                  f"of {record['drawn']['mechanism known'][0]} that are where the mechanism is given", *ranges,
+                  f"the calibration error is {figures['error']:.2f}"): assert words in readme, words
+    assert alone[1] - alone[0] == 1 and record["table"] in card and "By structure alone" in card
+    assert "20 were drawn with the right mechanism" in about(engine)
+
+
 # Mixtures
 
 def test_a_mixture_weighs_compounds_of_a_mechanism_alike_and_the_control_with_the_rest(engine):
@@ -241,7 +295,8 @@ def test_the_card_shows_probabilities_and_who_speaks_for_them(engine):
                   f"{v.evidence[0].tanimoto:.2f}", "None of the mechanisms"): assert words in card
     assert "drawn as under colchicine, nocodazole, vincristine" in card
     outside = molecule_card(engine.assess(peptide))
-    assert "No claim" in outside and "drawn as untreated" in outside and "<li><span>" not in outside.split('Most similar')[0]
+    assert "No claim" in outside and "drawn as untreated" in outside
+    assert "<li><span>" not in outside.split("Most similar")[0]
 
 
 def test_the_api_says_the_same(engine):

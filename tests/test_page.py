@@ -12,7 +12,7 @@ import torch
 from conftest import typed
 from controllable_net import ControllableNet
 
-from mfm_app import ui, ui_explore, ui_parts
+from mfm_app import mechanism, ui, ui_explore, ui_parts
 from mfm_app.core import InputError
 from mfm_app.engine import Engine, Request
 from mfm_app.finetune import random_model
@@ -614,6 +614,19 @@ def test_the_card_says_how_far_to_believe_it(molecule, smiles, verdict, text):
     molecule.wait_for_selector(f"#molecule-card .verdict.{verdict}")
     card = card_shows(molecule, text)
     assert "Most similar compounds" in card and "sweller" in card and "Stabilising" in card
+
+
+def test_the_card_says_how_a_molecule_is_likely_to_act_and_who_speaks_for_it(molecule, engine, monkeypatch):
+    monkeypatch.setattr(mechanism, "least_known", 1)
+    monkeypatch.setitem(engine.molecules.record, "mechanism", {})
+    mechanism.fitted_mechanisms.cache_clear()
+    type_smiles(molecule, "CCC(=O)Oc1ccccc1C(=O)O")
+    molecule.wait_for_selector("#molecule-card .mechanisms")
+    card = card_shows(molecule, "None of the mechanisms it has seen")
+    assert "Swelling" in card and "Cells are drawn as" in card and "Most similar compounds" in card
+    witness = molecule.locator("#molecule-card .mechanisms ul li").first
+    assert "sweller" in witness.inner_text() and witness.locator("svg:visible").count() == 1
+    mechanism.fitted_mechanisms.cache_clear()
 
 
 def test_robustness_follows_the_cells(molecule):

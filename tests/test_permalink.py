@@ -119,7 +119,7 @@ def test_a_hostile_address_is_a_view_that_can_be_shown_or_one_sentence(engine, a
 
 reopened = dict(explore=(Session, ui_explore.reopen, (14, 5)),
                 counterfactual=(ui_counterfactual.ImageSession, ui_counterfactual.reopen, (17, 5)),
-                screen=(ui_screen.ScreenSession, ui_screen.reopen, (4, 6)))
+                screen=(ui_screen.ScreenSession, ui_screen.reopen, (5, 6)))
 
 
 @pytest.mark.parametrize("tab", reopened)

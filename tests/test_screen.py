@@ -22,14 +22,16 @@ from controllable_net import ControllableNet
 from mfm_app import screen as screen_module, ui_screen
 from mfm_app.cli import main
 from mfm_app.core import InputError
-from mfm_app.engine import Engine
+from mfm_app.engine import Engine, load
 from mfm_app.features import morphology
 from mfm_app.finetune import random_model
 from mfm_app.hub import save_model
 from mfm_app.molecules import read_rows
 from mfm_app.sampling import Sampling
-from mfm_app.screen import (CsvTable, RefusedRow, ScreenFolder, ScreenResult, ScreenSettings, check_settings,
-                            read_list, screen, screen_into)
+from mfm_app.screen import (CsvTable, RefusedRow, ScreenFolder, ScreenResult, ScreenSettings, chance_level, chance_of,
+                            check_map, check_settings, corrected_p, likeness, no_claim, read_list, real_effects, screen,
+                            screen_into, screen_map)
+from mfm_app.viz import no_effect
 
 seconds = 1000     # Playwright counts in milliseconds
 
@@ -58,6 +60,12 @@ def engine():
 
 @pytest.fixture(autouse=True)
 def reset_network(engine): engine.model.net.pause, engine.model.net.calls = 0, 0
+
+
+@pytest.fixture(autouse=True)
+def few_untreated(monkeypatch):
+    "Fewer untreated cells are sampled for the level of chance, which takes time."
+    monkeypatch.setattr(screen_module, "chance_cells", 32)
 
 
 def run(path, engine, source, settings=quick):
@@ -258,6 +266,149 @@ def test_a_table_reads_what_it_wrote_and_loses_at_most_its_last_line(rows, cut):
         assert list(table) == rows
 
 
+# Chance
+
+def cells_like_control(rng, *shape, axes=12):
+    "Untreated cells along the axes in which mechanisms differ; one of twenty is twice as far out as usual."
+    return rng.normal(size=(*shape, axes)) * np.where(rng.random((*shape, 1)) < .05, 2, 1)
+
+
+@pytest.mark.parametrize("n", [1, 4, 16])
+def test_of_a_list_that_does_nothing_hardly_ever_a_row_is_beyond_chance(n):
+    "Forty lists of 200 rows, each of them untreated cells: at most 5 % of the lists may have a row that says yes."
+    rng, lists, uncorrected = np.random.default_rng(0), 0, []
+    for _ in range(40):
+        level = chance_level(cells_like_control(rng, 128), control := cells_like_control(rng, n))
+        rows = cells_like_control(rng, 200, n).mean(1) - control.mean(0)
+        distances = np.linalg.norm(rows, axis=1)
+        lists += (corrected_p(distances, level) <= .05).any()
+        uncorrected.append((level.p(distances) <= .05).mean())
+    assert lists <= 3 and .02 < np.mean(uncorrected) < .07      # without the correction ten rows of each list would
+
+
+def test_effects_among_many_that_do_nothing_are_found():
+    rng = np.random.default_rng(1)
+    level = chance_level(cells_like_control(rng, 128), control := cells_like_control(rng, 4))
+    null, real = cells_like_control(rng, 200, 4).mean(1), cells_like_control(rng, 20, 4).mean(1) + 4.5 * np.eye(12)[0]
+    p = corrected_p(np.linalg.norm(np.concatenate([null, real]) - control.mean(0), axis=1), level)
+    assert (p[:200] <= .05).sum() <= 2 and (p[200:] <= .05).sum() >= 10
+    assert (np.diff(level.p(np.linspace(0, 30, 500))) <= 0).all() and 0 < level.p(1e6) <= 1e-6 and level.p(0) > .99
+
+
+def test_untreated_cells_as_rows_of_a_screen_are_not_beyond_chance(engine, tmp_path):
+    "Rows whose cells are untreated ones of other seeds, measured as those of a list are."
+    settings = check_settings(engine, ScreenSettings(1., 4, sampling=Sampling(steps=1)))
+    def finish(steps):
+        while True:
+            try: next(steps)
+            except StopIteration as stop: return stop.value
+    cells = finish(screen_module.untreated_cells(engine, settings))
+    assert cells.shape == (32, 2) and finish(screen_module.untreated_cells(engine, settings)) is cells      # kept
+    run(tmp_path, engine, "CCO", ScreenSettings(1., 4, sampling=Sampling(steps=1)))
+    elsewhere = ScreenSettings(1., 4, settings.experiment, 1000, settings.sampling)
+    others = finish(screen_module.untreated_cells(engine, elsewhere))
+    control = np.load(tmp_path / "untreated.npz")["control"]
+    lengths = np.linalg.norm(others.reshape(8, 4, -1).mean(1) - control.mean(0), axis=1)
+    assert (corrected_p(lengths, ScreenFolder(tmp_path).chance()) > .05).all()
+
+
+def test_p_values_stand_in_the_ranked_table_and_are_the_same_when_it_was_stopped(engine, tmp_path):
+    run(tmp_path / "whole", engine, five)
+    running = screen_into(tmp_path / "parts", engine, five, quick)
+    while not (progress := next(running)) or not progress.results: pass
+    running.close()
+    run(tmp_path / "parts", engine, five)
+    for name in ("whole", "parts"): ScreenFolder(tmp_path / name).rank()
+    whole, parts = (table(tmp_path / name, "ranked") for name in ("whole", "parts"))
+    assert {row["beyond_chance"] for row in whole} <= {"yes", "no"}
+    for a, b in zip(whole, parts): assert float(a["p_corrected"]) == pytest.approx(float(b["p_corrected"]), rel=.1)
+    kept = {"smiles", "inchikey", "notes", "p_corrected", "claim", "likely", "probability", "wells", "effect"}
+    assert kept <= set(whole[0]) and {row["inchikey"] for row in whole} >= {"LFQSCWFLJHTTHZ-UHFFFAOYSA-N"}
+
+
+def test_rows_of_an_earlier_version_have_no_p_value_and_stay(engine, tmp_path):
+    run(tmp_path, engine, five)
+    path = tmp_path / "results.csv"
+    with path.open(newline="") as file: rows = [row[:16] for row in csv.reader(file)]
+    with path.open("w", newline="") as file: csv.writer(file, lineterminator="\n").writerows(rows)
+    (tmp_path / "untreated.npz").unlink()
+    engine.model.net.calls = 0
+    assert run(tmp_path, engine, five).results == 5 and engine.model.net.calls == 0
+    assert [row["beyond_chance"] for row in ScreenFolder(tmp_path).ranked()] == [""] * 5
+    assert screen_map(engine.phenotypes, list(ScreenFolder(tmp_path).results)).data
+
+
+# What is known of a row
+
+def test_a_row_says_what_wells_and_structure_say_of_it(tmp_path):
+    "By the bundled model: a compound at a dose that wells have, at another, one it knows nothing of."
+    bundled = load()
+    if not bundled.molecules.by_mechanism: pytest.skip("the bundled model draws molecules by structure")
+    listed = "taxol, 0.3\ntaxol, 0.5\nCn1cnc2c1c(=O)n(C)c(=O)n2C, 10, caffeine"
+    run(tmp_path, bundled, listed, ScreenSettings(10., 2, sampling=Sampling(steps=2)))
+    here, between, caffeine = ScreenFolder(tmp_path).results
+    assert (here.wells, between.wells, caffeine.wells) == ("confirmed", "", "")
+    assert here.claim == here.likely == "Microtubule stabilizers" and here.probability == 1
+    assert caffeine.claim == no_claim and 0 <= caffeine.probability < .5 and caffeine.mechanism == no_effect
+    assert caffeine.inchikey == "RYYVLZVUVIJVGH-UHFFFAOYSA-N"
+    assert chance_of([caffeine], ScreenFolder(tmp_path).chance()) == [1.]
+
+
+# Alike
+
+def results_of(space, vectors):
+    "Results whose effects are given along the axes in which mechanisms differ."
+    named = lambda v: space.resembles(np.pad(v, (0, len(space.features) - len(v))))[0]
+    return [ScreenResult(i, f"line {i}", "", "C" * i, 1., float(np.linalg.norm(v)), *named(v), 1., "far", "", "", 0.,
+                         *v[:2], effect=" ".join(map(str, v))) for i, v in enumerate(vectors, 1)]
+
+
+def test_a_list_that_is_drawn_all_alike_is_said_to_be():
+    space = load().phenotypes
+    real = real_effects(space)
+    different = likeness(results_of(space, real), space)
+    alike = likeness(results_of(space, real.mean(0) + .2 * (real - real.mean(0))), space)
+    assert not different.too_alike and different.median == pytest.approx(different.real)
+    assert alike.too_alike and alike.median > .8 > alike.limit > alike.real and "one effect for all" in alike.sentence
+    assert alike.cosines.shape == (len(real),) * 2 and np.allclose(np.diag(alike.cosines), 1)
+
+
+def test_what_has_no_effect_and_other_doses_of_one_molecule_are_not_compared():
+    space = load().phenotypes
+    rows = results_of(space, real_effects(space)[:4])
+    same = [ScreenResult(**{**vars(rows[0]), "number": n, "dose_um": 1. * n}) for n in (5, 6)]
+    nothing = ScreenResult(**{**vars(rows[1]), "smiles": "O", "mechanism": no_effect, "effect": "0 0"})
+    assert len(likeness([*rows, *same, nothing], space).results) == 4
+    assert likeness([*rows[:2], *same], space) is None
+
+
+# The map
+
+def test_the_map_has_the_spread_of_real_mechanisms_and_is_the_same_again():
+    space = load().phenotypes
+    rows = results_of(space, real_effects(space)[:3])
+    figure = screen_map(space, rows)
+    halos = [trace.name for trace in figure.data if trace.fill == "toself"]
+    assert "spread of Microtubule destabilizers" in halos and len(halos) <= len(space.mechanisms)
+    assert [(trace.x, trace.y) for trace in figure.data if trace.customdata] and figure == screen_map(space, rows)
+
+
+def test_a_map_that_cannot_be_made_is_refused_in_a_sentence(monkeypatch, ask):
+    assert check_map("pca") == "PCA" and "PCA or UMAP" in str(ask(check_map, "globe"))
+    monkeypatch.setattr(screen_module, "has_umap", lambda: False)
+    assert "umap-learn, which is not installed" in str(ask(check_map, "umap"))
+
+
+@pytest.mark.slow
+def test_a_map_by_umap_is_the_same_for_the_same_seed():
+    pytest.importorskip("umap")
+    space = load().phenotypes
+    rows = results_of(space, real_effects(space)[:5])
+    first, again, other = (screen_map(space, rows, "UMAP", seed) for seed in (0, 0, 1))
+    places = lambda figure: [(trace.x, trace.y) for trace in figure.data if trace.customdata]
+    assert places(first) == places(again) != places(other) and first.layout.xaxis.title.text == "UMAP 1"
+
+
 # From the command line
 
 @pytest.fixture(scope="module")
@@ -283,7 +434,7 @@ def test_mfm_screen_writes_tables_map_and_cells(model_folder, tmp_path, capsys):
     assert not exit_code(mfm_screen(model_folder, out, listing))
     printed = capsys.readouterr().out
     assert "Refused line 3: 'C1CC,1,open'." in printed and "Traceback" not in printed
-    names = {"results.csv", "ranked.csv", "refused.csv", "settings.json", "map.html", "cells"}
+    names = {"results.csv", "ranked.csv", "refused.csv", "settings.json", "untreated.npz", "map.html", "cells"}
     assert {path.name for path in out.iterdir()} == names
     cells = ["00000.npy", "00001.npy", "00001.png", "00002.npy", "00002.png"]
     assert sorted(path.name for path in (out / "cells").iterdir()) == cells
@@ -428,6 +579,33 @@ def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
     refused = tab.locator("#screen .refused tbody tr").all_text_contents()
     assert refused[0].startswith("line 3C1CC") and refused[1].startswith("line 5CCN, 0")
     assert "12 network evaluations a cell" in tab.locator("#screen-status").inner_text()
+
+
+def test_the_page_says_which_rows_are_beyond_chance_and_how_alike_they_are(used):
+    run_on_page(used, five)
+    said = [text.split() for text in column(used, 4)]
+    assert all(words[0] in ("yes", "no") and words[1] == "p" for words in said)
+    yes = sum(words[0] == "yes" for words in said)
+    assert f"{yes} of 5 rows have an effect beyond chance" in used.inner_text("#screen .beyond")
+    assert used.locator("#screen .heat").is_visible() == ("median cosine" in used.inner_text("#screen .alike"))
+    used.locator("#screen .table tbody tr").first.click()
+    wait_for_text(used, "#screen .chosen", "beyond chance (corrected p")
+
+
+def test_on_a_narrow_page_the_table_fits(used):
+    run_on_page(used, five)
+    used.set_viewport_size(dict(width=390, height=844))
+    try:
+        wait_for(used, "document.querySelector('#screen .table').clientWidth < 390")
+        content, room = used.locator("#screen .table").evaluate("box => [box.scrollWidth, box.clientWidth]")
+        assert content <= room and used.evaluate("document.documentElement.scrollWidth") <= 390
+    finally: used.set_viewport_size(dict(width=1280, height=900))
+
+
+def test_a_map_by_umap_is_offered_only_where_it_can_be_made(used):
+    radio = used.locator("#screen-map input")
+    assert radio.count() == 2 and radio.first.is_checked()
+    assert radio.last.is_enabled() == screen_module.has_umap()
 
 
 def test_the_table_sorts_by_its_headers(used):
@@ -602,7 +780,7 @@ def test_a_file_is_screened_and_everything_can_be_downloaded(tab, tmp_path):
     upload(tab, listing)
     run_on_page(tab, rows=3)
     with tab.expect_download() as download: tab.click("#screen-download")
-    tables = {"ranked.csv", "results.csv", "refused.csv", "settings.json", "map.html"}
+    tables = {"ranked.csv", "results.csv", "refused.csv", "settings.json", "untreated.npz", "map.html"}
     cells = {"cells/00000.npy", *(f"cells/0000{n}.{kind}" for n in (1, 2) for kind in ("npy", "png"))}
     with zipfile.ZipFile(download.value.path()) as archive:
         assert archive.testzip() is None and set(archive.namelist()) == tables | cells

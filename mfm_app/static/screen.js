@@ -4,38 +4,59 @@
 const find = selector => element.querySelector(selector);
 const plot = find('.plot'), body = find('.table tbody'), head = find('.table thead tr'), details = find('.chosen');
 const symbols = {
-  known: 'circle', close: 'diamond', far: 'circle-open', well: 'circle', some: 'diamond', few: 'circle-open' };
+  known: 'circle', close: 'diamond', far: 'circle-open', likely: 'diamond', none: 'circle-open',
+  well: 'circle', some: 'diamond', few: 'circle-open' };
 const verdicts = {
   known: 'the model was trained on this compound',
   close: 'close to a compound it was trained on',
   far: 'far from all it was trained on; take it as a guess',
+  likely: 'its structure speaks for a mechanism that the model knows',
+  none: 'no claim: its structure speaks for no mechanism that the model knows',
   well: 'the model was trained on many of its cells',
   some: 'the model was trained on some of its cells; believe the kind of effect, not its strength',
   few: 'the model was trained on very few of its cells; take it as a sketch',
 };
+const saidByWells = {
+  confirmed: 'confirm', partly: 'confirm in part', contradicted: 'contradict', none: 'show no effect' };
+const inWells = {
+  confirmed: 'measured wells confirm what is drawn', partly: 'measured wells confirm it in part',
+  contradicted: 'measured wells contradict what is drawn',
+  none: 'in measured wells this dose does nothing beyond chance' };
 let run = null, total = null, results = [], refused = [], lines = new Map();      // lines: number -> tr
 let figure = null, provenance = null, colours = {}, buttons = null;
 let chosen = null, queries = 0, queue = Promise.resolve(), order = { key: 'strength', descending: true };
 let started = null, timer = null, dirty = false, drawn = 0, interval = 1000, visible = false;
 
 const label = result => result.name || result.smiles;
+const noEffect = 'no effect';
+const percent = share => `${Math.round(100 * share)} %`;
+const shortP = p => (p < 0.001 ? '< 0.001' : p.toPrecision(1).replace(/^1$/, '1.0'));
+const rankOfVerdict = result => (result.wells ? Object.keys(saidByWells).indexOf(result.wells)
+  : 4 + Object.keys(verdicts).indexOf(result.verdict));
 const allColumns = [
-  { key: 'rank', name: 'Rank', width: 7, number: true },
-  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 15, value: label },
-  { key: 'dose_um', name: 'µM', width: 7, number: true, value: result => result.dose_um ?? -1,
+  { key: 'rank', name: 'Rank', width: 5.5, number: true },
+  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 13, value: label },
+  { key: 'dose_um', name: 'µM', width: 6, number: true, value: result => result.dose_um ?? -1,
     title: 'Dose, micromolar' },
-  { key: 'strength', name: 'Effect', width: 13,
+  { key: 'strength', name: 'Effect', width: 10,
     title: `Strength of the effect; 1 is the spread of cells within a ${classes}` },
-  { key: 'mechanism', name: 'Resembles', width: 23,
+  { key: 'corrected', name: 'Beyond chance', width: 12, value: result => result.corrected ?? 2,
+    title: 'Is the effect larger than between untreated cells of other seeds? The p-value is corrected for the number '
+      + `of rows; of those that say yes, ${100 * alpha} % may be false` },
+  { key: 'mechanism', name: 'Resembles', width: 18.5,
     title: `The real ${classes} whose effect is most alike, and the cosine between the two` },
-  { key: 'agreement', name: 'Agree', width: 8, number: true, title: `Share of the cells that agree on the ${classes}` },
-  { key: 'verdict', name: 'Confidence', width: 12, value: result => Object.keys(verdicts).indexOf(result.verdict),
-    title: byName ? 'How many cells of it the model was trained on'
-      : 'Is it near what the model was trained on, and how often held-out compounds of this kind came out right' },
-  { key: 'tanimoto', name: 'Nearest', width: 15,
+  { key: 'agreement', name: 'Agree', width: 7, number: true, title: `Share of the cells that agree on the ${classes}` },
+  { key: 'likely', name: 'By structure', width: 16, value: result => -(result.probability ?? -1),
+    title: `The most probable ${classes} of its structure, and how probable; "no claim" where none is likely` },
+  { key: 'verdict', name: 'Confidence', width: 12, value: rankOfVerdict,
+    title: byName ? 'What measured wells say of it, or how many cells of it the model was trained on'
+      : 'What measured wells say of this compound and dose, or how near it is to what the model knows, and how often '
+        + 'tested molecules of this kind came out right' },
+  { key: 'tanimoto', name: 'Nearest', width: 13,
     title: 'The compound with the most similar structure, and the Tanimoto similarity' },
 ];
-const columns = allColumns.filter(({ key }) => (!byName || key !== 'tanimoto') && (doses || key !== 'dose_um'));
+const absent = { likely: byName || !byMechanism, tanimoto: byName || byMechanism, dose_um: !doses };
+const columns = allColumns.filter(({ key }) => !absent[key]);
 const doseOf = result => result.dose_um === null ? '' : String(+result.dose_um.toPrecision(3));
 
 function make(tag, className, text) {
@@ -52,6 +73,7 @@ function header() {
     const th = make('th'), button = make('button', column.number ? 'number' : '', column.name);
     th.scope = 'col';
     th.style.width = `${column.width}%`;
+    th.className = `of-${column.key}`;
     th.dataset.key = column.key;
     button.type = 'button';
     if (column.title) button.title = column.title;
@@ -85,16 +107,61 @@ function line(result) {
   const strength = make('div', 'strength');
   strength.append(make('span', '', result.strength.toFixed(1)), make('i'));
   cell('', strength);
+  cell('of-corrected', '…');
   const dot = make('span', 'dot'), cosine = result.cosine.toFixed(2);
   dot.style.background = colours[result.mechanism] || '#888';
-  cell('', make('small', '', cosine), dot, result.mechanism).title = `${result.mechanism}, cosine ${cosine}`;
-  cell('number', `${Math.round(100 * result.agreement)} %`);
-  const confidence = cell('', result.verdict);
-  if (result.confidence) confidence.append(make('small', '', `, ${result.confidence}`));
-  if (byName) return tr;
+  const resembles = cell('of-mechanism', make('small', '', cosine), dot, result.mechanism);
+  resembles.title = `${result.mechanism}, cosine ${cosine}`;
+  if (result.mechanism === noEffect) resembles.replaceChildren(make('small', '', 'drawn as untreated'));
+  cell('number of-agreement', result.mechanism === noEffect ? '–' : percent(result.agreement));
+  if (!absent.likely) likelyCell(cell('of-likely'), result);
+  const confidence = cell('of-verdict', result.wells ? `wells ${saidByWells[result.wells]}` : result.verdict);
+  confidence.title = result.wells ? inWells[result.wells] : verdicts[result.verdict];
+  if (result.confidence && !result.wells) confidence.append(make('small', '', `, ${result.confidence}`));
+  if (absent.tanimoto) return tr;
   const near = result.nearest ? [make('small', '', result.tanimoto.toFixed(2)), ` ${result.nearest}`] : ['–'];
-  cell('nearest', ...near).title = result.nearest;
+  cell('of-tanimoto', ...near).title = result.nearest;
   return tr;
+}
+
+function likelyCell(td, result) {
+  if (!result.likely) return td.append('–');
+  const probability = make('small', '', ` ${percent(result.probability)}`);
+  if (result.claim !== result.likely) {
+    td.append(make('small', '', result.claim));
+    td.title = `No claim; the most probable is ${result.likely}, at ${percent(result.probability)}`;
+  } else {
+    td.append(result.likely, ...result.verdict === 'known' ? [make('small', '', ' known')] : [probability]);
+    td.title = `${result.likely}, ${result.verdict === 'known' ? 'known' : percent(result.probability)}`;
+  }
+}
+
+// The p-values of all rows so far come with each message: they are corrected for how many there are.
+function judge(corrected) {
+  results.forEach(result => {
+    const p = corrected[result.number - 1] ?? null;
+    if (result.corrected === p) return;
+    result.corrected = p;
+    const td = lines.get(result.number).querySelector('.of-corrected');
+    td.replaceChildren(p === null ? '…' : p <= alpha ? 'yes' : 'no');
+    if (p !== null) td.append(make('small', '', ` p ${shortP(p)}`));
+    td.classList.toggle('yes', p !== null && p <= alpha);
+  });
+  const known = results.filter(result => result.corrected !== null && result.corrected !== undefined);
+  const yes = known.filter(result => result.corrected <= alpha).length;
+  find('.judged').hidden = !known.length;
+  find('.beyond').textContent = `${yes} of ${known.length} rows have an effect beyond chance: larger than untreated `
+    + `cells of other seeds show, corrected for the number of rows (false discovery rate ${100 * alpha} %).`;
+}
+
+function showAlike(alike) {
+  find('.heat').hidden = !alike;
+  find('.alike').textContent = alike ? alike.sentence : '';
+  find('.alike').classList.toggle('warn', Boolean(alike?.warn));
+  if (!alike) return;
+  find('.heat').src = alike.picture;
+  find('.heat').alt = find('.heat').title = 'A square for each pair of molecules: red where their effects point the '
+    + 'same way, white where they have nothing in common, blue where they are opposite';
 }
 
 function rankAll() {
@@ -156,7 +223,11 @@ function addPoint(result) {
 }
 
 function setFigure(message) {
-  ({ figure, provenance } = message);
+  figure = message.figure;
+  provenance = message.provenance ?? provenance;
+  const bent = figure.layout.xaxis.title.text.startsWith('UMAP');
+  find('.umap').hidden = !bent;
+  find('.spread').hidden = !spread || bent;
   colours = {};
   for (const trace of figure.data.filter(t => t.customdata)) {
     colours[trace.name] = trace.marker.color;
@@ -185,7 +256,8 @@ async function draw() {
   const first = !plot.data;
   buttons ??= [window.mfmSaveButton?.(Plotly, 'phenotype-map', () => provenance)].filter(Boolean);
   const bar = [['zoom2d', 'pan2d', 'resetScale2d', ...buttons]];
-  await Plotly.react(plot, [...figure.data, ring()], { ...figure.layout, uirevision: run },
+  const uirevision = run + figure.layout.xaxis.title.text;
+  await Plotly.react(plot, [...figure.data, ring()], { ...figure.layout, uirevision },
     { responsive: true, displaylogo: false, modeBarButtons: bar });
   if (!first) return;
   plot.on('plotly_click', event => {
@@ -210,10 +282,19 @@ function drawSoon(wait) {
 
 function facts(result) {
   const list = make('dl'), add = (term, text) => list.append(make('dt', '', term), make('dd', '', text));
-  const heldOut = `; of held-out compounds of this kind ${result.confidence} came out right`;
-  add('Effect', `${result.strength.toFixed(1)}, rank ${result.rank} of ${results.length}`);
-  add('Resembles', `${result.mechanism} (cosine ${result.cosine.toFixed(2)}); `
-    + `${Math.round(100 * result.agreement)} % of its cells agree`);
+  const heldOut = `; of tested molecules of this kind ${result.confidence} came out right`;
+  const p = result.corrected ?? null;
+  const chance = p === null ? '' : p <= alpha ? `; beyond chance (corrected p ${shortP(p)})`
+    : `; not beyond chance (corrected p ${shortP(p)})`;
+  add('Effect', `${result.strength.toFixed(1)}, rank ${result.rank} of ${results.length}${chance}`);
+  if (result.mechanism === noEffect) add('Resembles', 'nothing: it is drawn as untreated cells are');
+  else add('Resembles', `${result.mechanism} (cosine ${result.cosine.toFixed(2)}); `
+    + `${percent(result.agreement)} of its cells agree`);
+  if (result.likely && result.verdict !== 'known') {
+    const claim = result.claim === result.likely ? '' : 'no claim; most probable ';
+    add('By structure', `${claim}${result.likely} (${percent(result.probability)})`);
+  }
+  if (result.wells) add('Measured', inWells[result.wells]);
   add('Confidence', verdicts[result.verdict] + (result.confidence ? heldOut : ''));
   if (result.nearest) add('Nearest known', `${result.nearest} (Tanimoto ${result.tanimoto.toFixed(2)})`);
   add('In the list', result.place);
@@ -290,7 +371,8 @@ function startRun(message) {
   results = []; refused = []; lines = new Map();
   body.replaceChildren();
   find('.refused tbody').replaceChildren();
-  find('.refused').hidden = true;
+  find('.refused').hidden = find('.judged').hidden = true;
+  showAlike(null);
   details.replaceChildren(make('p', 'empty', 'Click a point or a row to see its cells.'));
   find('.hint').hidden = true;
   find('.stage').hidden = false;
@@ -343,6 +425,7 @@ function showProgress(message) {
 
 async function receive(message) {
   if (message.run !== run) startRun(message);
+  message.places?.forEach(([x, y], i) => { if (results[i]) Object.assign(results[i], { x, y }); });
   if (message.figure) setFigure(message);
   const before = message.results - message.new_results.length;
   const refusedBefore = message.refused - message.new_refused.length;
@@ -354,7 +437,9 @@ async function receive(message) {
   }
   addResults(message.new_results.filter(result => result.number > results.length));
   addRefused(message.new_refused.slice(Math.max(0, refused.length - refusedBefore)));
-  showProgress(message);
+  if (message.corrected) judge(message.corrected);
+  if (message.alike !== undefined) showAlike(message.alike);
+  if (message.state !== 'map') showProgress(message);
   drawSoon(message.state === 'running' ? interval : 0);
 }
 
@@ -370,10 +455,15 @@ new IntersectionObserver(entries => {
   setTimeout(() => window.mfmPlotly?.(plotly).catch(() => {}));
   if (dirty || (figure && !plot.data)) draw();
 }).observe(element);
+find('.spread').hidden = !spread;
 element.querySelectorAll('.classes').forEach(node => { node.textContent = classes; });
 if (byName) {
   find('.things').textContent = 'names that the model knows';
   find('.legend').innerHTML = '<i><b>●</b> many cells in training</i> <i><b>◆</b> some</i> <i><b>○</b> few</i>';
+}
+if (byMechanism) {
+  find('.legend').innerHTML = '<i><b>●</b> known</i> <i><b>◆</b> a mechanism is likely by structure</i> '
+    + '<i><b>○</b> no claim</i>';
 }
 header();
 
