@@ -372,10 +372,11 @@ def label_positions(
     places:list,          # (x, y) of each mark
     labels:list,          # its text
     size=(340, 360),      # pixels of the plot
+    shown=(),             # (x, y) of what else is shown
 )->list:                  # plotly's `textposition` of each
     "Where labels stand beside their marks: inside the plot, and covering as little as possible."
-    xy = np.array(places, float).reshape(-1, 2)
-    xy = (xy - xy.min(0)) / np.maximum(np.ptp(xy, 0), 1e-9) * size
+    xy = np.array([*places, *shown], float).reshape(-1, 2)
+    xy = ((xy - xy.min(0)) / np.maximum(np.ptp(xy, 0), 1e-9) * size)[:len(places)]
     occupied, positions = [(x - 8, y - 8, x + 8, y + 8) for x, y in xy], []
     for i, ((x, y), label) in enumerate(zip(xy, labels)):
         boxes = label_boxes(x, y, 6 * len(label))
@@ -396,13 +397,14 @@ def landmark_trace(
     landmarks:dict,      # mechanism -> (x, y)
     colours:list,        # CSS colour of each
     origin:tuple,        # (x, y) of the untreated control
+    shown=(),            # (x, y) of what else is shown
 )->go.Scatter:
     "A star with its name for each mechanism, and a cross for the untreated control."
     names, places = [*landmarks, "untreated"], [*landmarks.values(), origin]
     x, y = zip(*places)
     marker = dict(symbol=["star"] * len(landmarks) + ["cross"], size=12, color=[*colours, grey], opacity=.5)
     return go.Scatter(x=x, y=y, text=names, name="landmarks", mode="markers+text", marker=marker, showlegend=False,
-                      textposition=label_positions(places, names), textfont_size=11, cliponaxis=False,
+                      textposition=label_positions(places, names, shown=shown), textfont_size=10, cliponaxis=False,
                       hovertemplate="%{text}: mean of its real cells<extra></extra>")
 
 # %% ../nbs/02_viz.ipynb #afd8fe00
@@ -446,9 +448,10 @@ def phenotype_map(
     spreads = [halo_trace(name, colours[name], places, dots) for name, places in (halos or {}).items()]
     traces = [mechanism_trace(name, colour, points) for name, colour in colours.items()]
     axis = dict(showgrid=True, gridcolor=faint_grey, zeroline=False, ticks="", title_font_size=12, tickfont_size=11)
-    stars = landmark_trace(landmarks, [colours[name] for name in landmarks], origin)
+    shown = [xy for trace in spreads for xy in zip(trace.x, trace.y)] + [(p["x"], p["y"]) for p in points]
+    stars = landmark_trace(landmarks, [colours[name] for name in landmarks], origin, shown)
     return go.Figure([*spreads, stars, *traces]).update_layout(
-        page_layout, plot_bgcolor=clear, margin=dict(l=46, r=14, t=14, b=46),
+        page_layout, plot_bgcolor=clear, margin=dict(l=46, r=14, t=14, b=52),
         xaxis=dict(axis, title_text=axes[0]), yaxis=dict(axis, title_text=axes[1]))
 
 
