@@ -89,15 +89,15 @@ def null_lists(cells, each, rows=200, lists=200):
     return [each, f"{np.mean(any_row):.1%}", f"{np.mean(uncorrected):.1%}"]
 
 
-def taxanes(engine, cells=16):
+def taxanes(engine, experiment, cells=16):
     "What taxol and docetaxel are drawn like at each dose, and what wells say of it."
     doses = (.03, .1, .3, 1, 3, 10)
     listed = "\n".join(f"{name}, {dose}" for name in ("taxol", "docetaxel") for dose in doses)
     with tempfile.TemporaryDirectory() as folder:
-        for _ in screen_into(folder, engine, listed, ScreenSettings(cells=cells)): pass
+        for _ in screen_into(folder, engine, listed, ScreenSettings(cells=cells, experiment=experiment)): pass
         rows = list(ScreenFolder(folder).results)
-    return [[r.name or r.smiles[:20], f"{r.dose_um:g}", r.wells or "–", r.mechanism, f"{r.cosine:.2f}", r.likely,
-             f"{r.strength:.1f}"] for r in rows]
+    return [[experiment, r.name or "docetaxel", f"{r.dose_um:g}", r.wells or "–", r.mechanism, f"{r.cosine:.2f}",
+             r.likely, f"{r.strength:.1f}"] for r in rows]
 
 
 if __name__ == "__main__":
@@ -109,7 +109,8 @@ if __name__ == "__main__":
                               "of their rows p up to 0.05, uncorrected"],
                              [null_lists(cells, each) for each in (1, 4, 16)]))
     elif asked == ["taxanes"]:
-        print(markdown_table(["", "µM", "wells", "resembles", "cosine", "by structure", "strength"], taxanes(engine)))
+        rows = taxanes(engine, "Week1") + taxanes(engine, "Week4")      # that of taxol, and the default of the tab
+        print(markdown_table(["experiment", "", "µM", "wells", "resembles", "cosine", "by structure", "strength"], rows))
     else:
         measure(engine, 8, 4)      # the first network calls are slow
         print(markdown_table(header, [row(engine, *size) for size in ((100, 4), (200, 1), (1_000, 1))]))

@@ -40,7 +40,6 @@ from .molecules import Known, Row, inchikey, read_rows
 from .sampling import Sampling, former_grids, sampling_of_record, screening
 from .viz import likeness_picture, map_colours, map_page, no_effect, phenotype_map, treated_above
 from .vocabulary import coverage, merged
-from .wells import facts_of_wells
 
 # %% ../nbs/30_screen.ipynb #103138a7
 max_cells_each = 16      # of one molecule
@@ -81,7 +80,7 @@ class ScreenResult:
     y:float
     notes:str = ""        # what was changed or assumed in this row of the list
     inchikey:str = ""
-    wells:str = ""        # what measured wells say of what is drawn: a name of `wells.reliabilities`, or empty
+    wells:str = ""        # what measured wells say of it, see `said_by_wells`; empty where they say nothing
     claim:str = ""        # the mechanism that is claimed of the structure, or `no_claim`; empty where none is asked for
     likely:str = ""       # its most probable mechanism, claimed or not
     probability:float|None = None      # of that
@@ -164,13 +163,17 @@ def confidence(engine:Engine, report:MoleculeReport)->str:
 no_claim = "no claim"
 
 
-def said_by_wells(engine:Engine, request:ResolvedRequest)->str:      # a name of `wells.reliabilities`, or empty
-    "What measured wells say of what is drawn, where it is drawn by the label they judged, at a dose they have."
+def said_by_wells(engine:Engine, request:ResolvedRequest)->str:      # such as "confirmed", or "confirmed in Week1"
+    """What measured wells say of what is drawn, where it is drawn by the label they judged, at a dose they have; with
+    the experiment they judged it in where the screen is in another."""
     if request.reading: return ""
     name = request.report.name if request.report else request.perturbation
     same = lambda a, b: a == b if None in (a, b) else math.isclose(a, b, rel_tol=1e-3)
-    facts = facts_of_wells(engine.model.config.get("wells", {}), name)
-    return next((row["reliability"] for row in facts if same(row["dose_um"], request.dose_um)), "")
+    rows = engine.model.config.get("wells", {}).get("conditions", [])
+    row = next((r for r in rows if r["perturbation"] == name and same(r["dose_um"], request.dose_um)), None)
+    if row is None: return ""
+    where = row.get("experiment", request.experiment)
+    return row["reliability"] + (f" in {where}" if where != request.experiment else "")
 
 
 def said_of_structure(report:MoleculeReport|None)->dict:

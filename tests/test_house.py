@@ -47,7 +47,7 @@ may_import = dict(
     wells="core data hub features evaluation sampling vocabulary",
     crops="core vocabulary molecules images data hub channels plausibility",
     export="core viz images engine counterfactual",
-    screen="core vocabulary viz molecules sampling features evaluation engine wells",
+    screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
              "preprocess validation",
     permalink="core vocabulary viz sampling engine counterfactual screen",

@@ -22,7 +22,7 @@ from controllable_net import ControllableNet
 from mfm_app import screen as screen_module, ui_screen
 from mfm_app.cli import main
 from mfm_app.core import InputError
-from mfm_app.engine import Engine, load
+from mfm_app.engine import Engine, Request, load
 from mfm_app.features import morphology
 from mfm_app.finetune import random_model
 from mfm_app.hub import save_model
@@ -345,8 +345,10 @@ def test_a_row_says_what_wells_and_structure_say_of_it(tmp_path):
     bundled = load()
     if not bundled.molecules.by_mechanism: pytest.skip("the bundled model draws molecules by structure")
     listed = "taxol, 0.3\ntaxol, 0.5\nCn1cnc2c1c(=O)n(C)c(=O)n2C, 10, caffeine"
-    run(tmp_path, bundled, listed, ScreenSettings(10., 2, sampling=Sampling(steps=2)))
+    run(tmp_path, bundled, listed, ScreenSettings(10., 2, "Week1", sampling=Sampling(steps=2)))
     here, between, caffeine = ScreenFolder(tmp_path).results
+    elsewhere = bundled.resolve(Request(molecule=here.smiles, dose_um=.3, experiment="Week4"))
+    assert screen_module.said_by_wells(bundled, elsewhere) == "confirmed in Week1"
     assert (here.wells, between.wells, caffeine.wells) == ("confirmed", "", "")
     assert here.claim == here.likely == "Microtubule stabilizers" and here.probability == 1
     assert caffeine.claim == no_claim and 0 <= caffeine.probability < .5 and caffeine.mechanism == no_effect

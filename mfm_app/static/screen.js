@@ -31,7 +31,8 @@ const label = result => result.name || result.smiles;
 const noEffect = 'no effect';
 const percent = share => `${Math.round(100 * share)} %`;
 const shortP = p => (p < 0.001 ? '< 0.001' : p.toPrecision(1).replace(/^1$/, '1.0'));
-const rankOfVerdict = result => (result.wells ? Object.keys(saidByWells).indexOf(result.wells)
+const wellsOf = result => result.wells.split(' in ');      // what they say, and of which experiment where it is another
+const rankOfVerdict = result => (result.wells ? Object.keys(saidByWells).indexOf(wellsOf(result)[0])
   : 4 + Object.keys(verdicts).indexOf(result.verdict));
 const allColumns = [
   { key: 'rank', name: 'Rank', width: 5.5, number: true },
@@ -115,13 +116,20 @@ function line(result) {
   if (result.mechanism === noEffect) resembles.replaceChildren(make('small', '', 'drawn as untreated'));
   cell('number of-agreement', result.mechanism === noEffect ? '–' : percent(result.agreement));
   if (!absent.likely) likelyCell(cell('of-likely'), result);
-  const confidence = cell('of-verdict', result.wells ? `wells ${saidByWells[result.wells]}` : result.verdict);
-  confidence.title = result.wells ? inWells[result.wells] : verdicts[result.verdict];
+  const [said, where] = wellsOf(result);
+  const confidence = cell('of-verdict', said ? `wells ${saidByWells[said]}` : result.verdict);
+  confidence.title = said ? measured(result) : verdicts[result.verdict];
+  if (where) confidence.append(make('small', '', ` in ${where}`));
   if (result.confidence && !result.wells) confidence.append(make('small', '', `, ${result.confidence}`));
   if (absent.tanimoto) return tr;
   const near = result.nearest ? [make('small', '', result.tanimoto.toFixed(2)), ` ${result.nearest}`] : ['–'];
   cell('of-tanimoto', ...near).title = result.nearest;
   return tr;
+}
+
+function measured(result) {
+  const [said, where] = wellsOf(result);
+  return inWells[said] + (where ? ` in ${where}, not in the experiment of this screen` : '');
 }
 
 function likelyCell(td, result) {
@@ -294,7 +302,7 @@ function facts(result) {
     const claim = result.claim === result.likely ? '' : 'no claim; most probable ';
     add('By structure', `${claim}${result.likely} (${percent(result.probability)})`);
   }
-  if (result.wells) add('Measured', inWells[result.wells]);
+  if (result.wells) add('Measured', measured(result));
   add('Confidence', verdicts[result.verdict] + (result.confidence ? heldOut : ''));
   if (result.nearest) add('Nearest known', `${result.nearest} (Tanimoto ${result.tanimoto.toFixed(2)})`);
   add('In the list', result.place);
