@@ -109,8 +109,9 @@ if __name__ == "__main__":
                               "of their rows p up to 0.05, uncorrected"],
                              [null_lists(cells, each) for each in (1, 4, 16)]))
     elif asked == ["taxanes"]:
+        columns = ["experiment", "", "µM", "wells", "resembles", "cosine", "by structure", "strength"]
         rows = taxanes(engine, "Week1") + taxanes(engine, "Week4")      # that of taxol, and the default of the tab
-        print(markdown_table(["experiment", "", "µM", "wells", "resembles", "cosine", "by structure", "strength"], rows))
+        print(markdown_table(columns, rows))
     else:
         measure(engine, 8, 4)      # the first network calls are slow
         print(markdown_table(header, [row(engine, *size) for size in ((100, 4), (200, 1), (1_000, 1))]))

@@ -43,7 +43,7 @@ from .vocabulary import coverage, merged
 
 # %% ../nbs/30_screen.ipynb #103138a7
 max_cells_each = 16      # of one molecule
-least_strength = .05     # below it, in spreads of cells, an effect resembles nothing
+least_strength = .1      # below it, in spreads of cells, an effect resembles nothing
 
 
 @dataclass(frozen=True)
