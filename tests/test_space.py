@@ -106,7 +106,8 @@ def test_pip_installs_what_the_package_imports_but_not_gradio(space):
     third_party = imported - set(sys.stdlib_module_names)
     needed = {canonicalize_name(d) for m in third_party for d in distributions.get(m, [])}
     assert {"torch", "rdkit", "timm", "tifffile", "ipyketcher"} <= needed
-    with_gradio, optional = {"gradio", "gradio-client", "httpx", "starlette", "spaces"}, {"torch-fidelity", "ipython"}
+    with_gradio = {"gradio", "gradio-client", "httpx", "starlette", "spaces"}
+    optional = {"torch-fidelity", "umap-learn", "ipython"}
     assert needed - required <= {"mfm-app"} | with_gradio | optional
 
 

@@ -116,9 +116,9 @@ function line(result) {
   if (result.mechanism === noEffect) resembles.replaceChildren(make('small', '', 'drawn as untreated'));
   cell('number of-agreement', result.mechanism === noEffect ? '–' : percent(result.agreement));
   if (!absent.likely) likelyCell(cell('of-likely'), result);
-  const [said, where] = wellsOf(result);
-  const confidence = cell('of-verdict', said ? `wells ${saidByWells[said]}` : result.verdict);
-  confidence.title = said ? measured(result) : verdicts[result.verdict];
+  const [wells, where] = wellsOf(result);
+  const confidence = cell('of-verdict', wells ? `wells ${saidByWells[wells]}` : result.verdict);
+  confidence.title = wells ? measured(result) : verdicts[result.verdict];
   if (where) confidence.append(make('small', '', ` in ${where}`));
   if (result.confidence && !result.wells) confidence.append(make('small', '', `, ${result.confidence}`));
   if (absent.tanimoto) return tr;
