@@ -13,9 +13,9 @@ __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'g
            'start_run', 'first_speaks', 'train_on', 'design_switches', 'settings_of', 'recipe_with', 'in_channels',
            'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
            'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping',
-           'judged_wells', 'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused',
-           'print_notes', 'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command',
-           'serve_command', 'push_command', 'space_command']
+           'judged_wells', 'evaluate_command', 'tune_command', 'inform_command', 'format_of', 'sample_command',
+           'print_refused', 'print_notes', 'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input',
+           'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/43_cli.ipynb #016db8f5
 import hashlib
@@ -61,7 +61,7 @@ from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenot
                                 write_report)
 from .viz import agreement_figure, loss_curve, show
 from .vocabulary import Perturbation, Vocabulary, condition, kinds
-from .wells import Wells, compare_with_wells, measured_values, read_wells, to_record, truth_of
+from .wells import Wells, compare_with_wells, inform, measured_values, read_wells, to_record, truth_of
 
 # %% ../nbs/43_cli.ipynb #ad3c2a2c
 app = typer.Typer(help="Flow matching for cell microscopy: train a model, evaluate it, sample cells, serve the page.",
@@ -212,7 +212,9 @@ def begin_from(net, config:dict, begin:Model):      # config: of the network
     missing, unexpected = net.load_state_dict(weights, strict=False)
     if unexpected or any(not name.startswith("adaptor.measured.") for name in missing):
         raise InputError(f"Training cannot start from '{begin.name}': its adaptor is another one.")
-    if missing: fit_measured(net.adaptor)
+    if missing and (measured := net.adaptor.measured):
+        y, k = measured.log_dose.isfinite().nonzero(as_tuple=True)
+        fit_measured(net.adaptor, y, 10 ** measured.log_dose[y, k], measured.effect[y, k])
 
 # %% ../nbs/43_cli.ipynb #f5b46b96
 def network_of(
@@ -643,6 +645,27 @@ def tune_command(
     settings = dict(iterations=iterations, pairs=pairs, device=device, seed=seed)
     record = tune_model(loaded, (steps,), ways, report, **settings)
     write_files(model, config_writers(loaded.config | dict(tuned=record)))
+
+# %% ../nbs/43_cli.ipynb #8b9b0825
+@app.command("inform")
+def inform_command(
+    model:option(Path, "Model folder; its network gets the measured effects."),
+    wells:option(Path, informing_help),
+    wells_columns:option(Path|None, columns_help)=None,
+    n:option(int, "Cells a condition, drawn to see how the model is asked for an effect.")=32,
+    prior:option(int, "Crops of a condition that weigh as much as its wells.")=30,
+):
+    "Let measured wells inform what a model draws of each perturbation, without training."
+    check_options((n, "--n", 4, 10_000), (prior, "--prior", 1, 10**6))
+    check_writable(model)
+    truth, loaded = truth_of(read_wells(wells, read_mapping(wells_columns))), load_model(model, pick_device())
+    labels, *informed = inform(loaded, truth, prior, n)
+    loaded.config["quality"] = {}
+    loaded.config.pop("wells", None)
+    loaded.config.get("molecules", {}).pop("mechanism", None)
+    save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
+    print(f"{len(truth.effects)} measured effects inform {model.name}: what is missing fell from {labels:.2f} to "
+          f"{min(informed):.2f} (root mean square of effects). `mfm evaluate --wells` judges it.")
 
 # %% ../nbs/43_cli.ipynb #51add02a
 def format_of(out:Path)->str:      # one of `export.formats`

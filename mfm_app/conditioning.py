@@ -135,7 +135,8 @@ class MeasuredEffects(nn.Module):
     ):
         super().__init__()
         self.register_buffer("log_dose", torch.full((labels, doses), torch.inf))      # ascending
-        self.register_buffer("effect", torch.zeros(labels, doses, features))
+        self.register_buffer("effect", torch.zeros(labels, doses, features))      # as measured
+        self.register_buffer("offset", torch.zeros(labels, doses, features))      # what is drawn without being asked
         self.register_buffer("own", torch.ones(labels, doses))      # share of what the label itself has learned
         self.register_buffer("control", torch.zeros((), dtype=torch.int64))      # its label
         self.into = nn.Linear(features, width, bias=False)
@@ -147,7 +148,8 @@ class MeasuredEffects(nn.Module):
     def forward(self, y:Tensor, dose_um:Tensor|None):     # (B,) labels from 0, (B,) micromolar -> (B, D), (B, 1)
         at = torch.zeros(y.shape, device=y.device) if dose_um is None else dose_um.log10().nan_to_num(0.)
         weights = dose_weights(self.log_dose[y], at)[..., None]                                # (B, K, 1)
-        return self.into((weights * self.effect[y]).sum(1)), (weights * self.own[y][..., None]).sum(1)
+        missing = (weights * (self.effect - self.offset)[y]).sum(1)                            # (B, F)
+        return self.into(missing), (weights * self.own[y][..., None]).sum(1)
 
 # %% ../nbs/09_conditioning.ipynb #9cb8ef19
 class MoleculeEmbedding(nn.Module):
@@ -198,16 +200,15 @@ def known_embedding(adaptor, y:Tensor, dose_um:Tensor|None)->Tensor:      # (B,)
 @torch.no_grad()
 def fit_measured(
     adaptor,             # an `Adaptor` with measured effects
-    ridge:float=1.,      # penalty of the map
+    y:Tensor,            # (N,) labels
+    dose_um:Tensor,      # (N,) micromolar
+    drawn:Tensor,        # (N, F) effects that the labels draw at these doses
 ):
-    "Set the linear map of measured effects from what the labels have learned, by ridge regression."
-    measured = adaptor.measured
-    y, k = measured.log_dose.isfinite().nonzero(as_tuple=True)                                 # (N,) each
-    row = label_embedding(adaptor, y, 10 ** measured.log_dose[y, k])                           # (N, D)
-    taken = (1 - measured.own[y, k])[:, None] * (row - adaptor.y(measured.control.expand(len(y))))
-    effect = measured.effect[y, k]                                                             # (N, F)
-    normal = effect.T @ effect + ridge * torch.eye(effect.shape[1])
-    measured.into.weight.copy_(torch.linalg.solve(normal, effect.T @ taken).T)
+    "Set the map of measured effects from labels and the effects that they draw: ridge regression, cross-validated."
+    from sklearn.linear_model import RidgeCV      # takes a second, and few come here
+    row = label_embedding(adaptor, y, dose_um) - adaptor.y(adaptor.measured.control.expand(len(y)))      # (N, D)
+    fitted = RidgeCV(10. ** torch.arange(-1, 4).numpy(), fit_intercept=False).fit(drawn.cpu(), row.cpu())
+    adaptor.measured.into.weight.copy_(torch.as_tensor(fitted.coef_))                          # (D, F)
 
 # %% ../nbs/09_conditioning.ipynb #e2aaaa1c
 def mixture_embedding(

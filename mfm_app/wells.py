@@ -6,11 +6,11 @@
 __all__ = ['shapes', 'levels', 'stains', 'of_nuclei', 'of_cells', 'well_columns', 'reliabilities', 'feature_words',
            'verdict_words', 'intensity_columns', 'Wells', 'feature_columns', 'numbers', 'read_wells', 'effect',
            'in_experiments', 'by_condition', 'Truth', 'strength', 'left_out_wells', 'chance_strength', 'truth_of',
-           'doses_of', 'measured_values', 'mean_profile', 'informed_by', 'drawn_effects', 'agreement',
-           'rank_correlations', 'nearest_mechanism', 'of_others', 'dose_order', 'interval', 'score', 'effects_of_cells',
-           'has_learned_from', 'of_other_replicates', 'replicate_effects', 'reliability', 'limits', 'WellsReport',
-           'compare_with_wells', 'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed', 'facts_of_wells',
-           'said_of_wells']
+           'doses_of', 'shares', 'measured_values', 'mean_profile', 'informed_by', 'drawn_effects', 'learn_to_ask',
+           'inform', 'agreement', 'rank_correlations', 'nearest_mechanism', 'of_others', 'dose_order', 'interval',
+           'score', 'effects_of_cells', 'has_learned_from', 'of_other_replicates', 'replicate_effects', 'reliability',
+           'limits', 'WellsReport', 'compare_with_wells', 'figure', 'wells_markdown', 'to_record', 'listed',
+           'most_changed', 'facts_of_wells', 'said_of_wells']
 
 # %% ../nbs/27_wells.ipynb #ea213e43
 from contextlib import contextmanager, nullcontext
@@ -22,6 +22,7 @@ import pandas as pd
 import scipy      # scipy.stats is imported when first used
 import torch
 
+from .conditioning import MeasuredEffects, fit_measured
 from .core import InputError, markdown_table, pick_device
 from .data import Cells, read_table, take_table
 from .evaluation import cosine
@@ -191,25 +192,35 @@ def doses_of(truth:Truth, p:Perturbation)->tuple:      # doses with crops or wel
     return (sorted({*measured, *p.doses}), measured) if measured else ([], [])
 
 
+def shares(truth:Truth, vocab:Vocabulary, prior:int)->pd.Series:
+    "How far each condition of the wells goes by its own label, `n / (n + prior)` for n crops."
+    crops = {(p.name, dose): n for p in vocab.perturbations for dose, n in p.doses.items()}
+    return pd.Series({key: (n := crops.get(key, 0)) / (n + prior) for key in truth.effects.index})
+
+
 def measured_values(
     truth:Truth,
     vocab:Vocabulary,
-    prior:float=30.,      # crops that weigh as much as the wells
-)->dict:                  # log_dose (P, K), effect (P, K, F), own (P, K), control, as in `MeasuredEffects`
+    prior:int=30,                  # crops that weigh as much as the wells
+    offset:pd.DataFrame|None=None,  # (K, D); None takes labels to draw what the wells measured, each in its share
+)->dict:                            # log_dose, own (P, K), effect, offset (P, K, F), control, as in `MeasuredEffects`
     "The effects in wells by label and dose; a perturbation without wells goes by its label alone."
     found = [doses_of(truth, p) if not vocab.is_control(p) else ([], []) for p in vocab.perturbations]
     shape = len(found), max([len(doses) for doses, _ in found] + [1])
-    log_dose, own, effect = np.full(shape, np.inf), np.ones(shape), np.zeros((*shape, len(truth.scale)))
+    if offset is None: offset = truth.effects.mul(shares(truth, vocab, prior), axis=0)
+    tables = dict(effect=truth.effects, offset=offset)
+    values = dict(log_dose=np.full(shape, np.inf), own=np.ones(shape))
+    values |= {name: np.zeros((*shape, len(truth.scale))) for name in tables}
     for i, (p, (doses, measured)) in enumerate(zip(vocab.perturbations, found)):
         if not doses: continue
-        known, k = truth.effects.loc[[(p.name, dose) for dose in measured]].to_numpy(), len(doses)
-        log_dose[i, :k] = np.log10(doses)
-        seen = np.array([p.doses.get(dose, 0) for dose in doses])
-        own[i, :k] = seen / (seen + prior)
-        effect[i, :k] = np.array([np.interp(log_dose[i, :k], np.log10(measured), column) for column in known.T]).T
-    if not np.isfinite(log_dose).any(): raise InputError("The wells have none of the perturbations at any dose.")
-    arrays = dict(log_dose=log_dose, effect=effect, own=own)
-    tensors = {name: torch.tensor(x, dtype=torch.float32) for name, x in arrays.items()}
+        k, n = len(doses), np.array([p.doses.get(dose, 0) for dose in doses])
+        values["log_dose"][i, :k], values["own"][i, :k] = np.log10(doses), n / (n + prior)
+        for name, table in tables.items():
+            known = table.loc[[(p.name, dose) for dose in measured]].to_numpy()
+            values[name][i, :k] = np.array([np.interp(np.log10(doses), np.log10(measured), x) for x in known.T]).T
+    if not np.isfinite(values["log_dose"]).any():
+        raise InputError("The wells have none of the perturbations at any dose.")
+    tensors = {name: torch.tensor(x, dtype=torch.float32) for name, x in values.items()}
     return tensors | dict(control=torch.tensor(vocab.names.index(vocab.control)))
 
 # %% ../nbs/27_wells.ipynb #fae24c2e
@@ -240,6 +251,7 @@ def drawn_effects(
     truth:Truth,
     n:int=32,            # cells a condition
     told:dict|None=None, # condition -> (D,) effect that the model is told in place of the measured one; no others then
+    seed:int=0,          # of the first cell
 )->pd.DataFrame:         # (K', D), scaled as the truth; conditions that the model knows
     "The effects that a model draws; `InputError` if it knows none of the perturbations."
     features, vocab, device = list(truth.scale.index), model.vocab, pick_device()
@@ -247,7 +259,7 @@ def drawn_effects(
     def cells(name, dose_um, experiment):
         where = experiment if experiment in vocab.experiments else "any"
         row = condition(vocab, name, dose_um, where, "any" if len(vocab.cell_types) > 1 else None, n=n)
-        images = sample_images(model.net, row, range(n), device, sampling=model.resolve_sampling(generation))
+        images = sample_images(model.net, row, range(seed, seed + n), device, sampling=model.resolve_sampling(generation))
         return mean_profile(images, model, features)
     untreated = {e: cells(vocab.control, None, e) for e in truth.conditions["experiment"].unique()}
     drawn = {}
@@ -259,6 +271,49 @@ def drawn_effects(
         drawn[name, dose_um] = effect(treated, untreated[about["experiment"]]) / truth.scale
     if not drawn: raise InputError("The model knows none of the perturbations in the table of wells.")
     return pd.DataFrame(drawn).T
+
+# %% ../nbs/27_wells.ipynb #ef467ec3
+def learn_to_ask(model:Model, drawn:pd.DataFrame, truth:Truth):      # drawn: by labels alone
+    "Give a model measured effects, all zero, and fit their map to the effects that its labels draw."
+    vocab, device = model.vocab, pick_device()
+    doses, features = measured_values(truth, vocab)["effect"].shape[1:]
+    model.config["adaptor"]["measured"] = shape = dict(doses=doses, features=features)
+    adaptor, rows = model.net.adaptor, drawn[np.isfinite(drawn.index.get_level_values(1).astype(float))]
+    adaptor.measured = MeasuredEffects(len(vocab.names), width=model.net.backbone.width, **shape)
+    adaptor.measured.control.fill_(vocab.names.index(vocab.control))
+    adaptor.measured.to(device)
+    y = torch.tensor([vocab.names.index(name) for name, _ in rows.index], device=device)
+    dose_um = torch.tensor([dose for _, dose in rows.index], dtype=torch.float32, device=device)
+    fit_measured(adaptor, y, dose_um, torch.tensor(rows.to_numpy(), dtype=torch.float32))
+
+# %% ../nbs/27_wells.ipynb #738d6339
+def inform(
+    model:Model,            # its network and config are changed; its labels stay as they are
+    truth:Truth,
+    prior:int=30,           # crops that weigh as much as the wells
+    n:int=32,               # cells a condition, drawn to see what comes out
+    rounds:int=2,           # of asking
+    rate:float=0.7,         # share of what is missing that the next round asks for
+)->list:                    # root mean square of what is missing: by labels alone, and after each round
+    "Let measured wells inform a trained model, without training; `InputError` where they do not help."
+    vocab, seeds = model.vocab, iter(range(1000, 10**6, n))      # other seeds than those that judge it
+    draw = lambda: drawn_effects(model, truth, n, seed=next(seeds))
+    tell = lambda offset: model.net.adaptor.measured.set(measured_values(truth, vocab, prior, offset))
+    everywhere = lambda effects: effects.reindex(truth.effects.index, fill_value=0.)
+    rms = lambda drawn: float(((truth.effects.loc[drawn.index] - drawn) ** 2).to_numpy().mean() ** 0.5)
+    model.net.adaptor.measured = None
+    drawn = draw()
+    learn_to_ask(model, drawn, truth)
+    gaps, offsets = [rms(drawn)], [everywhere(drawn).mul(shares(truth, vocab, prior), axis=0)]
+    for i in range(rounds):
+        if i: offsets.append(offsets[-1] - rate * everywhere(truth.effects.loc[drawn.index] - drawn))
+        tell(offsets[-1])
+        gaps.append(rms(drawn := draw()))
+    if min(gaps) == gaps[0]:
+        raise InputError(f"The model's own effects are nearer to these wells ({gaps[0]:.2f}, root mean square) than "
+                         f"what the wells make of them ({min(gaps[1:]):.2f}), so they do not inform it.")
+    tell(offsets[int(np.argmin(gaps)) - 1])
+    return gaps
 
 # %% ../nbs/27_wells.ipynb #a2975074
 def agreement(

@@ -287,7 +287,8 @@ def test_a_network_is_told_the_effect_of_each_dose_and_what_lies_between(informi
     torch.nn.init.ones_(measured.into.weight)
     y = torch.tensor([vocab.names.index("a1")]).expand(4)
     vectors, own = measured(y, torch.tensor([0.1, 1., 10 ** .5, 10.]))
-    low, high = (sum(example_truth.effects.loc[("a1", dose)]) for dose in (1., 10.))
+    asked = lambda dose, crops: sum(example_truth.effects.loc[("a1", dose)]) * (1 - crops / (crops + 30))
+    low, high = asked(1., 8), asked(10., 2)      # what the label draws in its share is not asked for
     assert torch.allclose(vectors[:, 0], torch.tensor([low, low, (low + high) / 2, high]), atol=1e-3)
     assert torch.allclose(own[:, 0], torch.tensor([8 / 38, 8 / 38, (8 / 38 + 2 / 32) / 2, 2 / 32]), atol=1e-4)
 
@@ -341,6 +342,58 @@ def test_training_cannot_start_from_another_network(ask, informing, change, said
     change(other)
     message = str(ask(informed_model, informing, Model(build(other), other, "", "another")))
     assert message.startswith("Training cannot start from 'another'") and said in message
+
+
+@pytest.fixture
+def linear_world(informing, monkeypatch):
+    "A model of labels in a world where effects are a linear map of the perturbation's vector, and the wells."
+    path, cells, vocab, config = informing
+    torch.manual_seed(0)
+    net, _ = network_of(config := json.loads(json.dumps(config)), cells, vocab)
+    for p in net.adaptor.parameters(): torch.nn.init.normal_(p, std=0.3)
+    truth, readout = truth_of(read_wells(path)), torch.randn(3, net.backbone.width)
+    def drawn(model, truth, n=32, told=None, seed=0):
+        keys = [key for key in truth.effects.index if key[0] in vocab.names]
+        y, dose = (torch.tensor(x) for x in zip(*((vocab.names.index(name), dose) for name, dose in keys)))
+        vectors = known_embedding(model.net.adaptor, y, dose.float())
+        control = known_embedding(model.net.adaptor, torch.tensor([vocab.names.index("DMSO")]), None)
+        effects = ((vectors - control) @ readout.T / 10).detach().numpy()
+        return pd.DataFrame(effects, pd.MultiIndex.from_tuples(keys), truth.effects.columns)
+    monkeypatch.setattr(w, "drawn_effects", drawn)
+    return Model(net.eval(), config, "", "linear"), truth
+
+
+def test_wells_inform_a_trained_model_until_it_draws_what_they_measured(linear_world):
+    model, truth = linear_world
+    labels = model.net.adaptor.y.table.weight.clone()
+    gaps = w.inform(model, truth)
+    assert gaps[0] > 2 and gaps[2] < gaps[1] < 0.2 * gaps[0]
+    drawn = w.drawn_effects(model, truth)
+    assert agreement(drawn, truth.effects.loc[drawn.index])["cosine"].min() > 0.95
+    assert torch.equal(model.net.adaptor.y.table.weight, labels) and has_learned_from(model, truth)
+    again = w.inform(model, truth)
+    assert np.allclose(again, gaps, atol=1e-4)      # it starts from the labels, whatever it was told before
+
+
+def test_wells_that_measure_what_a_model_draws_anyway_do_not_inform_it(ask, linear_world):
+    model, truth = linear_world
+    drawn = w.drawn_effects(model, truth)
+    truth.effects.loc[drawn.index] = drawn
+    assert "nearer to these wells (0.00" in str(ask(w.inform, model, truth))
+
+
+def test_mfm_inform_writes_the_effects_into_the_folder_and_drops_what_no_longer_holds(
+        informing, linear_world, tmp_path, mfm):
+    model, truth = linear_world
+    save_model(tmp_path, model.net, model.config | dict(quality=dict(table="four of five")))
+    code, text = mfm("inform", "--model", tmp_path, "--wells", informing[0])
+    again = load_model(tmp_path)
+    assert code == 0 and "measured effects inform" in text and has_learned_from(again, truth)
+    assert again.config["quality"] == {}
+    before = (tmp_path / "model.safetensors").read_bytes()
+    assert mfm("inform", "--model", tmp_path, "--wells", informing[0], "--prior", 0)[0] == 2
+    assert mfm("inform", "--model", tmp_path, "--wells", tmp_path / "config.json")[0] == 2
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_wells_of_other_compounds_cannot_inform(ask, informing):
