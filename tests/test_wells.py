@@ -320,9 +320,14 @@ def test_a_model_can_be_told_another_effect_for_a_while(informing):
 
 
 def test_an_informed_model_is_judged_by_wells_that_it_was_not_told_of_as_well(informing):
-    report = compare_with_wells(informed_model(informing), read_wells(informing[0]), n=2)
-    assert "one of the wells left out" in report.to_markdown()
-    assert report.scores["drawn, one of the wells left out, beside that well"]["conditions"] == 3
+    model, wells = informed_model(informing), read_wells(informing[0])
+    report = compare_with_wells(model, wells, n=2)
+    assert report.informed and "one of the wells left out" in report.to_markdown()
+    assert report.scores[w.left_out_name]["conditions"] == 3
+    judged = agreement(*w.of_other_replicates(model, truth_of(wells), 2))
+    assert np.allclose(report.conditions.loc[judged.index, "cosine"], judged["cosine"])
+    record = to_record(report)
+    assert record["informed"] and "wells left out judge it" in w.said_of_wells(record, "a1")
 
 
 def test_training_goes_on_from_a_model_of_labels_and_gives_its_vectors_back_as_far_as_effects_tell(informing):
