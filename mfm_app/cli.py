@@ -661,6 +661,9 @@ def inform_command(
     truth, loaded = truth_of(read_wells(wells, read_mapping(wells_columns))), load_model(model, pick_device())
     labels, *informed = inform(loaded, truth, prior, n)
     loaded.config["quality"] = {}
+    loaded.config["training"]["informed_by"] = (
+        f"{len(truth.effects)} effects of {len(truth.scale)} features measured in wells ({wells.name}), which weigh as "
+        f"much as {prior} crops of a condition")
     loaded.config.pop("wells", None)
     loaded.config.get("molecules", {}).pop("mechanism", None)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
