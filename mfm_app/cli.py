@@ -8,14 +8,14 @@ __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'g
            'embedding_help', 'backbone_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
            'real_help', 'left_out_text', 'no_trials_text', 'accelerators', 'space_help', 'protocol_help',
            'no_unseen_controls', 'wells_help', 'columns_help', 'main', 'preview_conditions', 'training_record',
-           'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of',
-           'snapshot_hook', 'starting_cells', 'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells',
-           'start_run', 'first_speaks', 'train_on', 'design_switches', 'settings_of', 'recipe_with', 'in_channels',
-           'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
-           'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping',
-           'judged_wells', 'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused',
-           'print_notes', 'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command',
-           'serve_command', 'push_command', 'space_command']
+           'data_record', 'some_treated', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook',
+           'starting_cells', 'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells', 'start_run',
+           'first_speaks', 'train_on', 'design_switches', 'settings_of', 'recipe_with', 'in_channels', 'read_resized',
+           'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of', 'planned_network',
+           'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping', 'judged_wells',
+           'evaluate_command', 'tune_command', 'format_of', 'sample_command', 'print_refused', 'print_notes',
+           'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command', 'serve_command',
+           'push_command', 'space_command']
 
 # %% ../nbs/43_cli.ipynb #016db8f5
 import hashlib
@@ -57,7 +57,7 @@ from .space import upload_space, write_space
 from .training import (Plan, Run, Scale, SharedError, check_agreement, leave, plan_training, ranks, start,
                               tensorboard, together, train)
 from .tuning import tune_model
-from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenotypes_of, protocols,
+from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenotypes_record, protocols,
                                 write_report)
 from .viz import agreement_figure, loss_curve, show
 from .vocabulary import Perturbation, Vocabulary, condition, kinds
@@ -129,12 +129,6 @@ def some_treated(cells:Cells)->Cells:
     rows = np.random.default_rng(0).permutation(rows)
     names = cells.table["perturbation"].iloc[rows]
     return cells[rows[names.groupby(names).cumcount().argsort(kind="stable")][:max_treated]]
-
-
-def phenotypes_record(cells:Cells)->dict:
-    "The phenotype space of the training cells as a part of a config; empty without one."
-    space = phenotypes_of(cells)
-    return dict(phenotypes=space.to_dict()) if space else {}
 
 
 def controls_of(
@@ -613,7 +607,7 @@ def evaluate_command(
     quality, report, pictures = judge(loaded, cells, n, protocol, spaces)
     loaded.config |= dict(quality=quality, controls=controls_of(cells, loaded.nucleus),
                          vocabulary=clearest_doses(loaded.vocab, cells).to_dict())
-    loaded.config |= {} if "phenotypes" in loaded.config else phenotypes_record(cells)
+    loaded.config |= phenotypes_record(cells, loaded.config.get("phenotypes"))
     quality |= judged_counterfactuals(loaded, cells, n // 4)
     if table: pictures |= judged_wells(loaded, table, cells)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
