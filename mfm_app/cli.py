@@ -530,6 +530,7 @@ def finetune_command(
     counts:option(bool, "Count fingerprints instead of bits.")=False,
     embeddings:option(Path|None, "A table of embeddings (.csv, .npz), keyed by SMILES, in place of fingerprints.")=None,
     folds:option(int, "Groups of compounds held out in turn, to measure the predictions; 0 skips this.")=6,
+    wells:option(Path|None, "Table of measured wells, beside which held-out compounds are laid as well.")=None,
     control:option(list[str]|None, control_help)=None,
 ):
     "Train a model on molecules, and write into its card how it predicts held-out compounds."
@@ -538,13 +539,15 @@ def finetune_command(
                   (folds, "--folds", 0, 100))
     config = FinetuneConfig(steps, warm_start, batch, lr, modulations=adaln, seed=seed)
     for folder in filter(None, (model, run)): check_writable(folder)
-    encode = read_embeddings(embeddings) if embeddings else Morgan(counts=counts)
+    encode, measured = read_embeddings(embeddings) if embeddings else Morgan(counts=counts), wells and read_wells(wells)
     loaded, checkpoint = load_model(model, pick_device()), run and run / "molecules.pt"
     cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
     if left_out := check_trainable(cells, encode): print(left_out_text.format(names=", ".join(left_out)))
-    net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds)
+    net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds, measured)
     save_model(model, net, loaded.config, loaded.dtype, encode if embeddings else None)
-    print(loaded.config["molecules"].get("table", no_trials_text))
+    record = loaded.config["molecules"]
+    print(record.get("table", no_trials_text))
+    if "mechanism" in record: print(f"\n{record['mechanism']['table']}")
 
 # %% ../nbs/43_cli.ipynb #6b46a2ca
 space_help = (f"A further feature space: {', '.join(network_spaces)}; with a file of its weights as in "

@@ -8,12 +8,12 @@ __all__ = ['protocols', 'few_cells', 'max_conditions', 'few_text', 'small_text',
            'steps_tried', 'round_trip_settings', 'min_real', 'trained_conditions', 'cells_of', 'condition_label',
            'generate_condition', 'check_judgeable', 'row_labels', 'conditions_to_generate', 'rows_to_generate',
            'labelled_rows', 'generate_rows', 'copies_of_control', 'compared_rows', 'compare_sets', 'balanced_interval',
-           'specificity', 'dose_responses', 'Report', 'gaps', 'report_warnings', 'with_interval', 'comparison_table',
-           'condition_table', 'specificity_text', 'dose_text', 'report_text', 'never_seen', 'compare_never_seen',
-           'sources_of', 'report_of', 'report_pictures', 'write_report', 'morphology_of_conditions', 'seams_of',
-           'quality_record', 'judge', 'evaluate_model', 'class_labels', 'phenotypes_of', 'with_conditions',
-           'phenotypes_record', 'clearest_doses', 'round_trips', 'identity_share', 'rank_correlation', 'shift',
-           'evaluate_counterfactuals', 'unit_maps', 'twin_scores', 'twin_table']
+           'specificity', 'dose_responses', 'Report', 'gaps', 'report_warnings', 'comparison_table', 'condition_table',
+           'specificity_text', 'dose_text', 'report_text', 'never_seen', 'compare_never_seen', 'sources_of',
+           'report_of', 'report_pictures', 'write_report', 'morphology_of_conditions', 'seams_of', 'quality_record',
+           'judge', 'evaluate_model', 'class_labels', 'phenotypes_of', 'with_conditions', 'phenotypes_record',
+           'clearest_doses', 'round_trips', 'identity_share', 'rank_correlation', 'shift', 'evaluate_counterfactuals',
+           'unit_maps', 'twin_scores', 'twin_table']
 
 # %% ../nbs/26_validation.ipynb #6cb6fe25
 import json
@@ -31,7 +31,7 @@ from .engine import Engine
 from .evaluation import (Classification, MorphologyReport, PhenotypeSpace, bootstrap, bounded, classify,
                                 compare_features, comparison, cosine, excess_shift, gap_closed, interval_about,
                                 min_condition_cells, monotonicity, other_compound_recall, phenotype_space,
-                                real_conditions, z_score)
+                                real_conditions, with_interval, z_score)
 from .features import FeatureSpace, morphology, morphology_space, profile, seam
 from .hub import Model, write_files
 from .model import token_side
@@ -273,11 +273,6 @@ def report_warnings(report:Report)->list:
 
 # %% ../nbs/26_validation.ipynb #b004e2df
 figure_titles = dict(frechet="Fréchet distance", kid="KID", precision="precision", recall="recall")
-
-
-def with_interval(figure, digits:int=2)->str:      # [value, low, high], or None
-    "A figure and its interval; a dash where there is none."
-    return "–" if figure is None else "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*figure, d=digits)
 
 
 def comparison_table(scores:dict)->str:      # set -> `evaluation.comparison`

@@ -7,10 +7,10 @@ __all__ = ['shapes', 'levels', 'stains', 'of_nuclei', 'of_cells', 'well_columns'
            'verdict_words', 'intensity_columns', 'Wells', 'feature_columns', 'numbers', 'read_wells', 'effect',
            'in_experiments', 'by_condition', 'Truth', 'strength', 'left_out_wells', 'chance_strength', 'truth_of',
            'doses_of', 'measured_values', 'mean_profile', 'informed_by', 'drawn_effects', 'agreement',
-           'rank_correlations', 'nearest_mechanism', 'of_others', 'dose_order', 'interval', 'score', 'effects_of_cells',
-           'has_learned_from', 'of_other_replicates', 'replicate_effects', 'reliability', 'limits', 'WellsReport',
-           'compare_with_wells', 'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed', 'facts_of_wells',
-           'said_of_wells']
+           'rank_correlations', 'cosine_at_doses', 'nearest_mechanism', 'of_others', 'dose_order', 'interval', 'score',
+           'effects_of_cells', 'has_learned_from', 'of_other_replicates', 'replicate_effects', 'reliability', 'limits',
+           'WellsReport', 'compare_with_wells', 'wells_markdown', 'to_record', 'listed', 'most_changed',
+           'facts_of_wells', 'said_of_wells']
 
 # %% ../nbs/27_wells.ipynb #ea213e43
 from contextlib import contextmanager, nullcontext
@@ -24,7 +24,7 @@ import torch
 
 from .core import InputError, markdown_table, pick_device
 from .data import Cells, read_table, take_table
-from .evaluation import cosine
+from .evaluation import cosine, with_interval
 from .features import profile
 from .hub import Model
 from .sampling import generation, sample_images
@@ -278,6 +278,19 @@ def rank_correlations(predicted, true)->np.ndarray:      # (K, D) each; (D,)
     spread = np.sqrt((a ** 2).sum(0) * (b ** 2).sum(0))
     return (a * b).sum(0) / np.where(spread > 0, spread, 1)
 
+# %% ../nbs/27_wells.ipynb #c8aa34b3
+def cosine_at_doses(
+    truth:Truth|None, model:Model,
+    name:str, doses,           # of a perturbation that was drawn; micromolar, of each cell
+    treated, control,          # (N, C, H, W) uint8, drawn
+)->float:                      # NaN where the wells have none of the doses, or there are no wells
+    "Cosine of a drawn effect over several doses with the mean of those in the wells."
+    effects = truth.effects.loc[[name]] if truth and name in truth.effects.index else pd.DataFrame()
+    seen = [row for dose in doses for (_, own), row in effects.iterrows() if np.isclose(own, dose)]
+    if not seen: return np.nan
+    means = (mean_profile(images, model, list(truth.scale.index)) for images in (treated, control))
+    return cosine((effect(*means) / truth.scale).to_numpy(), np.mean(seen, 0))
+
 # %% ../nbs/27_wells.ipynb #d781d905
 def nearest_mechanism(effects:pd.DataFrame, moa:pd.Series)->float:      # moa: of each condition
     "Share of the conditions whose nearest one of another compound, by cosine, has their mechanism; NaN without any."
@@ -372,7 +385,7 @@ def replicate_effects(truth:Truth)->tuple:      # effects of single wells, those
 
 # %% ../nbs/27_wells.ipynb #b470017e
 reliabilities = dict(
-    confirmed="The wells confirm it: the drawn effect agrees with them as well as their replicates do with each other.",
+    confirmed="The wells confirm it: the drawn effect agrees with them as well as nine in ten of their replicates do.",
     partly="The wells confirm it in part.",
     contradicted="The wells contradict it: it agrees with them no better than with those of other mechanisms.",
     none="In the wells this dose does nothing that chance does not.")
@@ -446,19 +459,13 @@ def compare_with_wells(
                        wells.source, left_out)
 
 # %% ../nbs/27_wells.ipynb #cf609d40
-def figure(values, form:str=".2f")->str:      # value, low, high
-    "A number with its interval; a dash where there is none."
-    value, low, high = values
-    return "–" if np.isnan(value) else f"{value:{form}} ({low:{form}} to {high:{form}})"
-
-
 def wells_markdown(report:WellsReport)->str:
     "A sentence, and a table with a row a set of effects."
     rows = []
     for name, s in report.scores.items():
         share = "–" if np.isnan(s["mechanism"]) else f"{s['mechanism']:.0%}"
         alike, pairs = s["doses"]
-        rows.append([name, s["conditions"], figure(s["spearman"]), figure(s["cosine"]), figure(s["ratio"]), share,
+        rows.append([name, s["conditions"], *map(with_interval, (s["spearman"], s["cosine"], s["ratio"])), share,
                      f"{alike} of {pairs}" if pairs else "–"])
     counts = report.conditions["reliability"].value_counts()
     said = ", ".join(f"{counts[name]} {name}" for name in reliabilities if name in counts)
