@@ -90,7 +90,9 @@ def networks_with_structure(model, cells, compounds, folds=6):
 
 
 def with_adaptor(net, adaptor):
-    return Conditioned(net.backbone, adaptor, floor=net.floor, design=net.design, controls=net.controls).to(pick_device()).eval()
+    "The same backbone under another adaptor."
+    own = Conditioned(net.backbone, adaptor, floor=net.floor, design=net.design, controls=net.controls)
+    return own.to(pick_device()).eval()
 
 
 # All of it
@@ -103,13 +105,14 @@ def counts_text(known, seconds):
             f"their SMILES take {many:.0f} s.")
 
 
-def left_out_text(trials):
-    "What is claimed of the compounds that were left out, and which of them are alone with their mechanism."
+def left_out_text(vocab, trials):
+    "What is claimed of the compounds that were left out, and of which of them the model knows no other of the kind."
     one = trials[trials["way"] == ways[0]]
-    alone = one["compound"][~one["true_mechanism"].duplicated(keep=False)].tolist()
+    others = lambda name, moa: [p for p in vocab.treated if p.moa == moa and p.name != name]
+    alone = [name for name, moa in zip(one["compound"], one["true_mechanism"]) if not others(name, moa)]
     claims = [f"{way}: {right} of {total} claimed to act as they do, {claimed - right} otherwise"
               for way in ways[1:] for right, claimed, total in [named(trials[trials["way"] == way])]]
-    return "; ".join(claims) + f". The only compounds of their mechanism: {', '.join(alone) or 'none'}."
+    return "; ".join(claims) + f". Without another compound of their mechanism: {', '.join(alone) or 'none'}."
 
 
 def at_usual_doses(vocab):
@@ -128,14 +131,12 @@ def further_table(trials):
     return markdown_table(head, rows, "lrrrr")
 
 
-def further_trials(model, cells, measured, names, wells, n):
-    "The guesses drawn with a part that is read from the structure, and with each compound at its usual dose."
-    networks = networks_with_structure(model, cells, names)
+def at_usual(model, measured, names, wells, n):
+    "The guesses drawn with each compound of a mixture at its usual dose."
     usual = replace(model, config=model.config | dict(vocabulary=at_usual_doses(model.vocab).to_dict()))
-    plain = mechanism_trials(model, model.net, measured, names, wells, pick_device(), n, networks.get)
-    at_usual = mechanism_trials(usual, model.net, measured, names, wells, pick_device(), n)
-    named = at_usual["way"] + ", each compound at its usual dose"
-    return pd.concat([plain, at_usual.assign(way=named)[at_usual["way"].isin(ways[1:])]])
+    trials = mechanism_trials(usual, model.net, measured, names, wells, pick_device(), n)
+    trials = trials[trials["way"].isin(ways[1:])]
+    return trials.assign(way=trials["way"] + ", each compound at its usual dose")
 
 
 def write(record):
@@ -168,12 +169,13 @@ def main(asked):
     structural = stored_scores(model.config["molecules"]["trials"])
     names = list(dict.fromkeys(structural["compound"]))[:asked.compounds]
     structural, measured = structural[structural["compound"].isin(names)], measure(cells)
-    if asked.further:
-        print(further_table(further_trials(model, cells, measured, names, wells, asked.cells)), flush=True)
-    trials = mechanism_trials(model, model.net, measured, names, wells, pick_device(), asked.cells)
-    record = mechanism_record(trials, structural, figures)
-    print(f"\n{record['table']}\n\n{left_out_text(trials)}", flush=True)
+    networks = networks_with_structure(model, cells, names) if asked.further else dict.fromkeys(names, {})
+    trials = mechanism_trials(model, model.net, measured, names, wells, pick_device(), asked.cells, networks.get)
+    own = trials[trials["way"].isin(ways)]
+    record = mechanism_record(own, structural, figures)
+    print(f"{record['table']}\n\n{left_out_text(model.vocab, own)}\n", flush=True)
     if asked.write: write(record)
+    if asked.further: print(further_table(pd.concat([trials, at_usual(model, measured, names, wells, asked.cells)])))
 
 
 if __name__ == "__main__": main(options())
