@@ -84,10 +84,10 @@ class Mechanisms:
         known:list,            # `KnownMolecule`s, each structure once
         offered=mechanisms,    # those that are asked for
     ):
-        self.known, self.offered, smiles = known, list(offered), [m.smiles for m in known]
-        self.bits, labels = Morgan()(smiles), [m.mechanism for m in known]
+        self.known, self.offered = known, list(offered)
+        self.bits = substructures([m.smiles for m in known])
         self.metals = {symbol for m in known for symbol in makeup(m.smiles).metals}
-        self.fitted = logistic(substructures(smiles), labels, strength)
+        self.fitted = logistic(self.bits, [m.mechanism for m in known], strength)
 
     def probabilities(self, features)->np.ndarray:      # (N, 2048), see `substructures`; (N, K + 1)
         "The probability of each mechanism that is offered, and last that of none of them."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['shapes', 'levels', 'stains', 'of_nuclei', 'of_cells', 'well_columns', 'reliabilities', 'feature_words',
            'verdict_words', 'intensity_columns', 'Wells', 'feature_columns', 'numbers', 'read_wells', 'effect',
-           'in_experiments', 'by_condition', 'Truth', 'strength', 'left_out_wells', 'chance_strength', 'truth_of',
-           'doses_of', 'measured_values', 'mean_profile', 'informed_by', 'drawn_effects', 'agreement',
+           'change', 'in_experiments', 'by_condition', 'Truth', 'strength', 'left_out_wells', 'chance_strength',
+           'truth_of', 'doses_of', 'measured_values', 'mean_profile', 'informed_by', 'drawn_effects', 'agreement',
            'rank_correlations', 'cosine_at_doses', 'nearest_mechanism', 'of_others', 'dose_order', 'interval', 'score',
            'effects_of_cells', 'has_learned_from', 'of_other_replicates', 'replicate_effects', 'reliability', 'limits',
            'WellsReport', 'compare_with_wells', 'wells_markdown', 'to_record', 'listed', 'most_changed',
@@ -121,9 +121,13 @@ def effect(
     control:pd.DataFrame,
 )->pd.Series:                   # a number a feature
     "Log ratio of the means, or their difference where a feature is a shape."
-    a, b = treated.mean(), control.mean()
-    ratio = np.log(np.maximum(a, 1e-6) / np.maximum(b, 1e-6))
-    return ratio.where(~ratio.index.isin(list(shapes)), a - b)
+    return pd.Series(change(treated.mean().to_numpy(), control.mean().to_numpy(), treated.columns), treated.columns)
+
+
+def change(after, before, features)->np.ndarray:      # (..., D) means, D names; (..., D)
+    "Log ratio, or the difference of a shape."
+    ratio = np.log(np.maximum(after, 1e-6) / np.maximum(before, 1e-6))
+    return np.where(np.isin(features, list(shapes)), after - before, ratio)
 
 
 def in_experiments(wells:Wells, rows:pd.DataFrame)->pd.Series:
@@ -163,13 +167,14 @@ def left_out_wells(wells:Wells)->list:
 
 def chance_strength(wells:Wells, scale:pd.Series, n:int, draws:int=400)->float:
     "The 95th percentile of the strength of `n` untreated wells against the others of their experiment."
-    rng, found = np.random.default_rng(0), []
-    groups = [g[wells.features] for _, g in wells.untreated.groupby("experiment") if len(g) > n]
-    for _ in range(draws if groups else 0):
+    rng = np.random.default_rng(0)
+    groups = [g[wells.features].to_numpy() for _, g in wells.untreated.groupby("experiment") if len(g) > n]
+    def drawn():
         group = groups[rng.integers(len(groups))]
         chosen = rng.permutation(len(group)) < n
-        found.append(strength(effect(group[chosen], group[~chosen]) / scale))
-    return float(np.percentile(found, 95)) if found else 0.
+        return change(group[chosen].mean(0), group[~chosen].mean(0), wells.features)
+    if not groups: return 0.
+    return float(np.percentile(strength([drawn() for _ in range(draws)] / scale.to_numpy()), 95))
 
 # %% ../nbs/27_wells.ipynb #f3f90f99
 def truth_of(wells:Wells)->Truth:
