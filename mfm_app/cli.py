@@ -8,14 +8,14 @@ __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'g
            'embedding_help', 'backbone_help', 'kind_help', 'data_help', 'list_help', 'repo_help', 'dry_run_help',
            'real_help', 'left_out_text', 'no_trials_text', 'accelerators', 'space_help', 'protocol_help',
            'no_unseen_controls', 'wells_help', 'columns_help', 'main', 'preview_conditions', 'training_record',
-           'data_record', 'some_treated', 'phenotypes_record', 'controls_of', 'named_nucleus', 'nucleus_of',
-           'snapshot_hook', 'starting_cells', 'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells',
-           'start_run', 'first_speaks', 'train_on', 'design_switches', 'settings_of', 'recipe_with', 'in_channels',
-           'read_resized', 'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of',
-           'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping',
-           'judged_wells', 'evaluate_command', 'tune_command', 'inform_command', 'format_of', 'sample_command',
-           'print_refused', 'print_notes', 'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input',
-           'screen_command', 'serve_command', 'push_command', 'space_command']
+           'data_record', 'some_treated', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook',
+           'starting_cells', 'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells', 'start_run',
+           'first_speaks', 'train_on', 'design_switches', 'settings_of', 'recipe_with', 'in_channels', 'read_resized',
+           'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of', 'planned_network',
+           'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping', 'judged_wells',
+           'evaluate_command', 'tune_command', 'inform_command', 'format_of', 'sample_command', 'print_refused',
+           'print_notes', 'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command',
+           'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/43_cli.ipynb #016db8f5
 import hashlib
@@ -57,7 +57,7 @@ from .space import upload_space, write_space
 from .training import (Plan, Run, Scale, SharedError, check_agreement, leave, plan_training, ranks, start,
                               tensorboard, together, train)
 from .tuning import tune_model
-from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenotypes_of, protocols,
+from .validation import (clearest_doses, evaluate_counterfactuals, judge, phenotypes_record, protocols,
                                 write_report)
 from .viz import agreement_figure, loss_curve, show
 from .vocabulary import Perturbation, Vocabulary, condition, kinds
@@ -129,12 +129,6 @@ def some_treated(cells:Cells)->Cells:
     rows = np.random.default_rng(0).permutation(rows)
     names = cells.table["perturbation"].iloc[rows]
     return cells[rows[names.groupby(names).cumcount().argsort(kind="stable")][:max_treated]]
-
-
-def phenotypes_record(cells:Cells)->dict:
-    "The phenotype space of the training cells as a part of a config; empty without one."
-    space = phenotypes_of(cells)
-    return dict(phenotypes=space.to_dict()) if space else {}
 
 
 def controls_of(
@@ -538,6 +532,7 @@ def finetune_command(
     counts:option(bool, "Count fingerprints instead of bits.")=False,
     embeddings:option(Path|None, "A table of embeddings (.csv, .npz), keyed by SMILES, in place of fingerprints.")=None,
     folds:option(int, "Groups of compounds held out in turn, to measure the predictions; 0 skips this.")=6,
+    wells:option(Path|None, "Table of measured wells, beside which held-out compounds are laid as well.")=None,
     control:option(list[str]|None, control_help)=None,
 ):
     "Train a model on molecules, and write into its card how it predicts held-out compounds."
@@ -546,13 +541,15 @@ def finetune_command(
                   (folds, "--folds", 0, 100))
     config = FinetuneConfig(steps, warm_start, batch, lr, modulations=adaln, seed=seed)
     for folder in filter(None, (model, run)): check_writable(folder)
-    encode = read_embeddings(embeddings) if embeddings else Morgan(counts=counts)
+    encode, measured = read_embeddings(embeddings) if embeddings else Morgan(counts=counts), wells and read_wells(wells)
     loaded, checkpoint = load_model(model, pick_device()), run and run / "molecules.pt"
     cells = read_resized(data, loaded.net.shape[-1], loaded.channels, control)
     if left_out := check_trainable(cells, encode): print(left_out_text.format(names=", ".join(left_out)))
-    net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds)
+    net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds, measured)
     save_model(model, net, loaded.config, loaded.dtype, encode if embeddings else None)
-    print(loaded.config["molecules"].get("table", no_trials_text))
+    record = loaded.config["molecules"]
+    print(record.get("table", no_trials_text))
+    if "mechanism" in record: print(f"\n{record['mechanism']['table']}")
 
 # %% ../nbs/43_cli.ipynb #6b46a2ca
 space_help = (f"A further feature space: {', '.join(network_spaces)}; with a file of its weights as in "
@@ -615,7 +612,7 @@ def evaluate_command(
     quality, report, pictures = judge(loaded, cells, n, protocol, spaces)
     loaded.config |= dict(quality=quality, controls=controls_of(cells, loaded.nucleus),
                          vocabulary=clearest_doses(loaded.vocab, cells).to_dict())
-    loaded.config |= {} if "phenotypes" in loaded.config else phenotypes_record(cells)
+    loaded.config |= phenotypes_record(cells, loaded.config.get("phenotypes"))
     quality |= judged_counterfactuals(loaded, cells, n // 4)
     if table: pictures |= judged_wells(loaded, table, cells)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)

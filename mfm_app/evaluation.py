@@ -9,8 +9,8 @@ __all__ = ['max_z', 'min_condition_cells', 'max_condition_cells', 'report_column
            'report_row', 'report_markdown', 'compare_features', 'morphology_test', 'cosine', 'PhenotypeSpace',
            'six_digits', 'space_to_dict', 'space_from_dict', 'phenotype_space', 'Effect', 'effect_of',
            'real_conditions', 'kid', 'score_predictions', 'stored_scores', 'calibrate', 'kid_of_subsets', 'in_support',
-           'interval_about', 'bootstrap', 'bounded', 'kid_draws', 'comparison', 'gap_closed', 'other_compound_recall',
-           'excess_shift', 'monotonicity', 'median_distance', 'mmd']
+           'interval_about', 'bootstrap', 'bounded', 'with_interval', 'kid_draws', 'comparison', 'gap_closed',
+           'other_compound_recall', 'excess_shift', 'monotonicity', 'median_distance', 'mmd']
 
 # %% ../nbs/18_evaluation.ipynb #9b334231
 from dataclasses import dataclass, field
@@ -541,6 +541,12 @@ def bootstrap(
 def bounded(figure:list, low:float=-1, high:float=1)->list:
     "A figure and its interval within the limits that it can have."
     return [float(np.clip(value, low, high)) for value in figure]
+
+
+def with_interval(figure, digits:int=2)->str:      # [value, low, high], or None
+    "A figure and its interval as text; a dash where there is none."
+    if figure is None or np.isnan(figure[0]): return "–"
+    return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*figure, d=digits)
 
 # %% ../nbs/18_evaluation.ipynb #878936e9
 def kid_draws(

@@ -370,7 +370,7 @@ def is_record_of_wells(record)->bool:
 
 # %% ../nbs/15_hub.ipynb #6ad95aec
 def is_record_of_mechanisms(record)->bool:
-    "Whether a record of molecules drawn by mechanism is as `bench/mechanism.py` writes it; an empty one is."
+    "Whether a record of molecules drawn by mechanism is as `finetune.mechanism_record` makes it, or empty."
     if not isinstance(record, dict): return False
     tables = [record.get(key) for key in ("drawn", "named", "classifier")]
     return not record or isinstance(record.get("table"), str) and all(isinstance(t, dict) for t in tables)

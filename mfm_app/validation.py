@@ -8,12 +8,12 @@ __all__ = ['protocols', 'few_cells', 'max_conditions', 'few_text', 'small_text',
            'steps_tried', 'round_trip_settings', 'min_real', 'trained_conditions', 'cells_of', 'condition_label',
            'generate_condition', 'check_judgeable', 'row_labels', 'conditions_to_generate', 'rows_to_generate',
            'labelled_rows', 'generate_rows', 'copies_of_control', 'compared_rows', 'compare_sets', 'balanced_interval',
-           'specificity', 'dose_responses', 'Report', 'gaps', 'report_warnings', 'with_interval', 'comparison_table',
-           'condition_table', 'specificity_text', 'dose_text', 'report_text', 'never_seen', 'compare_never_seen',
-           'sources_of', 'report_of', 'report_pictures', 'write_report', 'morphology_of_conditions', 'seams_of',
-           'quality_record', 'judge', 'evaluate_model', 'class_labels', 'phenotypes_of', 'clearest_doses',
-           'round_trips', 'identity_share', 'rank_correlation', 'shift', 'evaluate_counterfactuals', 'unit_maps',
-           'twin_scores', 'twin_table']
+           'specificity', 'dose_responses', 'Report', 'gaps', 'report_warnings', 'comparison_table', 'condition_table',
+           'specificity_text', 'dose_text', 'report_text', 'never_seen', 'compare_never_seen', 'sources_of',
+           'report_of', 'report_pictures', 'write_report', 'morphology_of_conditions', 'seams_of', 'quality_record',
+           'judge', 'evaluate_model', 'class_labels', 'phenotypes_of', 'with_conditions', 'phenotypes_record',
+           'clearest_doses', 'round_trips', 'identity_share', 'rank_correlation', 'shift', 'evaluate_counterfactuals',
+           'unit_maps', 'twin_scores', 'twin_table']
 
 # %% ../nbs/26_validation.ipynb #6cb6fe25
 import json
@@ -31,7 +31,7 @@ from .engine import Engine
 from .evaluation import (Classification, MorphologyReport, PhenotypeSpace, bootstrap, bounded, classify,
                                 compare_features, comparison, cosine, excess_shift, gap_closed, interval_about,
                                 min_condition_cells, monotonicity, other_compound_recall, phenotype_space,
-                                real_conditions, z_score)
+                                real_conditions, with_interval, z_score)
 from .features import FeatureSpace, morphology, morphology_space, profile, seam
 from .hub import Model, write_files
 from .model import token_side
@@ -275,11 +275,6 @@ def report_warnings(report:Report)->list:
 figure_titles = dict(frechet="Fréchet distance", kid="KID", precision="precision", recall="recall")
 
 
-def with_interval(figure, digits:int=2)->str:      # [value, low, high], or None
-    "A figure and its interval; a dash where there is none."
-    return "–" if figure is None else "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*figure, d=digits)
-
-
 def comparison_table(scores:dict)->str:      # set -> `evaluation.comparison`
     "A row a set."
     rows = [[name, own["cells"], *(with_interval(own.get(key), 3 if key == "kid" else 2) for key in figure_titles)]
@@ -519,10 +514,32 @@ def phenotypes_of(
     measured = (labels.isin(chosen) & (labels.groupby(labels).cumcount() < most // len(chosen))).to_numpy()
     if counts.get(cells.control, 0) < 2 or len(chosen) < 2: return None
     features = morphology(train.images[measured], [c["name"] for c in cells.channels])
-    try: space = phenotype_space(features, labels[measured].to_numpy(), cells.control)
+    try: return phenotype_space(features, labels[measured].to_numpy(), cells.control)
     except np.linalg.LinAlgError: return None      # images without any variation
-    about = train.table[measured].assign(moa=labels[measured].to_numpy())
-    return replace(space, conditions=real_conditions(space, features, about))
+
+# %% ../nbs/26_validation.ipynb #2bc581ac
+def with_conditions(
+    space:PhenotypeSpace,
+    cells:Cells,
+    most:int=200,      # cells measured of a condition
+)->PhenotypeSpace:     # as it was, where the cells have none of its classes
+    "A phenotype space with the mean effects of real training cells in it, see `evaluation.real_conditions`."
+    train = cells.where(split="train")
+    about = train.table.assign(moa=class_labels(train))
+    place = about.groupby(["moa", "perturbation", "dose_um"], dropna=False).cumcount()
+    measured = ((place < most) & about["moa"].isin(list(space.mechanisms))).to_numpy()
+    if not measured.any(): return space
+    features = morphology(train.images[measured], [c["name"] for c in cells.channels])
+    return replace(space, conditions=real_conditions(space, features, about[measured]) or space.conditions)
+
+
+def phenotypes_record(
+    cells:Cells,
+    known:dict|None=None,      # `config["phenotypes"]` of the model, where it has one
+)->dict:                       # empty where there is nothing to tell apart
+    "The phenotype space of the training cells, or the model's own with its conditions up to date, for a config."
+    space = PhenotypeSpace.from_dict(known) if known else phenotypes_of(cells)
+    return dict(phenotypes=with_conditions(space, cells).to_dict()) if space else {}
 
 # %% ../nbs/26_validation.ipynb #73b6068a
 def clearest_doses(

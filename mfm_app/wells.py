@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['shapes', 'levels', 'stains', 'of_nuclei', 'of_cells', 'well_columns', 'reliabilities', 'left_out_name',
            'informed_text', 'feature_words', 'verdict_words', 'intensity_columns', 'Wells', 'feature_columns',
-           'numbers', 'read_wells', 'effect', 'in_experiments', 'by_condition', 'Truth', 'strength', 'left_out_wells',
-           'chance_strength', 'truth_of', 'doses_of', 'shares', 'measured_values', 'mean_profile', 'informed_by',
-           'drawn_effects', 'learn_to_ask', 'inform', 'agreement', 'rank_correlations', 'nearest_mechanism',
-           'of_others', 'dose_order', 'interval', 'score', 'effects_of_cells', 'has_learned_from',
-           'of_other_replicates', 'replicate_effects', 'reliability', 'limits', 'WellsReport', 'compare_with_wells',
-           'figure', 'wells_markdown', 'to_record', 'listed', 'most_changed', 'facts_of_wells', 'said_of_wells']
+           'numbers', 'read_wells', 'effect', 'change', 'in_experiments', 'by_condition', 'Truth', 'strength',
+           'left_out_wells', 'chance_strength', 'truth_of', 'doses_of', 'shares', 'measured_values', 'mean_profile',
+           'informed_by', 'drawn_effects', 'learn_to_ask', 'inform', 'agreement', 'rank_correlations',
+           'cosine_at_doses', 'nearest_mechanism', 'of_others', 'dose_order', 'interval', 'score', 'effects_of_cells',
+           'has_learned_from', 'of_other_replicates', 'replicate_effects', 'reliability', 'limits', 'WellsReport',
+           'compare_with_wells', 'wells_markdown', 'to_record', 'listed', 'most_changed', 'facts_of_wells',
+           'said_of_wells']
 
 # %% ../nbs/27_wells.ipynb #ea213e43
 from contextlib import contextmanager, nullcontext
@@ -25,7 +26,7 @@ import torch
 from .conditioning import MeasuredEffects, fit_measured
 from .core import InputError, markdown_table, pick_device
 from .data import Cells, read_table, take_table
-from .evaluation import cosine
+from .evaluation import cosine, with_interval
 from .features import profile
 from .hub import Model
 from .sampling import generation, sample_images
@@ -122,9 +123,13 @@ def effect(
     control:pd.DataFrame,
 )->pd.Series:                   # a number a feature
     "Log ratio of the means, or their difference where a feature is a shape."
-    a, b = treated.mean(), control.mean()
-    ratio = np.log(np.maximum(a, 1e-6) / np.maximum(b, 1e-6))
-    return ratio.where(~ratio.index.isin(list(shapes)), a - b)
+    return pd.Series(change(treated.mean().to_numpy(), control.mean().to_numpy(), treated.columns), treated.columns)
+
+
+def change(after, before, features)->np.ndarray:      # (..., D) means, D names; (..., D)
+    "Log ratio, or the difference of a shape."
+    ratio = np.log(np.maximum(after, 1e-6) / np.maximum(before, 1e-6))
+    return np.where(np.isin(features, list(shapes)), after - before, ratio)
 
 
 def in_experiments(wells:Wells, rows:pd.DataFrame)->pd.Series:
@@ -164,13 +169,14 @@ def left_out_wells(wells:Wells)->list:
 
 def chance_strength(wells:Wells, scale:pd.Series, n:int, draws:int=400)->float:
     "The 95th percentile of the strength of `n` untreated wells against the others of their experiment."
-    rng, found = np.random.default_rng(0), []
-    groups = [g[wells.features] for _, g in wells.untreated.groupby("experiment") if len(g) > n]
-    for _ in range(draws if groups else 0):
+    rng = np.random.default_rng(0)
+    groups = [g[wells.features].to_numpy() for _, g in wells.untreated.groupby("experiment") if len(g) > n]
+    def drawn():
         group = groups[rng.integers(len(groups))]
         chosen = rng.permutation(len(group)) < n
-        found.append(strength(effect(group[chosen], group[~chosen]) / scale))
-    return float(np.percentile(found, 95)) if found else 0.
+        return change(group[chosen].mean(0), group[~chosen].mean(0), wells.features)
+    if not groups: return 0.
+    return float(np.percentile(strength([drawn() for _ in range(draws)] / scale.to_numpy()), 95))
 
 # %% ../nbs/27_wells.ipynb #f3f90f99
 def truth_of(wells:Wells)->Truth:
@@ -333,6 +339,19 @@ def rank_correlations(predicted, true)->np.ndarray:      # (K, D) each; (D,)
     spread = np.sqrt((a ** 2).sum(0) * (b ** 2).sum(0))
     return (a * b).sum(0) / np.where(spread > 0, spread, 1)
 
+# %% ../nbs/27_wells.ipynb #c8aa34b3
+def cosine_at_doses(
+    truth:Truth|None, model:Model,
+    name:str, doses,           # of a perturbation that was drawn; micromolar, of each cell
+    treated, control,          # (N, C, H, W) uint8, drawn
+)->float:                      # NaN where the wells have none of the doses, or there are no wells
+    "Cosine of a drawn effect over several doses with the mean of those in the wells."
+    effects = truth.effects.loc[[name]] if truth and name in truth.effects.index else pd.DataFrame()
+    seen = [row for dose in doses for (_, own), row in effects.iterrows() if np.isclose(own, dose)]
+    if not seen: return np.nan
+    means = (mean_profile(images, model, list(truth.scale.index)) for images in (treated, control))
+    return cosine((effect(*means) / truth.scale).to_numpy(), np.mean(seen, 0))
+
 # %% ../nbs/27_wells.ipynb #d781d905
 def nearest_mechanism(effects:pd.DataFrame, moa:pd.Series)->float:      # moa: of each condition
     "Share of the conditions whose nearest one of another compound, by cosine, has their mechanism; NaN without any."
@@ -427,7 +446,7 @@ def replicate_effects(truth:Truth)->tuple:      # effects of single wells, those
 
 # %% ../nbs/27_wells.ipynb #b470017e
 reliabilities = dict(
-    confirmed="The wells confirm it: the drawn effect agrees with them as well as their replicates do with each other.",
+    confirmed="The wells confirm it: the drawn effect agrees with them as well as nine in ten of their replicates do.",
     partly="The wells confirm it in part.",
     contradicted="The wells contradict it: it agrees with them no better than with those of other mechanisms.",
     none="In the wells this dose does nothing that chance does not.")
@@ -505,12 +524,6 @@ def compare_with_wells(
                        wells.source, left_out, informed)
 
 # %% ../nbs/27_wells.ipynb #cf609d40
-def figure(values, form:str=".2f")->str:      # value, low, high
-    "A number with its interval; a dash where there is none."
-    value, low, high = values
-    return "–" if np.isnan(value) else f"{value:{form}} ({low:{form}} to {high:{form}})"
-
-
 informed_text = (". The model is told what these wells measured, so a well that it is not told of judges each condition: "
                  "what is drawn if the others stand for it")
 
@@ -521,7 +534,7 @@ def wells_markdown(report:WellsReport)->str:
     for name, s in report.scores.items():
         share = "–" if np.isnan(s["mechanism"]) else f"{s['mechanism']:.0%}"
         alike, pairs = s["doses"]
-        rows.append([name, s["conditions"], figure(s["spearman"]), figure(s["cosine"]), figure(s["ratio"]), share,
+        rows.append([name, s["conditions"], *map(with_interval, (s["spearman"], s["cosine"], s["ratio"])), share,
                      f"{alike} of {pairs}" if pairs else "–"])
     counts = report.conditions["reliability"].value_counts()
     said = ", ".join(f"{counts[name]} {name}" for name in reliabilities if name in counts)

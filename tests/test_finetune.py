@@ -1,7 +1,9 @@
 "Fine-tuning on molecules: which weights change, what is left out, and that nothing held out was trained on."
 import json
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -10,10 +12,12 @@ from mfm_app.core import Condition, InputError
 from mfm_app.data import Batches, vocabulary, with_structure
 from mfm_app.engine import Engine
 from mfm_app.evaluation import calibrate, kid
-from mfm_app.finetune import (FinetuneConfig, finetune, measure, nearest_compound, random_model, split_by_mechanism,
-                              trial_conditions, with_molecules)
+from mfm_app.finetune import (FinetuneConfig, finetune, guesses, imaged_rows, judged_by_mechanism, measure,
+                              mechanism_record, mechanism_trials, methods, mixed_rows, nearest_compound, random_model,
+                              split_by_mechanism, trial_conditions, ways, with_molecules)
 from mfm_app.flow import guided
 from mfm_app.hub import load_model, save_model
+from mfm_app.mechanism import mechanisms_of, substructures
 from mfm_app.molecules import EmbeddingTable, Morgan, read_molecule
 from mfm_app.simulator import synthetic_cells
 
@@ -143,6 +147,80 @@ def test_a_trial_has_the_same_experiments_for_every_method_and_gives_none_the_na
 
 # On the command line
 
+# By mechanism
+
+acting = dict(sweller="Protein synthesis", stabiliser="Microtubule stabilizers")      # as annotated molecules do
+
+
+@pytest.fixture(scope="module")
+def real():
+    "The simulated cells, as if their compounds acted by mechanisms of the annotated list."
+    return replace(cells, table=cells.table.assign(moa=cells.table["perturbation"].map(acting).fillna("")))
+
+
+@pytest.fixture(scope="module")
+def by_mechanism(real):
+    "A model of such cells, and trials of both compounds by it."
+    model = random_model(real)
+    return model, mechanism_trials(model, model.net, measure(real), list(acting), None, "cpu", 4)
+
+
+def test_what_is_guessed_of_a_compound_leaves_it_out(by_mechanism):
+    known = mechanisms_of(by_mechanism[0].vocab)
+    emetine = next(m for m in known.known if m.mechanism == "Protein synthesis" and m.name not in acting)
+    by_way = guesses(known, emetine.smiles, emetine.mechanism)
+    assert list(by_way) == ways and by_way[ways[0]].weights == {emetine.mechanism: 1.}
+    itself = known.likeliest(known.probabilities(substructures([emetine.smiles]))[0])[1]
+    assert itself > by_way[ways[1]].probability >= by_way[ways[2]].probability
+
+
+def test_a_mixture_for_a_held_out_compound_has_all_others_of_its_mechanism_and_not_itself():
+    model = random_model(replace(cells, table=cells.table.assign(moa=np.where(cells.is_control, "", "Same"))))
+    rows = mixed_rows(model.vocab, imaged_rows(model.vocab, structured, 3), {"Same": 0.75}, "sweller")
+    weights = dict(zip(model.vocab.names, rows.mix[0, :, 0].tolist()))
+    assert weights == dict(DMSO=0.25, sweller=0, stabiliser=0.75) and (rows.y == -1).all()
+
+
+def test_a_compound_alone_with_its_mechanism_is_drawn_as_untreated_and_not_right(by_mechanism):
+    known = by_mechanism[1].set_index("way").loc["mechanism known"]
+    assert set(known["compound"]) == set(acting) and known["claimed"].all() and not known["right"].any()
+    assert (known["error"].astype(float) - 1).abs().max() < 1e-3 and known["wells"].isna().all()
+
+
+def structural(real, right):
+    "Trials by structure with made-up outcomes."
+    rows = [dict(method=method, compound=name, true_mechanism=moa, right=right and method == methods[0])
+            for name, moa in acting.items() for method in methods[:2]]
+    return pd.DataFrame(rows)
+
+
+def test_the_record_counts_what_was_right_and_says_that_no_wells_were_given(real, by_mechanism):
+    record = mechanism_record(by_mechanism[1], structural(real, True), {})
+    assert record["drawn"]["by structure (the molecule adaptor)"] == [2, 2] and record["drawn"][ways[0]] == [0, 2]
+    assert record["drawn"]["copy the control"] == [0, 2] and set(record["named"]) == set(ways[1:])
+    assert "No measured wells were given" in record["table"] and json.dumps(record)
+
+
+def test_molecules_are_drawn_by_mechanism_only_where_that_was_as_often_right(real, by_mechanism, monkeypatch):
+    model, trials = by_mechanism
+    monkeypatch.setattr("mfm_app.finetune.classifier_figures", lambda *known: {})
+    monkeypatch.setattr("mfm_app.finetune.mechanism_trials", lambda *asked: trials)
+    asked = lambda right: judged_by_mechanism(model, model.net, None, structural(real, right), None, "cpu")
+    record, said = asked(False)
+    assert record["drawn"][ways[1]][1] == 2 and said == ""
+    record, said = asked(True)
+    assert record == {} and "so the model draws molecules by structure" in said and "cells drawn" in said
+
+
+def test_without_annotated_compounds_of_its_mechanisms_it_is_said_that_this_was_not_judged():
+    model, measured = random_model(cells), measure(cells)
+    trials = structural(cells, True).assign(true_mechanism="Swelling")
+    record, said = judged_by_mechanism(model, model.net, measured, trials, None, "cpu")
+    assert record == {} and "was not judged: of no mechanism of this model are 3 molecules" in said
+
+
+# The command
+
 @pytest.fixture
 def finetune_args(tmp_path):
     "A model folder, data with two treated compounds, some of them without a structure, and the command for both."
@@ -201,6 +279,7 @@ def test_the_folds_are_resumed_too(finetune_args, tmp_path, mfm):
     first = {path.name: path.stat().st_mtime_ns for path in sorted((tmp_path / "run").iterdir())}
     assert list(first) == ["molecules-fold-1-of-2.pt", "molecules-fold-2-of-2.pt", "molecules.pt"]
     before = load_model(tmp_path / "model").config["molecules"]["table"]
+    assert "was not judged" in before
     assert mfm(*args, *folds)[0] == 0 and load_model(tmp_path / "model").config["molecules"]["table"] == before
 
 

@@ -49,7 +49,7 @@ may_import = dict(
     export="core viz images engine counterfactual",
     screen="core vocabulary viz molecules sampling features evaluation engine",
     finetune="core vocabulary molecules data simulator conditioning sampling training hub features evaluation "
-             "preprocess validation",
+             "mechanism preprocess validation wells",
     permalink="core vocabulary viz sampling engine counterfactual screen",
     display="core vocabulary viz molecules sampling effects mechanism engine counterfactual export",
     ui_session="core images scheduler",

@@ -1,5 +1,6 @@
 "How far to believe a model: measures with known answers, a small model evaluated, the bundled one on real cells."
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ from mfm_app.finetune import random_model
 from mfm_app.hub import load_model, save_model
 from mfm_app.sampling import Sampling
 from mfm_app.simulator import synthetic_cells
-from mfm_app.validation import (cosine, evaluate_counterfactuals, identity_share, rank_correlation,
-                                round_trip_settings, round_trips, twin_scores, twin_table)
+from mfm_app.validation import (cosine, evaluate_counterfactuals, identity_share, phenotypes_of, phenotypes_record,
+                                rank_correlation, round_trip_settings, round_trips, twin_scores, twin_table)
 
 names = ["DNA", "Actin", "Tubulin"]
 
@@ -173,3 +174,23 @@ def test_real_cells_shift_to_where_treated_cells_lie_and_as_the_card_reports(tre
 
 def test_every_treated_cell_can_be_told_from_the_others(treated):
     assert min(identity_share(images, treated.reconstruction) for images in treated.treated) > .8
+
+
+# The phenotype space
+
+def test_a_space_that_is_there_keeps_its_directions_and_gets_the_conditions_of_the_cells():
+    cells = synthetic_cells(24, size=32)
+    former = phenotypes_of(cells).to_dict()
+    record = phenotypes_record(cells, former)["phenotypes"]
+    conditions = record.pop("conditions")
+    assert record == former and phenotypes_record(cells)["phenotypes"] == former | dict(conditions=conditions)
+    train = cells.where(split="train").table
+    treated = train[train["perturbation"] != cells.control].groupby(["perturbation", "dose_um"]).size()
+    assert {(c["name"], c["dose_um"]): c["cells"] for c in conditions if c["name"] != cells.control} == treated.to_dict()
+
+
+def test_a_space_stays_as_it_is_beside_cells_of_none_of_its_mechanisms():
+    cells = synthetic_cells(24, size=32)
+    known = phenotypes_record(cells)["phenotypes"]
+    others = replace(cells, control="nothing", table=cells.table.assign(moa="another"))
+    assert phenotypes_record(others, known) == dict(phenotypes=known)
