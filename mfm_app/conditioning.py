@@ -136,7 +136,7 @@ class MeasuredEffects(nn.Module):
         super().__init__()
         self.register_buffer("log_dose", torch.full((labels, doses), torch.inf))      # ascending
         self.register_buffer("effect", torch.zeros(labels, doses, features))      # as measured
-        self.register_buffer("offset", torch.zeros(labels, doses, features))      # what is drawn without being asked
+        self.register_buffer("correction", torch.zeros(labels, doses, features))  # what is asked for besides
         self.register_buffer("own", torch.ones(labels, doses))      # share of what the label itself has learned
         self.register_buffer("control", torch.zeros((), dtype=torch.int64))      # its label
         self.into = nn.Linear(features, width, bias=False)
@@ -148,8 +148,9 @@ class MeasuredEffects(nn.Module):
     def forward(self, y:Tensor, dose_um:Tensor|None):     # (B,) labels from 0, (B,) micromolar -> (B, D), (B, 1)
         at = torch.zeros(y.shape, device=y.device) if dose_um is None else dose_um.log10().nan_to_num(0.)
         weights = dose_weights(self.log_dose[y], at)[..., None]                                # (B, K, 1)
-        missing = (weights * (self.effect - self.offset)[y]).sum(1)                            # (B, F)
-        return self.into(missing), (weights * self.own[y][..., None]).sum(1)
+        own = self.own[..., None]                                                              # (L, K, 1)
+        asked = (1 - own) * self.effect + self.correction                                      # (L, K, F)
+        return self.into((weights * asked[y]).sum(1)), (weights * own[y]).sum(1)
 
 # %% ../nbs/09_conditioning.ipynb #9cb8ef19
 class MoleculeEmbedding(nn.Module):

@@ -207,14 +207,13 @@ def shares(truth:Truth, vocab:Vocabulary, prior:int)->pd.Series:
 def measured_values(
     truth:Truth,
     vocab:Vocabulary,
-    prior:int=30,                  # crops that weigh as much as the wells
-    offset:pd.DataFrame|None=None,  # (K, D); None takes labels to draw what the wells measured, each in its share
-)->dict:                            # log_dose, own (P, K), effect, offset (P, K, F), control, as in `MeasuredEffects`
+    prior:int=30,                       # crops that weigh as much as the wells
+    correction:pd.DataFrame|None=None,  # (K, D) what is asked for besides; nothing if None
+)->dict:      # log_dose, own (P, K), effect, correction (P, K, F), control, as in `MeasuredEffects`
     "The effects in wells by label and dose; a perturbation without wells goes by its label alone."
     found = [doses_of(truth, p) if not vocab.is_control(p) else ([], []) for p in vocab.perturbations]
     shape = len(found), max([len(doses) for doses, _ in found] + [1])
-    if offset is None: offset = truth.effects.mul(shares(truth, vocab, prior), axis=0)
-    tables = dict(effect=truth.effects, offset=offset)
+    tables = dict(effect=truth.effects, correction=0 * truth.effects if correction is None else correction)
     values = dict(log_dose=np.full(shape, np.inf), own=np.ones(shape))
     values |= {name: np.zeros((*shape, len(truth.scale))) for name in tables}
     for i, (p, (doses, measured)) in enumerate(zip(vocab.perturbations, found)):
@@ -304,21 +303,21 @@ def inform(
     "Let measured wells inform a trained model, without training; `InputError` where they do not help."
     vocab, seeds = model.vocab, iter(range(1000, 10**6, n))      # other seeds than those that judge it
     draw = lambda: drawn_effects(model, truth, n, seed=next(seeds))
-    tell = lambda offset: model.net.adaptor.measured.set(measured_values(truth, vocab, prior, offset))
-    everywhere = lambda effects: effects.reindex(truth.effects.index, fill_value=0.)
+    tell = lambda correction: model.net.adaptor.measured.set(measured_values(truth, vocab, prior, correction))
     rms = lambda drawn: float(((truth.effects.loc[drawn.index] - drawn) ** 2).to_numpy().mean() ** 0.5)
     model.net.adaptor.measured = None
     drawn = draw()
     learn_to_ask(model, drawn, truth)
-    gaps, offsets = [rms(drawn)], [everywhere(drawn).mul(shares(truth, vocab, prior), axis=0)]
+    own, gaps, corrections = shares(truth, vocab, prior), [rms(drawn)], [0 * truth.effects]
+    wanted = drawn.mul(own, axis=0) + truth.effects.mul(1 - own, axis=0)
     for i in range(rounds):
-        if i: offsets.append(offsets[-1] - rate * everywhere(truth.effects.loc[drawn.index] - drawn))
-        tell(offsets[-1])
+        if i: corrections.append(corrections[-1] + rate * (wanted - drawn).fillna(0.))
+        tell(corrections[-1])
         gaps.append(rms(drawn := draw()))
     if min(gaps) == gaps[0]:
         raise InputError(f"The model's own effects are nearer to these wells ({gaps[0]:.2f}, root mean square) than "
                          f"what the wells make of them ({min(gaps[1:]):.2f}), so they do not inform it.")
-    tell(offsets[int(np.argmin(gaps)) - 1])
+    tell(corrections[int(np.argmin(gaps)) - 1])
     return gaps
 
 # %% ../nbs/27_wells.ipynb #a2975074

@@ -368,16 +368,26 @@ def linear_world(informing, monkeypatch):
     return Model(net.eval(), config, "", "linear"), truth
 
 
-def test_wells_inform_a_trained_model_until_it_draws_what_they_measured(linear_world):
+def test_a_condition_comes_to_lie_between_its_wells_and_what_its_crops_taught(linear_world):
     model, truth = linear_world
-    labels = model.net.adaptor.y.table.weight.clone()
+    taught = w.drawn_effects(model, truth)
+    wells, labels = truth.effects.loc[taught.index], model.net.adaptor.y.table.weight.clone()
     gaps = w.inform(model, truth)
-    assert gaps[0] > 2 and gaps[2] < gaps[1] < 0.2 * gaps[0]
-    drawn = w.drawn_effects(model, truth)
-    assert agreement(drawn, truth.effects.loc[drawn.index])["cosine"].min() > 0.95
+    assert gaps[2] < gaps[1] < 0.5 * gaps[0]
+    own = pd.Series([8 / 38, 2 / 32, 2 / 32], taught.index)      # of a prior of 30 crops
+    between = taught.mul(own, axis=0) + wells.mul(1 - own, axis=0)
+    away = [strength(effects - between).mean() for effects in (taught, w.drawn_effects(model, truth))]
+    assert away[1] < 0.2 * away[0]
     assert torch.equal(model.net.adaptor.y.table.weight, labels) and has_learned_from(model, truth)
-    again = w.inform(model, truth)
-    assert np.allclose(again, gaps, atol=1e-4)      # it starts from the labels, whatever it was told before
+    assert np.allclose(w.inform(model, truth), gaps, atol=1e-4)      # it starts from the labels, told or not
+
+
+def test_crops_in_plenty_overrule_wells(linear_world):
+    model, truth = linear_world
+    taught = w.drawn_effects(model, truth)
+    w.inform(model, truth, prior=1)
+    few, many = (agreement(taught, w.drawn_effects(model, truth))["cosine"][key] for key in (("b1", 1.), ("a1", 1.)))
+    assert many > 0.99 and many > few
 
 
 def test_wells_that_measure_what_a_model_draws_anyway_do_not_inform_it(ask, linear_world):
