@@ -390,7 +390,7 @@ def replicate_effects(truth:Truth)->tuple:      # effects of single wells, those
 
 # %% ../nbs/27_wells.ipynb #b470017e
 reliabilities = dict(
-    confirmed="The wells confirm it: the drawn effect agrees with them as well as nine in ten of their replicates do.",
+    confirmed="The wells confirm it: it agrees with them as far as nine in ten single wells do with their replicates.",
     partly="The wells confirm it in part.",
     contradicted="The wells contradict it: it agrees with them no better than with those of other mechanisms.",
     none="In the wells this dose does nothing that chance does not.")
@@ -405,7 +405,7 @@ def reliability(
 )->str:                          # one of `reliabilities`
     "What the wells say of a drawn effect."
     if strength <= chance: return "none"
-    if cosine >= replicate: return "confirmed"
+    if cosine >= max(replicate, other): return "confirmed"      # replicates that agree by chance confirm nothing
     return "partly" if cosine >= min(other, replicate) else "contradicted"
 
 
