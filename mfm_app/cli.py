@@ -11,11 +11,11 @@ __all__ = ['app', 'recipes', 'recipe_settings', 'model_help', 'several_help', 'g
            'data_record', 'some_treated', 'controls_of', 'named_nucleus', 'nucleus_of', 'snapshot_hook',
            'starting_cells', 'begin_from', 'network_of', 'digest', 'check_same', 'measure_cells', 'start_run',
            'first_speaks', 'train_on', 'design_switches', 'settings_of', 'recipe_with', 'in_channels', 'read_resized',
-           'option', 'former', 'check_options', 'read_for_training', 'train_command', 'rate_of', 'planned_network',
-           'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping', 'judged_wells',
-           'evaluate_command', 'tune_command', 'inform_command', 'format_of', 'sample_command', 'print_refused',
-           'print_notes', 'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input', 'screen_command',
-           'serve_command', 'push_command', 'space_command']
+           'option', 'former', 'check_options', 'held_out_text', 'read_for_training', 'train_command', 'rate_of',
+           'planned_network', 'plan_text', 'plan_command', 'finetune_command', 'judged_counterfactuals', 'read_mapping',
+           'judged_wells', 'evaluate_command', 'tune_command', 'inform_command', 'format_of', 'sample_command',
+           'print_refused', 'print_notes', 'print_summary', 'stopped_text', 'screen_with_bar', 'read_standard_input',
+           'screen_command', 'serve_command', 'push_command', 'space_command']
 
 # %% ../nbs/43_cli.ipynb #016db8f5
 import hashlib
@@ -414,6 +414,12 @@ real_help = ("Folder of real cells to show beside generated ones, as for `train`
 left_out_text = "Left out, for want of a published structure: {names}."
 no_trials_text = "The model now reads molecules; nothing was held out, so it is unknown how well."
 
+
+def held_out_text(molecules:dict)->str:      # `config["molecules"]`
+    "How held-out compounds are drawn, by structure and by mechanism."
+    by_mechanism = molecules.get("mechanism", {}).get("table", "")
+    return f"{molecules.get('table', no_trials_text)}\n\n{by_mechanism}".strip()
+
 # %% ../nbs/43_cli.ipynb #2a5ee83b
 def read_for_training(asked:tuple, data:Path, out:Path, steps:int, every:int, image_size:int, control, kind:str)->tuple:
     "Recipe, scale and cells of a run as the command line asks for them; `InputError` for what cannot be."
@@ -523,8 +529,7 @@ def finetune_command(
     data:option(Path, "Folder of real cells, with a column of SMILES."),
     run:option(Path|None, "Folder of the run, to resume from; not saved if not given.")=None,
     steps:option(int, "On images, after the warm start.")=300,
-    batch:option(int, "Images a step.")=64,
-    lr:option(float, "Highest learning rate.")=5e-4,
+    batch:option(int, "Images a step.")=64, lr:option(float, "Highest learning rate.")=5e-4,
     seed:option(int, "Of weights and batches.")=0,
     warm_start:option(int, "Steps in which the embedding is distilled from the label adaptor.")=500,
     imitate:former(int|None)=None,
@@ -547,9 +552,7 @@ def finetune_command(
     if left_out := check_trainable(cells, encode): print(left_out_text.format(names=", ".join(left_out)))
     net = finetune_and_test(loaded, cells, encode, pick_device(), config, checkpoint, folds, measured)
     save_model(model, net, loaded.config, loaded.dtype, encode if embeddings else None)
-    record = loaded.config["molecules"]
-    print(record.get("table", no_trials_text))
-    if "mechanism" in record: print(f"\n{record['mechanism']['table']}")
+    print(held_out_text(loaded.config["molecules"]))
 
 # %% ../nbs/43_cli.ipynb #6b46a2ca
 space_help = (f"A further feature space: {', '.join(network_spaces)}; with a file of its weights as in "

@@ -354,8 +354,9 @@ def mechanism_record(
     rows = [(way, share_text(*right), wells.get(way, "–")) for way, right in drawn.items()]
     titles = ["cells drawn", "drawn with the right mechanism", "cosine with the wells, median"]
     table = f"{markdown_table(titles, rows, 'lrr')}\n\n{wells_note if wells else no_wells}"
+    plain = trials.round(4).astype(object).where(trials.notna(), None).to_dict("records")
     return dict(drawn=drawn, named={way: named(parts[way]) for way in ways[1:]}, classifier=figures, table=table,
-                trials=trials.round(4).to_dict("records"))
+                trials=plain)
 
 # %% ../nbs/31_finetune.ipynb #81e60f7d
 not_judged = ("Drawing molecules by how they are likely to act was not judged: of no mechanism of this model are "

@@ -14,6 +14,7 @@ __all__ = ['shapes', 'levels', 'stains', 'of_nuclei', 'of_cells', 'well_columns'
            'said_of_wells']
 
 # %% ../nbs/27_wells.ipynb #ea213e43
+from collections import Counter, defaultdict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -431,12 +432,17 @@ def has_learned_from(model:Model, truth:Truth)->bool:
 
 
 def of_other_replicates(model:Model, truth:Truth, n:int)->tuple:      # effects drawn, those of the wells left out
-    "What an informed model draws of a condition if one of its wells is left out, beside that well."
-    told, left_out = {}, {}
+    "What an informed model draws of a condition if it is told all wells but one, each in turn, beside that well."
+    turns, seen = defaultdict(dict), Counter()
     for key, one, others in truth.replicates:
-        if key[0] in model.vocab.names and np.isfinite(key[1]): told[key], left_out[key] = others.to_numpy(), one
-    drawn = drawn_effects(model, truth, n, told)
-    return drawn, pd.DataFrame({key: left_out[key] for key in drawn.index}).T
+        if key[0] not in model.vocab.names or not np.isfinite(key[1]): continue
+        turns[seen[key]][key] = one, others.to_numpy()
+        seen[key] += 1
+    parts = []
+    for turn in turns.values():
+        drawn = drawn_effects(model, truth, n, {key: others for key, (_, others) in turn.items()})
+        parts.append((drawn, pd.DataFrame({key: turn[key][0] for key in drawn.index}).T))
+    return tuple(map(pd.concat, zip(*parts)))
 
 # %% ../nbs/27_wells.ipynb #608284ff
 def replicate_effects(truth:Truth)->tuple:      # effects of single wells, those of their others
@@ -445,7 +451,7 @@ def replicate_effects(truth:Truth)->tuple:      # effects of single wells, those
 
 # %% ../nbs/27_wells.ipynb #b470017e
 reliabilities = dict(
-    confirmed="The wells confirm it: the drawn effect agrees with them as well as nine in ten of their replicates do.",
+    confirmed="The wells confirm it: it agrees with them as far as nine in ten single wells do with their replicates.",
     partly="The wells confirm it in part.",
     contradicted="The wells contradict it: it agrees with them no better than with those of other mechanisms.",
     none="In the wells this dose does nothing that chance does not.")
@@ -460,7 +466,7 @@ def reliability(
 )->str:                          # one of `reliabilities`
     "What the wells say of a drawn effect."
     if strength <= chance: return "none"
-    if cosine >= replicate: return "confirmed"
+    if cosine >= max(replicate, other): return "confirmed"      # replicates that agree by chance confirm nothing
     return "partly" if cosine >= min(other, replicate) else "contradicted"
 
 
@@ -515,7 +521,7 @@ def compare_with_wells(
     scores = {name: score(*pair, moa) for name, pair in sets.items() if len(pair[0]) > 1}
     found = limits(truth, drawn)
     rows = truth.conditions.loc[drawn.index].join(agreement(drawn, true))
-    if informed: rows.update(agreement(*sets[left_out_name])[["cosine", "ratio"]])
+    if informed: rows.update(agreement(*sets[left_out_name])[["cosine", "ratio"]].groupby(level=[0, 1]).median())
     rows["reliability"] = [reliability(c, s, truth.chance, **found) for c, s in zip(rows["cosine"], rows["strength"])]
     left_out = [key for key in truth.effects.index if key not in drawn.index]
     spearman = dict(zip(drawn, rank_correlations(drawn, true).tolist()))
