@@ -17,7 +17,7 @@ from mfm_app.features import morphology
 from mfm_app.mechanism import verdict
 from mfm_app.molecules import read_molecule
 from mfm_app.screen import (ScreenFolder, ScreenSettings, chance_cells, chance_level, check_settings, coordinates,
-                            corrected_p, sample_cells, screen_into)
+                            corrected, sample_cells, screen_into)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from molecules import molecules      # of this folder: different molecules of the size of drugs
@@ -84,7 +84,7 @@ def null_lists(cells, each, rows=200, lists=200):
         others, control, rest = np.split(cells[order], [chance_cells, chance_cells + each])
         level, drawn = chance_level(others, control), rest[rng.integers(0, len(rest), (rows, each))].mean(1)
         distances = np.linalg.norm(drawn - control.mean(0), axis=1)
-        any_row.append((corrected_p(distances, level) <= .05).any())
+        any_row.append((corrected(level.p(distances)) <= .05).any())
         uncorrected.append((level.p(distances) <= .05).mean())
     return [each, f"{np.mean(any_row):.1%}", f"{np.mean(uncorrected):.1%}"]
 
