@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['robustness_text', 'varied_text', 'untreated_text', 'good_seeds', 'good_sampling', 'no_real', 'too_few', 'run_gone',
-           'task', 'hint', 'effect_hint', 'robustness_line', 'across_table', 'request_from', 'resolved',
-           'explore_validity', 'run_and_events', 'generation_outputs', 'answer_effects', 'show_cell_type', 'generate',
-           'robustness_outputs', 'field_values', 'reopen', 'ExploreSession', 'sheet', 'real_rows', 'fresh_request',
+           'all_seen', 'beside_code', 'other_molecule', 'drawn_as', 'task', 'hint', 'effect_hint', 'robustness_line',
+           'across_table', 'request_from', 'resolved', 'explore_validity', 'run_and_events', 'generation_outputs',
+           'answer_effects', 'show_cell_type', 'generate', 'robustness_outputs', 'field_values', 'reopen',
+           'ExploreSession', 'sheet', 'real_rows', 'fresh_request', 'code_beside', 'mechanism_cells', 'unseen_cells',
            'new_quiz', 'end_quiz', 'answer_real', 'real_panel', 'connect_sides', 'result_column', 'place_fields',
            'explore_tab', 'connect_generate']
 
@@ -14,6 +15,7 @@ __all__ = ['robustness_text', 'varied_text', 'untreated_text', 'good_seeds', 'go
 import json
 import secrets
 from dataclasses import fields as fields_of
+from dataclasses import replace
 
 import gradio as gr
 
@@ -116,7 +118,8 @@ def generation_outputs(
     "Yield the outputs of a request, a step at a time, then those of its answer."
     (run, events), unchanged = run_and_events(engine, request, across), gr.skip()
     reel, view = reel_for(session, run), View("explore", fields_of_request(engine, request, across=across))
-    share = share_message(view, code_for_cells(engine, request, across))
+    beside = "" if across else code_beside(engine, request)
+    share = share_message(view, code_for_cells(engine, request, across), beside=beside)
     session.answer, session.request = None, request      # what is shown from now on is not finished
     for event in with_deadline(events):
         if isinstance(event, SampleStep):
@@ -186,13 +189,13 @@ def reopen(engine:Engine, session:Session, view:View):
 
 # %% ../nbs/36_ui_explore.ipynb #2f4c66b8
 class ExploreSession(Session):
-    "Also what was asked for last, the quiz that is on, and how its rounds ended."
-    request, quiz, rounds = None, None, ()      # a `ResolvedRequest`, a `crops.Quiz`, `crops.Round`s
+    "Also what was asked for last, the quiz that is on, how its rounds ended, and the real cells that they showed."
+    request, quiz, rounds, seen = None, None, (), ()      # a `ResolvedRequest`, a `crops.Quiz`, `crops.Round`s, rows
 
     def clear(self):
         "Forget it."
         super().clear()
-        self.request, self.quiz, self.rounds = None, None, ()
+        self.request, self.quiz, self.rounds, self.seen = None, None, (), ()
 
 
 def sheet(images)->dict:      # images: (n, C, H, W) uint8
@@ -204,6 +207,7 @@ def sheet(images)->dict:      # images: (n, C, H, W) uint8
 no_real = "There are no real cells of {} to show."
 too_few = "There are too few real cells of {} for a quiz."
 run_gone = "Other cells were generated since; press Generate again."
+all_seen = " All {n} real cells of this condition were shown before, so they come again."
 
 
 def real_rows(engine:Engine, session:Session)->dict:
@@ -224,9 +228,58 @@ def fresh_request(engine:Engine, request:ResolvedRequest, real, seeds)->Resolved
         experiment=known(real.experiment, engine.vocab.experiments, request.experiment),
         cell_type=known(real.cell_type, engine.vocab.cell_types, request.cell_type))))
 
+# %% ../nbs/36_ui_explore.ipynb #c0acde60
+beside_code = """
+from mfm_app import crops, viz
+
+found = crops.crops_of([session.model])[0]      # of a page served with --real DIR: crops_of([session.model], DIR)[0]
+real, untreated = crops.real_cells(found, answer.request, seed={seed})
+viz.show(real.images, answer.channels)
+"""
+
+
+def code_beside(engine:Engine, request:ResolvedRequest)->str:
+    "Code that shows the real cells of a request beside its answer; empty where there are none."
+    name = engine.crops and name_of(engine.crops, request)
+    there = name and pick(engine.crops, name, request.dose_um, request.experiment, request.cell_type)
+    return beside_code.format(seed=request.seeds[0]) if there else ""
+
+# %% ../nbs/36_ui_explore.ipynb #96fd5255
+other_molecule = "These cells are not of the molecule in the verdict; press Generate first."
+drawn_as = ("How the model draws {name}: as under {compounds}, from the same noise. The verdict gives it {p:.0%}; "
+            "the cells above weigh all mechanisms by their probability.")
+
+
+def mechanism_cells(engine:Engine, session:Session, molecule, name)->dict:
+    "Cells as the model draws a mechanism of the verdict, for the page; or `InputError`."
+    request, report = session.request, session.request.report
+    known = dict(report.mechanism.mechanisms) if report and report.mechanism else {}
+    if request.molecule != molecule or name not in known: raise InputError(other_molecule)
+    alone = replace(report, mechanism=replace(report.mechanism, mechanisms=((name, 1.),)))
+    reading = engine.molecules.reading(alone, request.dose_um)
+    asked = replace(request, reading=reading, compare=False, seeds=request.seeds[:8])
+    for event in with_deadline(engine.stream(asked)): pass
+    compounds = ", ".join(p.name for p in engine.vocab.treated if p.moa == name)
+    caption = drawn_as.format(name=name, compounds=compounds, p=known[name])
+    return dict(groups=[sheet(event.images) | dict(caption=caption, instead="", of="Cell drawn by mechanism")],
+                none="", source="")
+
 # %% ../nbs/36_ui_explore.ipynb #0b205d95
 task = ("Of these {n} cells {real} are real and {real} were generated just now, under the same condition ({of}). Mark "
         "the real ones, with a click or the keys 1 to {n}.")
+
+
+def unseen_cells(engine:Engine, session:Session, n:int, seed:int)->tuple:      # `RealCells`, and what to say of them
+    "Real cells that no round of the session has shown, or again where all were; `InputError` with less than two."
+    request, name = session.request, name_of(engine.crops, session.request)
+    of = request.dose_um, request.experiment, request.cell_type
+    every = name and pick(engine.crops, name, *of, len(engine.crops.cells), seed)
+    if not every or len(every) < 2: raise InputError(too_few.format(treatment_label(request)))
+    left = [row for row in every.rows if row not in session.seen]
+    if again := len(left) < 2: session.seen = tuple(row for row in session.seen if row not in every.rows)
+    real = pick(engine.crops, name, *of, n, seed, without=session.seen)
+    session.seen += real.rows
+    return real, all_seen.format(n=len(every)) * again
 
 
 def new_quiz(
@@ -236,14 +289,12 @@ def new_quiz(
 )->dict:
     "A round of the quiz, for the page; `InputError` without real cells enough."
     request, seed = session.request, secrets.randbelow(2**30) if seed is None else seed
-    name = name_of(engine.crops, request)
-    real = name and pick(engine.crops, name, request.dose_um, request.experiment, request.cell_type, each, seed)
-    if not real or len(real) < 2: raise InputError(too_few.format(treatment_label(request)))
+    real, said = unseen_cells(engine, session, each, seed)
     asked = fresh_request(engine, request, real, range(2**30 + seed % 2**29, 2**30 + seed % 2**29 + len(real)))
     for event in with_deadline(engine.stream(asked)): pass
     session.quiz = mixed(real, event.images, seed)
     of = f"{treatment_label(asked)}, experiment {asked.experiment}"
-    return sheet(session.quiz.images) | dict(task=task.format(n=2 * len(real), real=len(real), of=of))
+    return sheet(session.quiz.images) | dict(task=task.format(n=2 * len(real), real=len(real), of=of) + said)
 
 
 def end_quiz(session:Session, marked)->dict:      # marked: numbers of cells
@@ -262,7 +313,8 @@ def answer_real(engine:Engine, session:Session, message:str):
         asked = json.loads(message)
         run, marked = asked["run"], asked.get("marked")
         answers = dict(cells=lambda: real_rows(engine, session), quiz=lambda: new_quiz(engine, session),
-                       reveal=lambda: end_quiz(session, marked))
+                       reveal=lambda: end_quiz(session, marked),
+                       mechanism=lambda: mechanism_cells(engine, session, asked["molecule"], asked["name"]))
         answer = answers[asked["what"]]
     except (ValueError, TypeError, LookupError, AttributeError): return gr.skip()
     try:
@@ -273,8 +325,8 @@ def answer_real(engine:Engine, session:Session, message:str):
 
 
 def real_panel(engine:Engine, session:gr.State)->gr.HTML:
-    "Real cells below the viewer, and the quiz; hidden until there is a run."
-    panel = component("real", elem_id="real-cells")
+    "Real cells below the viewer, the quiz, and cells drawn by another mechanism; hidden until there is a run."
+    panel = component("real", elem_id="real-cells", constants=dict(crops=bool(engine.crops)))
     def answer(session, message): return answer_real(engine, session, message)
     asked = "session => [session, document.querySelector('#real-cells .real').dataset.ask]"
     panel.input(answer, [session, panel], panel, js=asked, trigger_mode="always_last", **sampling_event)
@@ -304,7 +356,7 @@ def result_column(engine:Engine, session:gr.State, status:gr.Markdown, smiles):
     with gr.Tabs(elem_id="shown") as tabs:
         with gr.Tab("Cells", id="cells"):
             player = viewer(hint, elem_id="viewer")
-            if engine.crops: real_panel(engine, session)
+            if engine.crops or engine.molecules.by_mechanism: real_panel(engine, session)
             robustness = gr.Markdown(elem_id="robustness")
             effects = effect_panel(effect_hint, elem_id="effects")
             share = component("share", elem_id="share")

@@ -418,10 +418,11 @@ def share_message(
     view:View|None,     # None where an address cannot hold it
     python:str,
     note:str="",        # what the link does not hold
+    beside:str="",      # code that shows real cells as well, where the page does
 )->str:
     "The value of the component `share`."
     link = dict(tab=view.tab, address=write_query(view)) if view else dict(address="")
-    return json.dumps(link | dict(python=python, note=note))
+    return json.dumps(link | dict(python=python, note=note, beside=beside))
 
 
 def view_of_address(engine:Engine, tab:str, params)->View|None:

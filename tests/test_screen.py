@@ -581,10 +581,10 @@ def wait_until_done(page, rows):
     wait_for(page, "document.querySelector('#screen .plot .main-svg')")
 
 
-def column(page, i=1):
-    "The texts of a column of the table; the molecules by default."
-    cells = "(rows, i) => rows.map(row => row.children[i].textContent.trim())"
-    return page.locator("#screen .table tbody tr").evaluate_all(cells, i)
+def column(page, part=".molecule span"):
+    "The texts of a part of each row of the table; the names by default."
+    texts = "(rows, part) => rows.map(row => row.querySelector(part).textContent.trim())"
+    return page.locator("#screen .table tbody tr").evaluate_all(texts, part)
 
 
 def points(page):
@@ -597,7 +597,7 @@ def check_chosen(page, name):
         && document.querySelectorAll('#screen .chosen img').length === 2""", arg=name)
     drawings = page.locator("#screen .chosen svg")
     assert drawings.first.is_visible() and drawings.last.is_hidden()
-    assert page.locator("#screen tr[aria-selected=true] .molecule").text_content() == name
+    assert page.locator("#screen tr[aria-selected=true] .molecule span").text_content() == name
 
 
 def check_refused(page, field, message):
@@ -612,9 +612,9 @@ def check_refused(page, field, message):
 
 def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
     run_on_page(tab, five)
-    strengths = [float(text) for text in column(tab, 3)]
+    strengths = [float(text) for text in column(tab, ".strength")]
     assert len(strengths) == 5 and strengths == sorted(strengths, reverse=True)
-    assert column(tab, 0) == ["1", "2", "3", "4", "5"] and points(tab) == 5
+    assert column(tab, ".rank") == ["1", "2", "3", "4", "5"] and points(tab) == 5
     assert tab.locator("#screen .refused summary").text_content() == "2 rows were refused; the others went on"
     refused = tab.locator("#screen .refused tbody tr").all_text_contents()
     assert refused[0].startswith("line 3C1CC") and refused[1].startswith("line 5CCN, 0")
@@ -623,7 +623,7 @@ def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
 
 def test_the_page_says_which_rows_are_beyond_chance_and_how_alike_they_are(used):
     run_on_page(used, five)
-    said = [text.split() for text in column(used, 4)]
+    said = [text.split() for text in column(used, ".of-corrected")]
     assert all(words[0] in ("yes", "no") and words[1] == "p" for words in said)
     yes = sum(words[0] == "yes" for words in said)
     assert f"{yes} of 5 rows have an effect beyond chance" in used.inner_text("#screen .beyond")
