@@ -270,8 +270,8 @@ def screen_fields(engine:Engine)->tuple:
                          visible=reads, elem_id="screen-dose")
         cells = gr.Number(default.cells, label="Cells a molecule" if reads else "Cells of each", precision=None,
                           info=f"1 to {max_cells_each}", min_width=120, elem_id="screen-cells")
-    first = [(f"each {engine.vocab.kind.one}'s own · where it was imaged", own)]
-    experiment = experiment_field(engine, engine.vocab.control, first, elem_id="screen-experiment")
+    experiment = experiment_field(engine, engine.vocab.control, [(f"each {engine.vocab.kind.one}'s own", own)],
+                                  info="That in which each was imaged, or one for all", elem_id="screen-experiment")
     map = gr.Radio(maps, value="PCA", label="Map by", info=map_info if has_umap() else umap_missing,
                    interactive=has_umap(), elem_id="screen-map")
     example.click(lambda: (example_list(engine), None), None, [text, file], **private)

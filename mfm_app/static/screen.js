@@ -16,8 +16,9 @@ const verdicts = {
   some: 'the model was trained on some of its cells; believe the kind of effect, not its strength',
   few: 'the model was trained on very few of its cells; take it as a sketch',
 };
-const saidByWells = {
-  confirmed: 'confirm', partly: 'confirm in part', contradicted: 'contradict', none: 'show no effect' };
+const saidByWells = {      // in two lines
+  confirmed: ['wells confirm'], partly: ['wells confirm', 'in part'], contradicted: ['wells contradict'],
+  none: ['no effect', 'in wells'] };
 const inWells = {
   confirmed: 'measured wells confirm what is drawn', partly: 'measured wells confirm it in part',
   contradicted: 'measured wells contradict what is drawn',
@@ -38,17 +39,17 @@ const allColumns = [
   { key: 'rank', name: '#', width: 4, number: true, title: 'Rank, by the strength of the effect' },
   { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 19, value: label,
     title: `Below its name ${doses ? 'the dose and ' : ''}the experiment in which it and its control are drawn` },
-  { key: 'strength', name: 'Effect', width: 12,
+  { key: 'strength', name: 'Effect', width: 8.5,
     title: `Strength of the effect; 1 is the spread of cells within a ${classes}` },
-  { key: 'corrected', name: 'Beyond chance', width: 11, value: result => result.corrected ?? 2,
+  { key: 'corrected', name: 'Beyond chance', width: 8.5, value: result => result.corrected ?? 2,
     title: 'Is the effect larger than between untreated cells of other seeds? The p-value is corrected for the number '
       + `of rows; of those that say yes, ${100 * alpha} % may be false` },
-  { key: 'mechanism', name: 'Resembles', width: 21,
+  { key: 'mechanism', name: 'Resembles', width: 23.5,
     title: `The real ${classes} whose effect is most alike, the cosine between the two, and the share of its cells `
       + 'that agree' },
-  { key: 'likely', name: 'By structure', width: 19, value: result => -(result.probability ?? -1),
+  { key: 'likely', name: 'By structure', width: 21, value: result => -(result.probability ?? -1),
     title: `The most probable ${classes} of its structure, and how probable; "no claim" where none is likely` },
-  { key: 'verdict', name: 'Confidence', width: 14, value: rankOfVerdict,
+  { key: 'verdict', name: 'Confidence', width: 15.5, value: rankOfVerdict,
     title: byName ? 'What measured wells say of it, or how many cells of it the model was trained on'
       : 'What measured wells say of this compound and dose, or how near it is to what the model knows, and how often '
         + 'tested molecules of this kind came out right' },
@@ -118,8 +119,10 @@ function line(result) {
   if (!nothing) resembles.title = `${result.mechanism}, cosine ${cosine}; ${percent(result.agreement)} of its cells`;
   if (!absent.likely) likelyCell(cell('of-likely'), result);
   const [wells, where] = wellsOf(result);
-  const rest = wells ? where && `in ${where}` : result.confidence && `${result.confidence} right`;
-  cell('of-verdict', wells ? `wells ${saidByWells[wells]}` : result.verdict, below(rest)).title
+  const [says, ...rest] = wells ? saidByWells[wells] : [result.verdict];
+  if (where) rest.push(`of ${where}`);
+  if (!wells && result.confidence) rest.push(`${result.confidence} right`);
+  cell('of-verdict', says, below(rest.join(' '))).title
     = wells ? measured(result) : verdicts[result.verdict];
   if (absent.tanimoto) return tr;
   const near = result.nearest ? [result.nearest, below(`Tanimoto ${result.tanimoto.toFixed(2)}`)] : ['–'];
