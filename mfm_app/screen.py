@@ -47,7 +47,7 @@ from .vocabulary import coverage, merged, resolve, usual_experiment
 # %% ../nbs/30_screen.ipynb #103138a7
 max_cells_each = 16      # of one molecule
 own = "own"              # in place of an experiment: that in which each row was imaged, see `own_experiment`
-least_strength = .1      # below it, in spreads of cells, an effect resembles nothing
+least_strength = .25     # in spreads of cells; below it, where rounding alone may lead, an effect resembles nothing
 
 
 @dataclass(frozen=True)

@@ -177,30 +177,28 @@ find('label').hidden = find('.start').hidden = !crops;
 const address = new URLSearchParams(location.search);
 find('.on').checked = crops && address.get('real') === '1' && [null, 'explore'].includes(address.get('tab'));
 
-// The names of mechanisms in the card of the molecule become buttons.
-const card = document.querySelector('#molecule-card'), nameOf = node => node.closest?.('[data-mechanism]');
+// The names of mechanisms in the card of the molecule, which may come later, become buttons.
+const named = '#molecule-card .mechanisms > li:not(:last-child) > span:first-child';
 
 function offer() {
-  card.querySelectorAll('.mechanisms > li:not(:last-child) > span:first-child:not([role])').forEach(name => {
+  document.querySelectorAll(`${named}:not([role])`).forEach(name => {
     Object.assign(name, { tabIndex: 0, title: 'Show how the model draws this mechanism' });
     name.setAttribute('role', 'button');
-    name.dataset.mechanism = name.textContent;
   });
 }
 
 function drawMechanism(event) {
-  const name = nameOf(event.target);
+  const name = event.target.closest?.(named);
   if (!name || (event.key && !['Enter', ' '].includes(event.key))) return;
   event.preventDefault();
   section.hidden = false;
   if (!run) return say('Press Generate first.');
   say('Cells are generated…');
-  ask('mechanism', { name: name.dataset.mechanism, molecule: card.querySelector('code').textContent });
+  const molecule = document.querySelector('#molecule-card code').textContent;
+  ask('mechanism', { name: name.textContent, molecule });
   section.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
 }
 
-if (card) {
-  offer();
-  new MutationObserver(offer).observe(card, { childList: true, subtree: true });
-  for (const kind of ['click', 'keydown']) card.addEventListener(kind, drawMechanism);
-}
+offer();
+new MutationObserver(offer).observe(document.body, { childList: true, subtree: true });
+for (const kind of ['click', 'keydown']) document.addEventListener(kind, drawMechanism);

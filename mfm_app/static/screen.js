@@ -37,19 +37,19 @@ const rankOfVerdict = result => (result.wells ? Object.keys(saidByWells).indexOf
   : 4 + Object.keys(verdicts).indexOf(result.verdict));
 const allColumns = [
   { key: 'rank', name: '#', width: 4, number: true, title: 'Rank, by the strength of the effect' },
-  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 19, value: label,
+  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 18, value: label,
     title: `Below its name ${doses ? 'the dose and ' : ''}the experiment in which it and its control are drawn` },
-  { key: 'strength', name: 'Effect', width: 8.5,
+  { key: 'strength', name: 'Effect', width: 8,
     title: `Strength of the effect; 1 is the spread of cells within a ${classes}` },
-  { key: 'corrected', name: 'Beyond chance', width: 8.5, value: result => result.corrected ?? 2,
+  { key: 'corrected', name: 'Beyond chance', width: 9.5, value: result => result.corrected ?? 2,
     title: 'Is the effect larger than between untreated cells of other seeds? The p-value is corrected for the number '
       + `of rows; of those that say yes, ${100 * alpha} % may be false` },
-  { key: 'mechanism', name: 'Resembles', width: 23.5,
+  { key: 'mechanism', name: 'Resembles', width: 24,
     title: `The real ${classes} whose effect is most alike, the cosine between the two, and the share of its cells `
       + 'that agree' },
-  { key: 'likely', name: 'By structure', width: 21, value: result => -(result.probability ?? -1),
+  { key: 'likely', name: 'By structure', width: 22, value: result => -(result.probability ?? -1),
     title: `The most probable ${classes} of its structure, and how probable; "no claim" where none is likely` },
-  { key: 'verdict', name: 'Confidence', width: 15.5, value: rankOfVerdict,
+  { key: 'verdict', name: 'Confidence', width: 14.5, value: rankOfVerdict,
     title: byName ? 'What measured wells say of it, or how many cells of it the model was trained on'
       : 'What measured wells say of this compound and dose, or how near it is to what the model knows, and how often '
         + 'tested molecules of this kind came out right' },
