@@ -280,7 +280,7 @@ def sample_cells(engine:Engine, conditions:list, settings:ScreenSettings):
     return to_uint8(step.xt).reshape(n, settings.cells, *engine.model.net.shape)
 
 # %% ../nbs/30_screen.ipynb #e32a89a3
-chance_cells, chance_groups, tail_share = 64, 5_000, .1      # untreated cells; groups of them; groups in the tail
+chance_cells, chance_groups, tail_share = 96, 5_000, .1      # untreated cells; groups of them; groups in the tail
 least_p = 1e-6                                                # farther the tail says nothing
 
 
