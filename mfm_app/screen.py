@@ -7,13 +7,13 @@ __all__ = ['max_cells_each', 'own', 'least_strength', 'no_claim', 'chance_cells'
            'alpha', 'untreated_kept', 'may_differ', 'first_columns', 'max_alike', 'alike_draws', 'maps', 'umap_missing',
            'axis_names', 'ScreenSettings', 'ScreenResult', 'RefusedRow', 'check_screenable', 'default_settings',
            'check_settings', 'read_list', 'known_names', 'usual_place', 'imaged_in', 'own_experiment', 'moved',
-           'resolve_row', 'confidence', 'said_by_wells', 'said_of_structure', 'result_of', 'Screened', 'Untreated',
-           'sample_cells', 'ChanceLevel', 'chance_level', 'corrected', 'untreated_row', 'untreated_cells',
+           'resolve_row', 'confidence', 'said_by_wells', 'said_of_structure', 'result_of', 'Screened', 'ControlCells',
+           'Untreated', 'sample_cells', 'ChanceLevel', 'chance_level', 'corrected', 'untreated_row', 'untreated_cells',
            'coordinates', 'resolve_rows', 'Controls', 'screen', 'optional', 'CsvTable', 'list_digest',
            'screen_provenance', 'read_settings', 'same_screen', 'chance_of', 'save_untreated', 'saved_untreated',
-           'beyond', 'ScreenFolder', 'resumed_settings', 'prepare_folder', 'Progress', 'read_all', 'remaining_rows',
-           'screen_into', 'median_cosine', 'real_effects', 'Likeness', 'likeness', 'alike_picture', 'check_map',
-           'has_umap', 'umap_places', 'screen_map', 'draw_cells', 'illustrate', 'write_zip']
+           'beyond', 'ScreenCells', 'ScreenFolder', 'resumed_settings', 'prepare_folder', 'Progress', 'read_all',
+           'remaining_rows', 'screen_into', 'median_cosine', 'real_effects', 'Likeness', 'likeness', 'alike_picture',
+           'check_map', 'has_umap', 'umap_places', 'screen_map', 'draw_cells', 'illustrate', 'write_zip']
 
 # %% ../nbs/30_screen.ipynb #f41dc73e
 import csv
@@ -258,13 +258,20 @@ def result_of(
 
 # %% ../nbs/30_screen.ipynb #a30c53a3
 class Screened(NamedTuple):
-    "Finished cells."
-    result:ScreenResult|None      # None: of the control
-    images:np.ndarray             # (B, C, H, W) uint8
-    experiment:str                # they are drawn in
+    "Finished cells of a row."
+    result:ScreenResult
+    images:np.ndarray      # (B, C, H, W) uint8
 
 
-class Untreated(NamedTuple):
+@dataclass
+class ControlCells:
+    "The control of one experiment."
+    experiment:str
+    images:np.ndarray      # (B, C, H, W) uint8
+
+
+@dataclass
+class Untreated:
     "Untreated cells of one experiment along the axes in which mechanisms differ; its level of chance follows."
     experiment:str
     control:np.ndarray      # (B, D) those that rows are compared with
@@ -363,14 +370,14 @@ class Controls:
         self.measured = {}      # experiment -> (B, D) morphology
 
     def sample(self, experiments):
-        "Yield None at each step; returns what was not there: `Screened`s."
+        "Yield None at each step; returns what was not there: `ControlCells`."
         engine, n = self.engine, self.settings.cells
         new = [e for e in dict.fromkeys(experiments) if e not in self.measured]
         if not new: return []
         cells = yield from sample_cells(engine, [untreated_row(engine, e, n) for e in new], self.settings)
         names = [c["name"] for c in engine.model.channels]
         self.measured |= {e: morphology(images, names) for e, images in zip(new, cells)}
-        return [Screened(None, images, e) for e, images in zip(new, cells)]
+        return list(map(ControlCells, new, cells))
 
     def judge(self, experiments):
         "Yield None at each step, and the `Untreated` of each experiment that has no level of chance yet."
@@ -389,7 +396,7 @@ def screen(
     number:int=0,                  # of molecules finished before
     batch:int|None=None,           # cells sampled together at most; None takes what suits the device
     controls:Controls|None=None,   # where the control of each experiment is kept; None asks for no level of chance
-):                                 # yields None between steps, `RefusedRow`s, `Screened` and `Untreated`
+):                                 # yields None between steps, `RefusedRow`, `ControlCells`, `Screened`, `Untreated`
     "Predict the cells of every row of a list and measure their effects; closing cancels."
     controls, rows = controls or Controls(engine, settings), iter(rows)
     size = max(1, (batch or engine.scheduler.preferred_batch) // settings.cells)
@@ -404,7 +411,7 @@ def screen(
         cells = yield from sample_cells(engine, [request.rows() for request in requests], settings)
         for number, ((row, request), images) in enumerate(zip(resolved, cells), number + 1):
             control = controls.measured[request.experiment]
-            yield Screened(result_of(engine, number, row, request, images, control), images, request.experiment)
+            yield Screened(result_of(engine, number, row, request, images, control), images)
         yield from controls.judge(places)
 
 # %% ../nbs/30_screen.ipynb #873d4e96
@@ -510,12 +517,9 @@ def beyond(p:float|None)->str:      # corrected
     return "" if p is None else "yes" if p <= alpha else "no"
 
 # %% ../nbs/30_screen.ipynb #6a00c4ab
-class ScreenFolder:
-    "A screen on disk: its tables `results` and `refused`, its settings and its cells."
-    def __init__(self, path):
-        self.path = Path(path)
-        self.results = CsvTable(self.path / "results.csv", ScreenResult)
-        self.refused = CsvTable(self.path / "refused.csv", RefusedRow)
+class ScreenCells:
+    "The cells of a screen on disk."
+    def __init__(self, path): self.path = Path(path)
 
     def cells_path(self, number:int)->Path: return self.path / "cells" / f"{number:05d}.npy"
     def cells(self, number:int)->np.ndarray:      # (B, C, H, W) uint8
@@ -534,10 +538,18 @@ class ScreenFolder:
         new = [cells for cells in saved_untreated(self.untreated_path) if cells.experiment not in known]
         return dict(known) | {cells.experiment: chance_level(cells.others, cells.control) for cells in new}
 
-    def save(self, result:ScreenResult|None, images:np.ndarray, experiment:str):      # as in `Screened`
+# %% ../nbs/30_screen.ipynb #9fdb4470
+class ScreenFolder(ScreenCells):
+    "A screen on disk: its tables `results` and `refused`, its settings and its cells."
+    def __init__(self, path):
+        super().__init__(path)
+        self.results = CsvTable(self.path / "results.csv", ScreenResult)
+        self.refused = CsvTable(self.path / "refused.csv", RefusedRow)
+
+    def save(self, result:ScreenResult, images:np.ndarray):      # as in `Screened`
         "Write finished cells, then the row that refers to them."
-        np.save(self.cells_path(result.number) if result else self.control_path(experiment), images)
-        if result: self.results.append(result)
+        np.save(self.cells_path(result.number), images)
+        self.results.append(result)
 
     def ranked(self)->list:
         "The results as dicts with their `rank` and whether they are beyond chance, the strongest effects first."
@@ -625,12 +637,12 @@ def screen_into(
         for event in chain(left, screened):
             if event is None: yield None
             elif isinstance(event, Untreated): save_untreated(folder.untreated_path, event)
+            elif isinstance(event, ControlCells): np.save(folder.control_path(event.experiment), event.images)
             elif isinstance(event, RefusedRow):
                 folder.refused.append(event)
                 yield Progress(total, results, refused := refused + 1, new_refused=[event])
             else:
                 folder.save(*event)
-                if event.result is None: continue
                 yield Progress(total, results := results + 1, refused, new_results=[event.result])
 
 # %% ../nbs/30_screen.ipynb #5bdda307

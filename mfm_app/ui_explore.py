@@ -264,11 +264,7 @@ def mechanism_cells(engine:Engine, session:Session, molecule, name)->dict:
     return dict(groups=[sheet(event.images) | dict(caption=caption, instead="", of="Cell drawn by mechanism")],
                 none="", source="")
 
-# %% ../nbs/36_ui_explore.ipynb #0b205d95
-task = ("Of these {n} cells {real} are real and {real} were generated just now, under the same condition ({of}). Mark "
-        "the real ones, with a click or the keys 1 to {n}.")
-
-
+# %% ../nbs/36_ui_explore.ipynb #94ff1b3c
 def unseen_cells(engine:Engine, session:Session, n:int, seed:int)->tuple:      # `RealCells`, and what to say of them
     "Real cells that no round of the session has shown, or again where all were; `InputError` with less than two."
     request, name = session.request, name_of(engine.crops, session.request)
@@ -280,6 +276,10 @@ def unseen_cells(engine:Engine, session:Session, n:int, seed:int)->tuple:      #
     real = pick(engine.crops, name, *of, n, seed, without=session.seen)
     session.seen += real.rows
     return real, all_seen.format(n=len(every)) * again
+
+# %% ../nbs/36_ui_explore.ipynb #0b205d95
+task = ("Of these {n} cells {real} are real and {real} were generated just now, under the same condition ({of}). Mark "
+        "the real ones, with a click or the keys 1 to {n}.")
 
 
 def new_quiz(

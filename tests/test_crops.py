@@ -472,7 +472,8 @@ def test_a_mechanism_of_the_verdict_is_drawn_from_the_same_noise_and_labelled(sa
     if not sample_engine.molecules.by_mechanism: pytest.skip("the bundled model draws molecules by structure")
     docetaxel = next(iter(sample_engine.molecules.held_out))
     session = session_of(sample_engine, molecule=docetaxel, dose_um=1., seeds=range(2), sampling=Sampling(steps=2))
-    press = lambda name, molecule=docetaxel: asked(sample_engine, session, what="mechanism", name=name, molecule=molecule)
+    def press(name, molecule=docetaxel):
+        return asked(sample_engine, session, what="mechanism", name=name, molecule=molecule)
     (cells,), (others,) = (press(name)["groups"] for name in ("Microtubule stabilizers", "Eg5 inhibitors"))
     assert cells["n"] == 2 and "as under taxol, from the same noise" in cells["caption"]
     assert "AZ-C, AZ138" in others["caption"] and cells["pictures"] != others["pictures"]

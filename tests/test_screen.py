@@ -304,7 +304,8 @@ def test_untreated_cells_as_rows_of_a_screen_are_not_beyond_chance(engine, tmp_p
             try: next(steps)
             except StopIteration as stop: return stop.value
     cells = finish(screen_module.untreated_cells(engine, "Week1", settings))
-    assert cells.shape == (32, 2) and finish(screen_module.untreated_cells(engine, "Week1", settings)) is cells      # kept
+    assert cells.shape == (32, 2)
+    assert finish(screen_module.untreated_cells(engine, "Week1", settings)) is cells      # kept
     run(tmp_path, engine, "CCO", settings)
     elsewhere = ScreenSettings(1., 4, settings.experiment, 1000, settings.sampling)
     others = finish(screen_module.untreated_cells(engine, "Week1", elsewhere))
@@ -366,7 +367,8 @@ def test_each_row_is_drawn_where_it_was_imaged_and_says_so(tmp_path):
     folder = ScreenFolder(tmp_path)
     folder.rank()
     assert [r.experiment for r in folder.results] == ["Week1", "Week1", "Week3", "Week4"]
-    assert {row["experiment"] for row in table(tmp_path, "ranked")} == {"Week1", "Week3", "Week4"} == set(folder.chance())
+    ranked = {row["experiment"] for row in table(tmp_path, "ranked")}
+    assert ranked == set(folder.chance()) == {"Week1", "Week3", "Week4"}
     assert next(r for r in folder.results if r.name == "emetine").wells == "confirmed"
     emetine = bundled.generate("emetine", 1., range(2), experiment="Week3", sampling=settings.sampling)
     alike = lambda a, b: np.abs(a.astype(int) - b).max() <= 1
