@@ -5,6 +5,7 @@ taxanes` what taxol and docetaxel resemble at each dose."""
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,12 +13,12 @@ import psutil
 import numpy as np
 
 from mfm_app.core import markdown_table
-from mfm_app.engine import Request, load
+from mfm_app.engine import load
 from mfm_app.features import morphology
 from mfm_app.mechanism import verdict
 from mfm_app.molecules import read_molecule
 from mfm_app.screen import (ScreenFolder, ScreenSettings, chance_cells, chance_level, check_settings, coordinates,
-                            corrected_p, sample_cells, screen_into)
+                            corrected, own, sample_cells, screen_into, untreated_row, usual_place)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from molecules import molecules      # of this folder: different molecules of the size of drugs
@@ -65,10 +66,10 @@ def verdicts(engine):
 
 def untreated(engine, n):
     "Untreated cells along the axes in which mechanisms differ, (n, D)."
-    settings = check_settings(engine, ScreenSettings(cells=16))
-    row, found = engine.resolve(Request(engine.vocab.control, None, settings.experiment)).rows(16), []
+    settings, found = check_settings(engine, ScreenSettings(cells=16)), []
+    row = untreated_row(engine, usual_place(engine), 16)
     for seed in range(10**6, 10**6 + n, 16):
-        steps = sample_cells(engine, [row], ScreenSettings(None, 16, settings.experiment, seed, settings.sampling))
+        steps = sample_cells(engine, [row], replace(settings, seed=seed))
         try:
             while True: next(steps)
         except StopIteration as stop: images = stop.value[0]
@@ -84,7 +85,7 @@ def null_lists(cells, each, rows=200, lists=200):
         others, control, rest = np.split(cells[order], [chance_cells, chance_cells + each])
         level, drawn = chance_level(others, control), rest[rng.integers(0, len(rest), (rows, each))].mean(1)
         distances = np.linalg.norm(drawn - control.mean(0), axis=1)
-        any_row.append((corrected_p(distances, level) <= .05).any())
+        any_row.append((corrected(level.p(distances)) <= .05).any())
         uncorrected.append((level.p(distances) <= .05).mean())
     return [each, f"{np.mean(any_row):.1%}", f"{np.mean(uncorrected):.1%}"]
 
@@ -96,7 +97,7 @@ def taxanes(engine, experiment, cells=16):
     with tempfile.TemporaryDirectory() as folder:
         for _ in screen_into(folder, engine, listed, ScreenSettings(cells=cells, experiment=experiment)): pass
         rows = list(ScreenFolder(folder).results)
-    return [[experiment, r.name or "docetaxel", f"{r.dose_um:g}", r.wells or "–", r.mechanism, f"{r.cosine:.2f}",
+    return [[r.experiment, r.name or "docetaxel", f"{r.dose_um:g}", r.wells or "–", r.mechanism, f"{r.cosine:.2f}",
              r.likely, f"{r.strength:.1f}"] for r in rows]
 
 
@@ -110,7 +111,7 @@ if __name__ == "__main__":
                              [null_lists(cells, each) for each in (1, 4, 16)]))
     elif asked == ["taxanes"]:
         columns = ["experiment", "", "µM", "wells", "resembles", "cosine", "by structure", "strength"]
-        rows = taxanes(engine, "Week1") + taxanes(engine, "Week4")      # that of taxol, and the default of the tab
+        rows = taxanes(engine, own) + taxanes(engine, "Week4")      # that of taxol, and that of most cells
         print(markdown_table(columns, rows))
     else:
         measure(engine, 8, 4)      # the first network calls are slow

@@ -751,7 +751,7 @@ def screen_with_bar(out:Path, engine:Engine, source, settings:ScreenSettings, ma
                 if progress is None: bar.initial = done
                 progress, bar.total, bar.n = event, event.total, done
                 bar.set_postfix(refused=event.refused)
-                for result in event.new_results: draw_cells(folder, result.number, engine.model.channels)
+                for result in event.new_results: draw_cells(folder, result, engine.model.channels)
             illustrate(folder, engine, map)
             return True
         except KeyboardInterrupt: pass
@@ -773,7 +773,7 @@ def screen_command(
     out:option(Path, "Folder of the results; the same command goes on where it was stopped."),
     dose:option(float, "Micromolar, of a molecule for which the list has none.")=10.,
     cells:option(int, "Cells of each row.")=4,
-    experiment:option(str|None, "The one with most treated cells if not given.")=None,
+    experiment:option(str|None, "Of every row; that in which each was imaged (own) if not given.")=None,
     seed:option(int, "Of the first cell.")=0,
     steps:option(int, "Of the solver.")=screening.steps,
     model:option(str|None, f"{model_help} One that reads no molecules takes names.")=None,

@@ -256,6 +256,7 @@ class RealCells:
     table:pd.DataFrame        # n rows of `Cells.table`
     caption:str               # what they are of, and whether the model was trained on them
     instead:str               # what was asked for and is not at hand; empty if they are just that
+    rows:tuple = ()           # their numbers among the `Crops`
 
     def __len__(self): return len(self.images)
     @property
@@ -291,6 +292,7 @@ def pick(
     experiment:str="any", cell_type:str="any",
     n:int=8,                      # cells at most
     seed:int=0,                   # the same seed, the same cells
+    without=(),                   # numbers of cells that are left out, if others are there
 )->RealCells|None:                # None where there are none of this perturbation
     "Real cells of a condition, or of the nearest to it."
     table = crops.cells.table
@@ -299,14 +301,16 @@ def pick(
     rows = nearest_condition(own, dose_um, experiment, cell_type).index.to_numpy()
     rows = np.random.default_rng(seed).permutation(rows)
     unseen = crops.unseen[rows]
-    rows = (rows[unseen] if unseen.sum() >= least else np.concatenate([rows[unseen], rows[~unseen]]))[:n]
+    rows = rows[unseen] if unseen.sum() >= least else np.concatenate([rows[unseen], rows[~unseen]])
+    others = rows[~np.isin(rows, without)]
+    rows = (others if len(others) else rows)[:n]
     first, several = table.loc[rows[0]], table["cell_type"].nunique() > 1
     dose = "" if np.isnan(first["dose_um"]) else f" {first['dose_um']:g} µM"
     line = f", {first['cell_type']}" * several
     caption = (f"{len(rows)} real cell{'s' * (len(rows) > 1)} of {name}{dose}{line}, experiment {first['experiment']}; "
                f"{use_text(int(crops.unseen[rows].sum()), len(rows), crops.known)}.")
     return RealCells(crops.cells.images[rows], table.loc[rows].reset_index(drop=True), caption,
-                     instead_text(name, dose_um, experiment, cell_type, first))
+                     instead_text(name, dose_um, experiment, cell_type, first), tuple(rows.tolist()))
 
 # %% ../nbs/28_crops.ipynb #6163e5c2
 def name_of(crops:Crops, request)->str:      # request: an `engine.ResolvedRequest`

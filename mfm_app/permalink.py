@@ -33,7 +33,8 @@ class View:
 
 treatment = dict(perturbation=str, molecule=str, dose=float, experiment=str, cell_type=str, seed=int, cells=int,
                  steps=int, guidance=float, solver=str, grid=str, show=str, cell=int)
-tabs = dict(explore=treatment | {"across": bool}, counterfactual=treatment | {"series": bool, "from": str},
+tabs = dict(explore=treatment | {"across": bool, "real": bool},
+            counterfactual=treatment | {"series": bool, "from": str},
             screen=dict(list=str, dose=float, cells=int, experiment=str, map=str), about={})      # tab -> field -> type
 aliases = dict(cfg_scale="guidance", guidance_scale="guidance")
 max_value = 4_000      # characters of one value

@@ -443,8 +443,9 @@ def screen(
 )->tuple[dict, gr.FileData]:
     """Predict the phenotype of every molecule or gene of a list and rank them by the strength of their effect, with the
     mechanism each resembles, whether the effect is beyond chance (against untreated cells, corrected for the number of
-    rows), by which mechanism the structure is likely to act, and how alike all effects are. Rows that cannot be read
-    are refused one by one, with the reason. All of it rests on generated cells, so it is a hypothesis."""
+    rows), by which mechanism the structure is likely to act, and how alike all effects are. Every row says in which
+    experiment it and its control are drawn: the one chosen, or where it was imaged. Rows that cannot be read are
+    refused one by one, with the reason. All of it rests on generated cells, so it is a hypothesis."""
     settings = ScreenSettings(dose_um, cells, experiment, seed, replace(screening, steps=steps))
     with TemporaryDirectory(prefix="screen-") as path:
         counts = dict(total=None, found=0, refused=0)

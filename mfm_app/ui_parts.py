@@ -264,9 +264,9 @@ def treatment_tabs(engine:Engine, prefix:str="", elem_id:str="what"):
     return tabs, by_name, by_structure, named, molecule
 
 
-def experiment_field(engine:Engine, name:str, **kwargs)->gr.Dropdown:
-    "The experiments for a perturbation, the one with most of its cells chosen; hidden where there is only one."
-    shown = experiments(engine, name)
+def experiment_field(engine:Engine, name:str, first=(), **kwargs)->gr.Dropdown:
+    "The experiments for a perturbation, after what comes `first`, one chosen; hidden where there is only one."
+    shown = [*first, *experiments(engine, name)]
     about = dict(value=shown[0][1], label="Experiment", info="Each has its own staining and intensities",
                  visible=len(engine.vocab.experiments) > 1)
     return gr.Dropdown(shown, **about | kwargs)
@@ -418,10 +418,11 @@ def share_message(
     view:View|None,     # None where an address cannot hold it
     python:str,
     note:str="",        # what the link does not hold
+    beside:str="",      # code that shows real cells as well, where the page does
 )->str:
     "The value of the component `share`."
     link = dict(tab=view.tab, address=write_query(view)) if view else dict(address="")
-    return json.dumps(link | dict(python=python, note=note))
+    return json.dumps(link | dict(python=python, note=note, beside=beside))
 
 
 def view_of_address(engine:Engine, tab:str, params)->View|None:

@@ -34,7 +34,7 @@ from .molecules import max_rows
 from .permalink import View, channel_view, code_for_screen, max_value
 from .screen import (Progress, ScreenFolder, ScreenSettings, alike_picture, alpha, chance_of, check_map,
                             check_screenable, check_settings, default_settings, has_umap, illustrate, likeness,
-                            max_cells_each, maps, read_list, read_settings, screen_into, screen_map,
+                            max_cells_each, maps, own, read_list, read_settings, screen_into, screen_map,
                             screen_provenance, umap_missing, write_zip)
 from .ui_parts import (component, experiment_field, field_output, field_validity, on_open, share_message,
                               static_url, upload_field)
@@ -128,17 +128,17 @@ def alike_facts(engine:Engine, results:list)->dict|None:
 def screen_messages(engine:Engine, session:ScreenSession, source, settings:ScreenSettings):
     "Yield messages for the component, None where nothing is new; a screen of the same list and settings goes on."
     if (source, settings) != session.question: session.start(source, settings)
-    last, folder, level = Progress(None), ScreenFolder(session.path), None
+    last, folder, levels = Progress(None), ScreenFolder(session.path), {}
     found = list(folder.results)
     yield screen_message(session, "running", last, **map_figure(engine, []),
                          provenance=screen_provenance(engine, source, settings))
     with closing(screen_into(session.path, engine, source, settings, max_screened)) as events:
         for progress in merge_progress(events):
-            last, level = progress or last, level or folder.chance()
+            last, levels = progress or last, folder.chance(levels)
             if progress: found += progress.new_results
-            yield progress and screen_message(session, "running", progress, corrected=chance_of(found, level))
-    level, finished = level or folder.chance(), Progress(last.total, last.results, last.refused)
-    yield screen_message(session, "done", finished, corrected=chance_of(found, level),
+            yield progress and screen_message(session, "running", progress, corrected=chance_of(found, levels))
+    finished = Progress(last.total, last.results, last.refused)
+    yield screen_message(session, "done", finished, corrected=chance_of(found, folder.chance(levels)),
                          **summary(engine, session.map, found))
 
 
@@ -149,7 +149,7 @@ def summary(engine:Engine, map:str, results:list)->dict:
 
 # %% ../nbs/38_ui_screen.ipynb #52be207f
 summary_text = (
-    "{cells} cell{s} a row, experiment {experiment}{dose}. "
+    "{cells} cell{s} a row, {place}{dose}. "
     "{Solver} in {steps} steps, {nfe} network evaluations a cell. Weights {model} {weights:.12}.")
 
 
@@ -157,8 +157,9 @@ def summary_line(session:ScreenSession)->str:
     "In one line what was screened and how."
     record = read_settings(session.path / "settings.json")
     dose = "" if record["dose_um"] is None else f", {record['dose_um']:g} µM where the list has no dose"
+    place = "each in its own experiment" if record["experiment"] == own else f"experiment {record['experiment']}"
     return summary_text.format(
-        s="s"[:record["cells"] > 1], dose=dose, Solver=record["solver"].capitalize(),
+        s="s"[:record["cells"] > 1], place=place, dose=dose, Solver=record["solver"].capitalize(),
         weights=record["weights_sha256"], **record)
 
 # %% ../nbs/38_ui_screen.ipynb #eb9fa612
@@ -178,7 +179,8 @@ def molecule_cells(
         channels, names = engine.model.channels, [c["name"] for c in engine.model.channels]
         try: view = channel_view(query.get("show"), names)
         except InputError: view = {}      # of an address that the page has refused
-        treated, control = (show(folder.cells(n), channels, columns=4, **view) for n in (number, 0))
+        both = folder.cells(number), folder.control(result.experiment)
+        treated, control = (show(cells, channels, columns=4, **view) for cells in both)
     except (InputError, *lost_errors): return json.dumps(dict(error=lost_screen))
     except OSError as e: return json.dumps(dict(error=f"The cells cannot be read on the server: {os_reason(e)}."))
     return json.dumps(dict(
@@ -268,7 +270,8 @@ def screen_fields(engine:Engine)->tuple:
                          visible=reads, elem_id="screen-dose")
         cells = gr.Number(default.cells, label="Cells a molecule" if reads else "Cells of each", precision=None,
                           info=f"1 to {max_cells_each}", min_width=120, elem_id="screen-cells")
-    experiment = experiment_field(engine, engine.vocab.control, value=default.experiment, elem_id="screen-experiment")
+    experiment = experiment_field(engine, engine.vocab.control, [(f"each {engine.vocab.kind.one}'s own", own)],
+                                  info="That in which each was imaged, or one for all", elem_id="screen-experiment")
     map = gr.Radio(maps, value="PCA", label="Map by", info=map_info if has_umap() else umap_missing,
                    interactive=has_umap(), elem_id="screen-map")
     example.click(lambda: (example_list(engine), None), None, [text, file], **private)

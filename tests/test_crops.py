@@ -23,9 +23,10 @@ from mfm_app.crops import (Round, at_hand, attribution, by_guessing, cells_of_sh
 from mfm_app.engine import Engine, Request, load
 from mfm_app.finetune import random_model
 from mfm_app.hub import from_pretrained
+from mfm_app.sampling import Sampling
 from mfm_app.simulator import synthetic_cells
 from mfm_app.ui_api import vocabulary
-from mfm_app.ui_explore import ExploreSession, answer_real, end_quiz, new_quiz, real_rows
+from mfm_app.ui_explore import ExploreSession, answer_real, code_beside, end_quiz, new_quiz, real_rows
 
 seconds = 1000     # Playwright counts in milliseconds
 
@@ -369,6 +370,14 @@ def beside(engine, folder):
     return next(iter(ui.with_crops(dict(one=engine), folder).values()))
 
 
+@pytest.fixture(scope="module")
+def sample_engine():
+    "The bundled model with the real cells that come with it."
+    bundled = load()
+    bundled.crops = sample_for(bundled.model)
+    return bundled
+
+
 def session_of(engine, **request):
     from mfm_app.display import run_for
     from mfm_app.ui_parts import reel_for
@@ -437,6 +446,39 @@ def test_rounds_differ_in_their_cells_and_order(beside):
         seen.add((tuple(session.quiz.real), session.quiz.images.tobytes()))
         end_quiz(session, [0])
     assert len(seen) == 3 and len(session.rounds) == 3
+
+
+def test_no_real_cell_comes_twice_before_all_were_seen_and_then_it_is_said(sample_engine):
+    session, shown = session_of(sample_engine, perturbation="emetine", dose_um=.3), []
+    n = len(pick(sample_engine.crops, "emetine", .3, "Week3", n=99))
+    again = f"All {n} real cells of this condition were shown before, so they come again."
+    while again not in new_quiz(sample_engine, session, len(shown))["task"]:
+        shown += [image.tobytes() for image in session.quiz.images[session.quiz.real]]
+    assert len(set(shown)) == len(shown) >= n - 1 > 4
+    assert session.quiz.real.sum() >= 2 and again not in new_quiz(sample_engine, session, 9)["task"]
+
+
+def test_the_code_shows_the_real_cells_that_the_page_shows(sample_engine):
+    session = session_of(sample_engine, perturbation="taxol", dose_um=.3, seeds=range(2), sampling=Sampling(steps=1))
+    answer = sample_engine.generate("taxol", .3, range(2), steps=1)
+    names = dict(session=sample_engine, answer=answer)
+    exec(code_beside(sample_engine, session.request), names)
+    shown = real_cells(sample_engine.crops, session.request, seed=0)[0]
+    assert (names["real"].images == shown.images).all()
+    assert code_beside(sample_engine, sample_engine.resolve(Request(molecule="CCO", dose_um=1.))) == ""
+
+
+def test_a_mechanism_of_the_verdict_is_drawn_from_the_same_noise_and_labelled(sample_engine):
+    if not sample_engine.molecules.by_mechanism: pytest.skip("the bundled model draws molecules by structure")
+    docetaxel = next(iter(sample_engine.molecules.held_out))
+    session = session_of(sample_engine, molecule=docetaxel, dose_um=1., seeds=range(2), sampling=Sampling(steps=2))
+    def press(name, molecule=docetaxel):
+        return asked(sample_engine, session, what="mechanism", name=name, molecule=molecule)
+    (cells,), (others,) = (press(name)["groups"] for name in ("Microtubule stabilizers", "Eg5 inhibitors"))
+    assert cells["n"] == 2 and "as under taxol, from the same noise" in cells["caption"]
+    assert "AZ-C, AZ138" in others["caption"] and cells["pictures"] != others["pictures"]
+    assert "press Generate first" in press("Eg5 inhibitors", "CCO")["problem"]
+    assert "press Generate first" in press("Magic")["problem"]
 
 
 @pytest.mark.parametrize("message", ["", "[]", "null", "{", '{"run": 1}', '{"run": 1, "what": "secrets"}'])
@@ -510,7 +552,7 @@ def test_a_quiz_by_keyboard_keeps_its_score_over_rounds_and_its_markup_says_noth
     right = sum("✓" in label for label in labels)
     assert f"You: {right} of 8; by chance 4." in page.inner_text("#real-cells .score")
     page.keyboard.press("Enter")      # the next round has the focus
-    page.wait_for_selector("#real-cells .cells button:nth-child(8):enabled")
+    page.wait_for_selector("#real-cells .cells button:nth-child(4):enabled")      # the two real ones that are left
     page.keyboard.press("1")
     page.get_by_role("button", name="Reveal").click()
     page.wait_for_function("document.querySelector('#real-cells .score').textContent.includes('Over 2 rounds')")

@@ -92,6 +92,14 @@ def test_guidance_has_three_names_in_an_address_and_is_written_under_one(name):
     assert view.fields["guidance"] == 1.25 and "guidance=1.25" in write_query(view)
 
 
+def test_an_address_says_whether_real_cells_stand_beside_and_where_a_screen_is_drawn(engine):
+    assert read_query(dict(perturbation="sweller", real="1")).fields["real"] is True
+    with pytest.raises(InputError, match="real must be 0 or 1"): read_query(dict(perturbation="sweller", real="yes"))
+    screened = lambda **fields: resolve_view(engine, read_query(dict(tab="screen", list="CCO", **fields)))
+    assert screened().fields["experiment"] == screened(experiment="own").fields["experiment"] == "own"
+    assert screened(experiment="week2").fields["experiment"] == "Week2" and "experiment=own" in write_query(screened())
+
+
 def test_a_list_too_long_for_an_address_is_left_out():
     assert "list" not in write_query(View("screen", dict(list="C" * (max_value + 1), dose=1.)))
 

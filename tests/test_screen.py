@@ -10,6 +10,7 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ from mfm_app.hub import save_model
 from mfm_app.molecules import read_rows
 from mfm_app.sampling import Sampling
 from mfm_app.screen import (CsvTable, RefusedRow, ScreenFolder, ScreenResult, ScreenSettings, chance_level, chance_of,
-                            check_map, check_settings, corrected_p, likeness, no_claim, read_list, real_effects, screen,
-                            screen_into, screen_map)
+                            check_map, check_settings, corrected, likeness, no_claim, read_list, real_effects,
+                            saved_untreated, screen, screen_into, screen_map)
 from mfm_app.viz import no_effect
 
 seconds = 1000     # Playwright counts in milliseconds
@@ -281,7 +282,7 @@ def test_of_a_list_that_does_nothing_hardly_ever_a_row_is_beyond_chance(n):
         level = chance_level(cells_like_control(rng, 128), control := cells_like_control(rng, n))
         rows = cells_like_control(rng, 200, n).mean(1) - control.mean(0)
         distances = np.linalg.norm(rows, axis=1)
-        lists += (corrected_p(distances, level) <= .05).any()
+        lists += (corrected(level.p(distances)) <= .05).any()
         uncorrected.append((level.p(distances) <= .05).mean())
     assert lists <= 3 and .02 < np.mean(uncorrected) < .07      # without the correction ten rows of each list would
 
@@ -290,26 +291,27 @@ def test_effects_among_many_that_do_nothing_are_found():
     rng = np.random.default_rng(1)
     level = chance_level(cells_like_control(rng, 128), control := cells_like_control(rng, 4))
     null, real = cells_like_control(rng, 200, 4).mean(1), cells_like_control(rng, 20, 4).mean(1) + 4.5 * np.eye(12)[0]
-    p = corrected_p(np.linalg.norm(np.concatenate([null, real]) - control.mean(0), axis=1), level)
+    p = corrected(level.p(np.linalg.norm(np.concatenate([null, real]) - control.mean(0), axis=1)))
     assert (p[:200] <= .05).sum() <= 2 and (p[200:] <= .05).sum() >= 10
     assert (np.diff(level.p(np.linspace(0, 30, 500))) <= 0).all() and 0 < level.p(1e6) <= 1e-6 and level.p(0) > .99
 
 
 def test_untreated_cells_as_rows_of_a_screen_are_not_beyond_chance(engine, tmp_path):
     "Rows whose cells are untreated ones of other seeds, measured as those of a list are."
-    settings = check_settings(engine, ScreenSettings(1., 4, sampling=Sampling(steps=1)))
+    settings = check_settings(engine, ScreenSettings(1., 4, "Week1", sampling=Sampling(steps=1)))
     def finish(steps):
         while True:
             try: next(steps)
             except StopIteration as stop: return stop.value
-    cells = finish(screen_module.untreated_cells(engine, settings))
-    assert cells.shape == (32, 2) and finish(screen_module.untreated_cells(engine, settings)) is cells      # kept
-    run(tmp_path, engine, "CCO", ScreenSettings(1., 4, sampling=Sampling(steps=1)))
+    cells = finish(screen_module.untreated_cells(engine, "Week1", settings))
+    assert cells.shape == (32, 2)
+    assert finish(screen_module.untreated_cells(engine, "Week1", settings)) is cells      # kept
+    run(tmp_path, engine, "CCO", settings)
     elsewhere = ScreenSettings(1., 4, settings.experiment, 1000, settings.sampling)
-    others = finish(screen_module.untreated_cells(engine, elsewhere))
-    control = np.load(tmp_path / "untreated.npz")["control"]
-    lengths = np.linalg.norm(others.reshape(8, 4, -1).mean(1) - control.mean(0), axis=1)
-    assert (corrected_p(lengths, ScreenFolder(tmp_path).chance()) > .05).all()
+    others = finish(screen_module.untreated_cells(engine, "Week1", elsewhere))
+    saved, = saved_untreated(tmp_path / "untreated.npz")
+    lengths = np.linalg.norm(others.reshape(8, 4, -1).mean(1) - saved.control.mean(0), axis=1)
+    assert (corrected(ScreenFolder(tmp_path).chance()["Week1"].p(lengths)) > .05).all()
 
 
 def test_p_values_stand_in_the_ranked_table_and_are_the_same_when_it_was_stopped(engine, tmp_path):
@@ -354,6 +356,44 @@ def test_a_row_says_what_wells_and_structure_say_of_it(tmp_path):
     assert caffeine.claim == no_claim and 0 <= caffeine.probability < .5 and caffeine.mechanism == no_effect
     assert caffeine.inchikey == "RYYVLZVUVIJVGH-UHFFFAOYSA-N"
     assert chance_of([caffeine], ScreenFolder(tmp_path).chance()) == [1.]
+
+
+def test_each_row_is_drawn_where_it_was_imaged_and_says_so(tmp_path):
+    "By the bundled model; a molecule with a claim as the compounds of its mechanism, any other where most cells are."
+    bundled = load()
+    if not bundled.molecules.by_mechanism: pytest.skip("the bundled model draws molecules by structure")
+    settings = ScreenSettings(10., 2, sampling=Sampling(steps=2))
+    run(tmp_path, bundled, "taxol, 3\ndocetaxel, 1\nemetine, 1\nCn1cnc2c1c(=O)n(C)c(=O)n2C", settings)
+    folder = ScreenFolder(tmp_path)
+    folder.rank()
+    assert [r.experiment for r in folder.results] == ["Week1", "Week1", "Week3", "Week4"]
+    ranked = {row["experiment"] for row in table(tmp_path, "ranked")}
+    assert ranked == set(folder.chance()) == {"Week1", "Week3", "Week4"}
+    assert next(r for r in folder.results if r.name == "emetine").wells == "confirmed"
+    emetine = bundled.generate("emetine", 1., range(2), experiment="Week3", sampling=settings.sampling)
+    alike = lambda a, b: np.abs(a.astype(int) - b).max() <= 1
+    assert alike(folder.cells(3), emetine.images) and alike(folder.control("Week3"), emetine.control)
+    run(tmp_path / "one", bundled, "emetine, 1\ntaxol, 3", replace(settings, experiment="Week2"))
+    assert [r.experiment for r in ScreenFolder(tmp_path / "one").results] == ["Week2", "Week2"]
+    assert next(iter(ScreenFolder(tmp_path / "one").results)).wells == "confirmed in Week3"
+
+
+def test_a_screen_that_was_stopped_before_it_knew_chance_learns_it(engine, tmp_path):
+    run(tmp_path, engine, five)
+    (tmp_path / "untreated.npz").unlink()
+    assert set(ScreenFolder(tmp_path).chance()) == set()
+    run(tmp_path, engine, five)
+    assert None not in chance_of(list(ScreenFolder(tmp_path).results), ScreenFolder(tmp_path).chance())
+
+
+def test_the_chance_level_and_control_of_an_earlier_version_are_read(engine, tmp_path):
+    run(tmp_path, engine, five)
+    folder, path = ScreenFolder(tmp_path), tmp_path / "untreated.npz"
+    before, (cells,) = chance_of(list(folder.results), folder.chance()), saved_untreated(path)
+    np.savez(path, control=cells.control, others=cells.others)
+    earlier = [replace(r, experiment="") for r in folder.results]
+    folder.control_path("Week1").rename(folder.cells_path(0))
+    assert chance_of(earlier, folder.chance()) == before and folder.control("").shape == (2, 3, 64, 64)
 
 
 # Alike
@@ -438,7 +478,7 @@ def test_mfm_screen_writes_tables_map_and_cells(model_folder, tmp_path, capsys):
     assert "Refused line 3: 'C1CC,1,open'." in printed and "Traceback" not in printed
     names = {"results.csv", "ranked.csv", "refused.csv", "settings.json", "untreated.npz", "map.html", "cells"}
     assert {path.name for path in out.iterdir()} == names
-    cells = ["00000.npy", "00001.npy", "00001.png", "00002.npy", "00002.png"]
+    cells = ["00001.npy", "00001.png", "00002.npy", "00002.png", "control-Week1.npy"]
     assert sorted(path.name for path in (out / "cells").iterdir()) == cells
     ranked = table(out, "ranked")
     assert [row["rank"] for row in ranked] == ["1", "2"]
@@ -543,10 +583,10 @@ def wait_until_done(page, rows):
     wait_for(page, "document.querySelector('#screen .plot .main-svg')")
 
 
-def column(page, i=1):
-    "The texts of a column of the table; the molecules by default."
-    cells = "(rows, i) => rows.map(row => row.children[i].textContent.trim())"
-    return page.locator("#screen .table tbody tr").evaluate_all(cells, i)
+def column(page, part=".molecule span"):
+    "The texts of a part of each row of the table; the names by default."
+    texts = "(rows, part) => rows.map(row => row.querySelector(part).textContent.trim())"
+    return page.locator("#screen .table tbody tr").evaluate_all(texts, part)
 
 
 def points(page):
@@ -559,7 +599,7 @@ def check_chosen(page, name):
         && document.querySelectorAll('#screen .chosen img').length === 2""", arg=name)
     drawings = page.locator("#screen .chosen svg")
     assert drawings.first.is_visible() and drawings.last.is_hidden()
-    assert page.locator("#screen tr[aria-selected=true] .molecule").text_content() == name
+    assert page.locator("#screen tr[aria-selected=true] .molecule span").text_content() == name
 
 
 def check_refused(page, field, message):
@@ -574,9 +614,9 @@ def check_refused(page, field, message):
 
 def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
     run_on_page(tab, five)
-    strengths = [float(text) for text in column(tab, 3)]
+    strengths = [float(text) for text in column(tab, ".strength")]
     assert len(strengths) == 5 and strengths == sorted(strengths, reverse=True)
-    assert column(tab, 0) == ["1", "2", "3", "4", "5"] and points(tab) == 5
+    assert column(tab, ".rank") == ["1", "2", "3", "4", "5"] and points(tab) == 5
     assert tab.locator("#screen .refused summary").text_content() == "2 rows were refused; the others went on"
     refused = tab.locator("#screen .refused tbody tr").all_text_contents()
     assert refused[0].startswith("line 3C1CC") and refused[1].startswith("line 5CCN, 0")
@@ -585,7 +625,7 @@ def test_a_pasted_list_becomes_a_ranked_table_and_a_map(tab):
 
 def test_the_page_says_which_rows_are_beyond_chance_and_how_alike_they_are(used):
     run_on_page(used, five)
-    said = [text.split() for text in column(used, 4)]
+    said = [text.split() for text in column(used, ".of-corrected")]
     assert all(words[0] in ("yes", "no") and words[1] == "p" for words in said)
     yes = sum(words[0] == "yes" for words in said)
     assert f"{yes} of 5 rows have an effect beyond chance" in used.inner_text("#screen .beyond")
@@ -594,13 +634,20 @@ def test_the_page_says_which_rows_are_beyond_chance_and_how_alike_they_are(used)
     wait_for_text(used, "#screen .chosen", "beyond chance (corrected p")
 
 
-def test_on_a_narrow_page_the_table_fits(used):
+def table_fits(page):
+    "Whether the table ends where its box does, and does not scroll inside."
+    ends = """box => [box.scrollWidth - box.clientWidth, Math.max(...[...box.querySelectorAll('th, td')].map(
+        cell => cell.getBoundingClientRect().right)) - box.getBoundingClientRect().right]"""
+    return max(page.locator("#screen .table").evaluate(ends)) <= 1
+
+
+def test_the_table_fits_the_page_wide_and_narrow(used):
     run_on_page(used, five)
+    assert table_fits(used) and "Week" in column(used, ".molecule .below")[0]
     used.set_viewport_size(dict(width=390, height=844))
     try:
         wait_for(used, "document.querySelector('#screen .table').clientWidth < 390")
-        content, room = used.locator("#screen .table").evaluate("box => [box.scrollWidth, box.clientWidth]")
-        assert content <= room and used.evaluate("document.documentElement.scrollWidth") <= 390
+        assert table_fits(used) and used.evaluate("document.documentElement.scrollWidth") <= 390
     finally: used.set_viewport_size(dict(width=1280, height=900))
 
 
@@ -783,10 +830,10 @@ def test_a_file_is_screened_and_everything_can_be_downloaded(tab, tmp_path):
     run_on_page(tab, rows=3)
     with tab.expect_download() as download: tab.click("#screen-download")
     tables = {"ranked.csv", "results.csv", "refused.csv", "settings.json", "untreated.npz", "map.html"}
-    cells = {"cells/00000.npy", *(f"cells/0000{n}.{kind}" for n in (1, 2) for kind in ("npy", "png"))}
+    cells = {"cells/control-Week1.npy", *(f"cells/0000{n}.{kind}" for n in (1, 2) for kind in ("npy", "png"))}
     with zipfile.ZipFile(download.value.path()) as archive:
         assert archive.testzip() is None and set(archive.namelist()) == tables | cells
-        for name in ("cells/00001.npy", "cells/00000.npy"):
+        for name in ("cells/00001.npy", "cells/control-Week1.npy"):
             assert np.load(io.BytesIO(archive.read(name))).shape == (4, 3, 64, 64)
         assert json.loads(archive.read("settings.json"))["nfe"] == 12
         archive.extract("map.html", tmp_path)

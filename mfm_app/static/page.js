@@ -105,12 +105,14 @@
   // The address bar shows the open tab: of each tab the last view, or just its name, and how it is displayed.
   let open = window.mfmOpened = tabs.includes(asked.get('tab')) ? asked.get('tab') : 'explore';
   const last = {}, cells = { [open]: Number(asked.get('cell')) || 0 };
+  window.mfmReal = () => document.querySelector('#real-cells .on')?.checked;      // beside those of Explore
   window.mfmAddress = (tab, address) => {
     const query = new URLSearchParams(address), treated = query.has('perturbation') || query.has('molecule');
     if (!treated && !model()) return address;
     if (model()) query.set('model', model());
     if (!treated) return `?${query}`;
-    const display = { show: window.mfmShow(), cell: cells[tab] ? String(cells[tab]) : '' };
+    const real = tab === 'explore' && window.mfmReal() ? '1' : '';
+    const display = { show: window.mfmShow(), cell: cells[tab] ? String(cells[tab]) : '', real };
     for (const [name, value] of Object.entries(display)) { if (value) query.set(name, value); else query.delete(name); }
     return `?${query}`;
   };

@@ -1,4 +1,5 @@
-// Real cells below the viewer, and a quiz of real and generated ones. What is asked of the server stands in
+// Real cells below the viewer, a quiz of real and generated ones, and cells drawn by a mechanism of the verdict, whose
+// names can be pressed where they stand, in the card of the molecule. What is asked of the server stands in
 // `dataset.ask`; the answer comes as props.value. Which cell is real is not known here until the server reveals it.
 const find = selector => element.querySelector(selector);
 const viewer = () => document.querySelector('#viewer .viewer');
@@ -38,8 +39,9 @@ function showCells(answer) {
   closeQuiz();
   say(answer.none);
   rows.hidden = !answer.groups.length;
+  find('.back').hidden = answer.asked.what !== 'mechanism';
   find('.source').textContent = answer.source;
-  find('.source').hidden = rows.hidden;
+  find('.source').hidden = rows.hidden || !answer.source;
   const made = answer.groups.map(sheet => {
     const figure = document.createElement('figure'), caption = document.createElement('figcaption');
     const grid = document.createElement('div'), instead = document.createElement('small');
@@ -47,7 +49,8 @@ function showCells(answer) {
     instead.textContent = sheet.instead;
     caption.append(instead);
     figure.append(caption, grid);
-    const canvases = Array.from({ length: sheet.n }, (_, i) => canvas(grid, sheet.size, `Real cell ${i + 1}`));
+    const of = sheet.of ?? 'Real cell';
+    const canvases = Array.from({ length: sheet.n }, (_, i) => canvas(grid, sheet.size, `${of} ${i + 1}`));
     return { figure, canvases };
   });
   rows.replaceChildren(...made.map(({ figure }) => figure));
@@ -76,8 +79,8 @@ function countMarks() {
 
 function showQuiz(answer) {
   round = { n: answer.n, revealed: false };
-  rows.hidden = find('.source').hidden = true;
-  find('.on').checked = false;
+  rows.hidden = find('.source').hidden = find('.back').hidden = true;
+  beside(false);
   quiz.hidden = false;
   find('.start').hidden = true;
   find('.task').textContent = answer.task;
@@ -128,11 +131,21 @@ async function load(answer) {
   redraw();
 }
 
-find('.on').addEventListener('change', ({ target }) => {
-  if (target.checked) return ask('cells');
-  rows.hidden = find('.source').hidden = true;
+// Whether real cells stand beside is a part of the address and of the code, see page.js and share.js.
+function beside(on) {
+  find('.on').checked = on;
+  window.mfmLook?.();
+  window.dispatchEvent(new Event('mfm-real'));
+}
+
+function cellsAgain() {
+  if (find('.on').checked) return ask('cells');
+  rows.hidden = find('.source').hidden = find('.back').hidden = true;
   say();
-});
+}
+
+find('.on').addEventListener('change', ({ target }) => { beside(target.checked); cellsAgain(); });
+find('.back').addEventListener('click', cellsAgain);
 const play = () => { say('Cells are generated for this round…'); ask('quiz'); };
 find('.start').addEventListener('click', play);
 find('.again').addEventListener('click', play);
@@ -155,9 +168,37 @@ window.addEventListener('mfm-run', ({ target, detail }) => {
   section.hidden = false;
   closeQuiz();
   rows.replaceChildren();
-  rows.hidden = find('.source').hidden = true;
-  say();
-  if (find('.on').checked) ask('cells');
+  cellsAgain();
 });
 window.addEventListener('mfm-channels', redraw);
 watch('value', () => { if (props.value) load(JSON.parse(props.value)); });
+
+find('label').hidden = find('.start').hidden = !crops;
+const address = new URLSearchParams(location.search);
+find('.on').checked = crops && address.get('real') === '1' && [null, 'explore'].includes(address.get('tab'));
+
+// The names of mechanisms in the card of the molecule, which may come later, become buttons.
+const named = '#molecule-card .mechanisms > li:not(:last-child) > span:first-child';
+
+function offer() {
+  document.querySelectorAll(`${named}:not([role])`).forEach(name => {
+    Object.assign(name, { tabIndex: 0, title: 'Show how the model draws this mechanism' });
+    name.setAttribute('role', 'button');
+  });
+}
+
+function drawMechanism(event) {
+  const name = event.target.closest?.(named);
+  if (!name || (event.key && !['Enter', ' '].includes(event.key))) return;
+  event.preventDefault();
+  section.hidden = false;
+  if (!run) return say('Press Generate first.');
+  say('Cells are generated…');
+  const molecule = document.querySelector('#molecule-card code').textContent;
+  ask('mechanism', { name: name.textContent, molecule });
+  section.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
+}
+
+offer();
+new MutationObserver(offer).observe(document.body, { childList: true, subtree: true });
+for (const kind of ['click', 'keydown']) document.addEventListener(kind, drawMechanism);

@@ -16,8 +16,9 @@ const verdicts = {
   some: 'the model was trained on some of its cells; believe the kind of effect, not its strength',
   few: 'the model was trained on very few of its cells; take it as a sketch',
 };
-const saidByWells = {
-  confirmed: 'confirm', partly: 'confirm in part', contradicted: 'contradict', none: 'show no effect' };
+const saidByWells = {      // in two lines
+  confirmed: ['wells confirm'], partly: ['wells confirm', 'in part'], contradicted: ['wells contradict'],
+  none: ['no effect', 'in wells'] };
 const inWells = {
   confirmed: 'measured wells confirm what is drawn', partly: 'measured wells confirm it in part',
   contradicted: 'measured wells contradict what is drawn',
@@ -35,30 +36,30 @@ const wellsOf = result => result.wells.split(' in ');      // what they say, and
 const rankOfVerdict = result => (result.wells ? Object.keys(saidByWells).indexOf(wellsOf(result)[0])
   : 4 + Object.keys(verdicts).indexOf(result.verdict));
 const allColumns = [
-  { key: 'rank', name: 'Rank', width: 5.5, number: true },
-  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 13, value: label },
-  { key: 'dose_um', name: 'µM', width: 6, number: true, value: result => result.dose_um ?? -1,
-    title: 'Dose, micromolar' },
-  { key: 'strength', name: 'Effect', width: 10,
+  { key: 'rank', name: '#', width: 4, number: true, title: 'Rank, by the strength of the effect' },
+  { key: 'molecule', name: byName ? 'Treatment' : 'Molecule', width: 18, value: label,
+    title: `Below its name ${doses ? 'the dose and ' : ''}the experiment in which it and its control are drawn` },
+  { key: 'strength', name: 'Effect', width: 8,
     title: `Strength of the effect; 1 is the spread of cells within a ${classes}` },
-  { key: 'corrected', name: 'Beyond chance', width: 12, value: result => result.corrected ?? 2,
+  { key: 'corrected', name: 'Beyond chance', width: 9.5, value: result => result.corrected ?? 2,
     title: 'Is the effect larger than between untreated cells of other seeds? The p-value is corrected for the number '
       + `of rows; of those that say yes, ${100 * alpha} % may be false` },
-  { key: 'mechanism', name: 'Resembles', width: 18.5,
-    title: `The real ${classes} whose effect is most alike, and the cosine between the two` },
-  { key: 'agreement', name: 'Agree', width: 7, number: true, title: `Share of the cells that agree on the ${classes}` },
-  { key: 'likely', name: 'By structure', width: 16, value: result => -(result.probability ?? -1),
+  { key: 'mechanism', name: 'Resembles', width: 24,
+    title: `The real ${classes} whose effect is most alike, the cosine between the two, and the share of its cells `
+      + 'that agree' },
+  { key: 'likely', name: 'By structure', width: 22, value: result => -(result.probability ?? -1),
     title: `The most probable ${classes} of its structure, and how probable; "no claim" where none is likely` },
-  { key: 'verdict', name: 'Confidence', width: 12, value: rankOfVerdict,
+  { key: 'verdict', name: 'Confidence', width: 14.5, value: rankOfVerdict,
     title: byName ? 'What measured wells say of it, or how many cells of it the model was trained on'
       : 'What measured wells say of this compound and dose, or how near it is to what the model knows, and how often '
         + 'tested molecules of this kind came out right' },
-  { key: 'tanimoto', name: 'Nearest', width: 13,
+  { key: 'tanimoto', name: 'Nearest', width: 14,
     title: 'The compound with the most similar structure, and the Tanimoto similarity' },
 ];
-const absent = { likely: byName || !byMechanism, tanimoto: byName || byMechanism, dose_um: !doses };
+const absent = { likely: byName || !byMechanism, tanimoto: byName || byMechanism };
 const columns = allColumns.filter(({ key }) => !absent[key]);
-const doseOf = result => result.dose_um === null ? '' : String(+result.dose_um.toPrecision(3));
+const doseOf = result => result.dose_um === null ? '' : `${+result.dose_um.toPrecision(3)} µM`;
+const drawnAt = result => [doseOf(result), result.experiment].filter(Boolean).join(' · ');
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -79,7 +80,7 @@ function header() {
     button.type = 'button';
     if (column.title) button.title = column.title;
     button.addEventListener('click', () => {
-      const descending = ['strength', 'agreement', 'tanimoto'].includes(column.key);
+      const descending = ['strength', 'tanimoto'].includes(column.key);
       order = { key: column.key, descending: order.key === column.key ? !order.descending : descending };
       arrange();
     });
@@ -87,6 +88,8 @@ function header() {
     return th;
   }));
 }
+
+const below = text => make('small', 'below', text || '');      // the second line of a cell
 
 function line(result) {
   const tr = make('tr');
@@ -100,48 +103,45 @@ function line(result) {
   tr.tabIndex = -1;
   tr.setAttribute('aria-selected', 'false');
   cell('number rank', '');
-  const molecule = cell('molecule', label(result));
+  const molecule = cell('molecule', make('span', '', label(result)), below(drawnAt(result)));
   const said = [result.name, result.smiles].filter(Boolean).join(': ');
-  molecule.title = result.notes ? `${said}\n${result.notes}` : said;
-  if (result.notes) molecule.append(Object.assign(make('small', '', ' *'), { ariaLabel: `, ${result.notes}` }));
-  if (doses) cell('number', doseOf(result) || '–');
+  molecule.title = [said, drawnAt(result), result.notes].filter(Boolean).join('\n');
+  const star = Object.assign(make('small', '', ' *'), { ariaLabel: `, ${result.notes}` });
+  if (result.notes) molecule.firstChild.append(star);
   const strength = make('div', 'strength');
   strength.append(make('span', '', result.strength.toFixed(1)), make('i'));
   cell('', strength);
   cell('of-corrected', '…');
-  const dot = make('span', 'dot'), cosine = result.cosine.toFixed(2);
+  const dot = make('span', 'dot'), cosine = result.cosine.toFixed(2), nothing = result.mechanism === noEffect;
   dot.style.background = colours[result.mechanism] || '#888';
-  const resembles = cell('of-mechanism', make('small', '', cosine), dot, result.mechanism);
-  resembles.title = `${result.mechanism}, cosine ${cosine}`;
-  if (result.mechanism === noEffect) resembles.replaceChildren(make('small', '', 'drawn as untreated'));
-  cell('number of-agreement', result.mechanism === noEffect ? '–' : percent(result.agreement));
+  const resembles = cell('of-mechanism', ...nothing ? ['nothing', below('drawn as untreated')]
+    : [dot, result.mechanism, below(`cosine ${cosine}, ${percent(result.agreement)} of cells`)]);
+  if (!nothing) resembles.title = `${result.mechanism}, cosine ${cosine}; ${percent(result.agreement)} of its cells`;
   if (!absent.likely) likelyCell(cell('of-likely'), result);
   const [wells, where] = wellsOf(result);
-  const confidence = cell('of-verdict', wells ? `wells ${saidByWells[wells]}` : result.verdict);
-  confidence.title = wells ? measured(result) : verdicts[result.verdict];
-  if (where) confidence.append(make('small', '', ` in ${where}`));
-  if (result.confidence && !result.wells) confidence.append(make('small', '', `, ${result.confidence}`));
+  const [says, ...rest] = wells ? saidByWells[wells] : [result.verdict];
+  if (where) rest.push(`of ${where}`);
+  if (!wells && result.confidence) rest.push(`${result.confidence} right`);
+  cell('of-verdict', says, below(rest.join(' '))).title
+    = wells ? measured(result) : verdicts[result.verdict];
   if (absent.tanimoto) return tr;
-  const near = result.nearest ? [make('small', '', result.tanimoto.toFixed(2)), ` ${result.nearest}`] : ['–'];
+  const near = result.nearest ? [result.nearest, below(`Tanimoto ${result.tanimoto.toFixed(2)}`)] : ['–'];
   cell('of-tanimoto', ...near).title = result.nearest;
   return tr;
 }
 
 function measured(result) {
   const [said, where] = wellsOf(result);
-  return inWells[said] + (where ? ` in ${where}, not in the experiment of this screen` : '');
+  return inWells[said] + (where ? ` in ${where}, not where it is drawn here` : '');
 }
 
 function likelyCell(td, result) {
   if (!result.likely) return td.append('–');
-  const probability = make('small', '', ` ${percent(result.probability)}`);
-  if (result.claim !== result.likely) {
-    td.append(make('small', '', result.claim));
-    td.title = `No claim; the most probable is ${result.likely}, at ${percent(result.probability)}`;
-  } else {
-    td.append(result.likely, ...result.verdict === 'known' ? [make('small', '', ' known')] : [probability]);
-    td.title = `${result.likely}, ${result.verdict === 'known' ? 'known' : percent(result.probability)}`;
-  }
+  const how = result.verdict === 'known' ? 'known' : percent(result.probability);
+  if (result.claim === result.likely) td.append(result.likely, below(how));
+  else td.append(result.claim, below(`${how} ${result.likely}`));
+  td.title = result.claim === result.likely ? `${result.likely}, ${how}`
+    : `No claim; the most probable is ${result.likely}, at ${how}`;
 }
 
 // The p-values of all rows so far come with each message: they are corrected for how many there are.
@@ -152,7 +152,7 @@ function judge(corrected) {
     result.corrected = p;
     const td = lines.get(result.number).querySelector('.of-corrected');
     td.replaceChildren(p === null ? '…' : p <= alpha ? 'yes' : 'no');
-    if (p !== null) td.append(make('small', '', ` p ${shortP(p)}`));
+    if (p !== null) td.append(' ', below(`p ${shortP(p)}`));
     td.classList.toggle('yes', p !== null && p <= alpha);
   });
   const known = results.filter(result => result.corrected !== null && result.corrected !== undefined);
@@ -226,7 +226,7 @@ function addPoint(result) {
   trace.x.push(result.x);
   trace.y.push(result.y);
   trace.marker.symbol.push(symbols[result.verdict]);
-  const dose = doseOf(result) && `${doseOf(result)} µM, `;
+  const dose = doseOf(result) && `${doseOf(result)}, `;
   trace.customdata.push([result.number, label(result).slice(0, 60), dose, result.strength]);
 }
 
@@ -333,7 +333,7 @@ async function choose(number) {
 
 function showDetails(result, cells) {
   const title = make('h3', '', `${label(result)} `);
-  if (doseOf(result)) title.append(make('small', '', `${doseOf(result)} µM`));
+  title.append(make('small', '', drawnAt(result)));
   details.replaceChildren(title);
   const structureText = result.name && result.smiles;
   if (structureText) details.append(Object.assign(make('code', '', structureText), { title: structureText }));

@@ -33,10 +33,9 @@ function load(message) {
 
 // The picture as it is looked at: the address says so, and the code does.
 function python() {
-  const show = window.mfmShow?.();
-  if (!show) return shared.python;
-  const call = `display.Gallery(answer, ${view(show)})`;
-  return shared.python.replace('display.Gallery(answer)', () => call);
+  const show = window.mfmShow?.(), call = `display.Gallery(answer, ${show && view(show)})`;
+  const code = show ? shared.python.replace('display.Gallery(answer)', () => call) : shared.python;
+  return code + (window.mfmReal?.() ? shared.beside ?? '' : '');
 }
 
 // What `show` of an address is as arguments of `viz.show`.
@@ -63,6 +62,6 @@ find('.link').addEventListener('click', () => {
   copy(new URL(address, location.href.split(/[?#]/)[0]).href, 'Link');
 });
 find('.code').addEventListener('click', () => copy(python(), 'Code'));
-window.addEventListener('mfm-channels', showCode);
+for (const change of ['mfm-channels', 'mfm-real']) window.addEventListener(change, showCode);
 watch('value', () => load(props.value ? JSON.parse(props.value) : null));
 if (props.value) load(JSON.parse(props.value));
