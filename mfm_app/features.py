@@ -59,7 +59,8 @@ def intensity(
     "The distribution of the pixels of each image: moments, percentiles and the share of saturated pixels."
     x = x.reshape(len(x), -1)
     mean, std = x.mean(1), x.std(1)
-    third_moment = ((x - mean[:, None]) ** 3).mean(1)
+    centred = x - mean[:, None]
+    third_moment = (centred * centred * centred).mean(1)      # a power of floats is 30 times slower
     low, median, high = np.percentile(x, (1, 50, 99), axis=1)
     return dict(mean=mean, std=std, skewness=third_moment / np.maximum(std, 1e-3) ** 3,
                 percentile_1=low, median=median, percentile_99=high, saturated_share=(x == 255).mean(1))
@@ -83,12 +84,13 @@ def texture(
     "Co-occurrence statistics, averaged over directions (Haralick et al. 1973, features 2, 3 and 5)."
     angles, coarse = np.pi / 4 * np.arange(4), x // (256 // levels)
     matrices = [feature.graycomatrix(image, distances, angles, levels, symmetric=True, normed=True) for image in coarse]
-    glcm = np.concatenate(matrices, axis=3)      # (levels, levels, distances, N * 4)
-    statistics = {}
-    for name in ("contrast", "homogeneity", "correlation"):
-        values = feature.graycoprops(glcm, name).reshape(len(distances), len(x), 4).mean(2)
-        statistics |= {f"glcm_{name}_{d}": v for d, v in zip(distances, values)}
-    return statistics
+    i, j = np.indices((levels, levels))
+    weights = np.stack([(i - j) ** 2, 1 / (1 + (i - j) ** 2), i, i * i, i * j])
+    contrast, homogeneity, mean, square, product = np.tensordot(weights, np.stack(matrices), ([1, 2], [1, 2]))
+    variance = square - mean ** 2
+    correlation = np.where(variance < 1e-9, 1, (product - mean ** 2) / np.maximum(variance, 1e-9))
+    named = dict(contrast=contrast, homogeneity=homogeneity, correlation=correlation)      # (N, distances, angles) each
+    return {f"glcm_{name}_{d}": v for name, values in named.items() for d, v in zip(distances, values.mean(2).T)}
 
 # %% ../nbs/17_features.ipynb #89a97b96
 def sharpness(

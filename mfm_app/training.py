@@ -26,7 +26,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -701,6 +701,7 @@ def example_rows(n:int, shape:tuple, device="cpu")->Rows:      # shape: (C, H, W
     return Rows(x, condition, torch.full((n,), 0.5, device=device))
 
 # %% ../nbs/13_training.ipynb #4019283b
+@cache
 def forward_flops(
     build,            # callable: () -> the network
 )->tuple:             # operations of a forward pass of one image, and those of them in blocks
@@ -714,6 +715,7 @@ def forward_flops(
     return counter.get_total_flops(), sum(inside)
 
 # %% ../nbs/13_training.ipynb #5e0fb944
+@cache
 def kept_bytes(
     build,                     # callable: () -> the network
     n:int,                     # images

@@ -43,6 +43,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_untreated():
+    "Fewer untreated cells are sampled for the level of chance of a screen, which takes time."
+    from mfm_app import screen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screen, "chance_cells", 32)
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_cells():
     "The cells of `bbbc021-cells`, from `MFM_DATA` or from beside the repository."

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import typed
 from controllable_net import ControllableNet
 
 from mfm_app import ui
@@ -119,6 +120,12 @@ def choose(page, field, typed, option):
     page.wait_for_timeout(500)      # what follows the field arrives
 
 
+def few(page, prefix=""):
+    "Ask for two cells in two steps."
+    page.locator("button:visible", has_text="Sampling").click()
+    for field in ("cells", "steps"): typed(page, f"#{prefix}{field} input", 2)
+
+
 def run(page, prefix=""):
     "Press Generate or Treat cells, and wait for the end; the captions of the large pictures."
     page.evaluate(f"document.querySelector('#{prefix}viewer .provenance').textContent = ''")
@@ -146,6 +153,7 @@ def test_without_doses_no_field_and_no_word_speaks_of_one(page, pages):
     opened(page, pages["genes"])
     for field in ("#dose", "#molecule-dose", "#experiment", "#cell-type", "#across"):
         assert not page.locator(field).is_visible()
+    few(page)
     assert run(page) == ["KIF11 siRNA", "EMPTY, from the same noise"]
     shows(page, "#effects h3", "Effect of KIF11 siRNA: treated minus EMPTY from the same noise")
     name, content = downloaded(page, "ome-tiff")
@@ -157,6 +165,7 @@ def test_without_doses_no_field_and_no_word_speaks_of_one(page, pages):
     page.get_by_role("tab", name="Counterfactual").click()
     page.wait_for_selector("#cf-go:visible")
     assert not page.locator("#cf-series").is_visible() and not page.locator("#cf-dose").is_visible()
+    few(page, "cf-")
     assert run(page, "cf-") == ["Original", "Reconstruction (still EMPTY)", "KIF11 siRNA"]
     for tab in ("Explore", "Counterfactual", "About"):
         page.get_by_role("tab", name=tab).click()
@@ -168,6 +177,7 @@ def test_the_molecule_side_says_why_it_is_empty_and_changes_nothing(page, pages)
     opened(page, pages["genes"])
     page.get_by_role("tab", name="Molecule").locator("visible=true").click()
     shows(page, "#no-structures", "knows 2 siRNAs by name alone. mfm finetune teaches it to read molecules")
+    few(page)
     assert run(page)[0] == "KIF11 siRNA" and "perturbation=KIF11" in page.url
     page.reload()
     page.wait_for_function("document.querySelector('#viewer .provenance')?.textContent", timeout=30 * seconds)

@@ -20,7 +20,8 @@ skipped = settings["DEFAULT"]["tst_flags"].split()      # cells marked so run on
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(
     ["mfm_app.cli", "mfm_app.space", "mfm_app.ui", "nbdev.test", "IPython", "matplotlib.pyplot", "accelerate",
-     "scipy.stats", "skimage.feature", "sklearn.linear_model", "sklearn.metrics", "torchdiffeq"]
+     "scipy.stats", "skimage.feature.texture", "skimage.measure", "skimage.segmentation",
+     "sklearn.discriminant_analysis", "sklearn.linear_model", "sklearn.metrics", "torchdiffeq"]
 )
 
 

@@ -442,22 +442,27 @@ def open_editor(page):
 
 
 @pytest.fixture
-def ten_times_slower(drawing, monkeypatch):
-    "Makes all that the page waits for take ten times as long: its scripts, the network, the server on a molecule."
+def ten_times_slower(drawing):
+    "Within, all that the page waits for takes ten times as long: its scripts, the network, the server on a molecule."
     browser = drawing.context.new_cdp_session(drawing)
     def at_rate(rate, latency):
         browser.send("Emulation.setCPUThrottlingRate", dict(rate=rate))
         network = dict(offline=False, latency=latency, downloadThroughput=-1, uploadThroughput=-1)
         browser.send("Network.emulateNetworkConditions", network)
-    def ten_times_slower():
-        browser.send("Network.enable")
-        at_rate(10, 500)
-        for name in ("read_molecule", "about_molecule", "molecule_dose"): late(monkeypatch, name, 0.3)
-        drawing.set_default_timeout(180 * seconds)
+    @contextmanager
+    def ten_times_slower(yes):
+        if not yes: return (yield)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("read_molecule", "about_molecule", "molecule_dose"): late(patch, name, 0.3)
+            browser.send("Network.enable")
+            at_rate(10, 500)
+            drawing.set_default_timeout(180 * seconds)
+            try: yield
+            finally:
+                at_rate(1, 0)
+                drawing.set_default_timeout(30 * seconds)
     yield ten_times_slower
-    at_rate(1, 0)
     browser.detach()
-    drawing.set_default_timeout(30 * seconds)
 
 
 def late(monkeypatch, name, wait):
@@ -497,12 +502,12 @@ def agree(page, frame, text, atoms, card=None):      # card: what is on it, if n
 def test_benzene_drawn_with_the_mouse_reaches_python(drawing, ten_times_slower, slow, requests):
     for field in ("cells", "steps"): set_number(drawing, field, 1)
     inside, frame = open_editor(drawing)
-    if slow: ten_times_slower()
-    type_smiles(drawing, "")
-    inside.get_by_test_id("template-0").click()
-    inside.locator("div[data-testid=ketcher-canvas]").click(position=dict(x=400, y=200))
-    drawing.wait_for_function("document.querySelector('#smiles textarea').value === 'c1ccccc1'")
-    card_shows(drawing, "c1ccccc1")
+    with ten_times_slower(slow):
+        type_smiles(drawing, "")
+        inside.get_by_test_id("template-0").click()
+        inside.locator("div[data-testid=ketcher-canvas]").click(position=dict(x=400, y=200))
+        drawing.wait_for_function("document.querySelector('#smiles textarea').value === 'c1ccccc1'")
+        card_shows(drawing, "c1ccccc1")
     generate(drawing)
     assert [r.molecule for r in requests] == ["c1ccccc1"] and requests[0].perturbation is None
     assert drawing.locator("#viewer figcaption").first.text_content().startswith("c1ccccc1, ")
@@ -511,15 +516,15 @@ def test_benzene_drawn_with_the_mouse_reaches_python(drawing, ten_times_slower, 
 @pytest.mark.parametrize("slow", [False, True])
 def test_a_ring_drawn_just_after_the_box_was_emptied_stays_alone(drawing, ten_times_slower, slow):
     inside, frame = open_editor(drawing)
-    if slow: ten_times_slower()
     for wait in (0, 100) if slow else (0, 100, 300, 1000):
         canvas = drawn_first(drawing, inside, frame).bounding_box()
-        watch_box(drawing)
-        type_smiles(drawing, "")
-        drawing.wait_for_timeout(wait)
-        drawing.mouse.click(canvas["x"] + 400, canvas["y"] + 200)      # nothing is waited for
-        drawing.mouse.move(canvas["x"] + 400, canvas["y"] - 60)
-        agree(drawing, frame, "c1ccccc1", 6)
+        with ten_times_slower(slow):
+            watch_box(drawing)
+            type_smiles(drawing, "")
+            drawing.wait_for_timeout(wait)
+            drawing.mouse.click(canvas["x"] + 400, canvas["y"] + 200)      # nothing is waited for
+            drawing.mouse.move(canvas["x"] + 400, canvas["y"] - 60)
+            agree(drawing, frame, "c1ccccc1", 6)
         former = [text for text in drawing.evaluate("boxes") if "." in text or "CC(" in text]
         assert not former
 
@@ -527,21 +532,21 @@ def test_a_ring_drawn_just_after_the_box_was_emptied_stays_alone(drawing, ten_ti
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_of_drawing_typing_and_examples_the_last_stays(drawing, ten_times_slower, monkeypatch, slow):
     inside, frame = open_editor(drawing)
-    if slow: ten_times_slower()
-    else: late(monkeypatch, "read_molecule", 1)
+    if not slow: late(monkeypatch, "read_molecule", 1)
     canvas = drawn_first(drawing, inside, frame)
-    type_smiles(drawing, "")
-    canvas.click(position=dict(x=400, y=200))
-    type_smiles(drawing, "CCO")      # before the ring is in the box, and before it is spelled as usual
-    agree(drawing, frame, "CCO", 3)
-    canvas.click(position=dict(x=400, y=330))
-    drawing.wait_for_function("document.querySelector('#smiles textarea').value.includes('.')")
-    type_smiles(drawing, "CCCC")      # while the server spells the two
-    agree(drawing, frame, "CCCC", 4)
-    canvas.click(position=dict(x=400, y=330))
-    type_smiles(drawing, "CCN")
-    drawing.get_by_role("button", name="caffeine", exact=True).click()      # while both are on their way
-    agree(drawing, frame, "Cn1cnc2c1c(=O)n(C)c(=O)n2C", 14, card="Cn1c(=O)c2c(ncn2C)n(C)c1=O")
+    with ten_times_slower(slow):
+        type_smiles(drawing, "")
+        canvas.click(position=dict(x=400, y=200))
+        type_smiles(drawing, "CCO")      # before the ring is in the box, and before it is spelled as usual
+        agree(drawing, frame, "CCO", 3)
+        canvas.click(position=dict(x=400, y=330))
+        drawing.wait_for_function("document.querySelector('#smiles textarea').value.includes('.')")
+        type_smiles(drawing, "CCCC")      # while the server spells the two
+        agree(drawing, frame, "CCCC", 4)
+        canvas.click(position=dict(x=400, y=330))
+        type_smiles(drawing, "CCN")
+        drawing.get_by_role("button", name="caffeine", exact=True).click()      # while both are on their way
+        agree(drawing, frame, "Cn1cnc2c1c(=O)n(C)c(=O)n2C", 14, card="Cn1c(=O)c2c(ncn2C)n(C)c1=O")
 
 
 def test_a_change_on_its_way_is_shown(molecule, monkeypatch):

@@ -63,12 +63,6 @@ def engine():
 def reset_network(engine): engine.model.net.pause, engine.model.net.calls = 0, 0
 
 
-@pytest.fixture(autouse=True)
-def few_untreated(monkeypatch):
-    "Fewer untreated cells are sampled for the level of chance, which takes time."
-    monkeypatch.setattr(screen_module, "chance_cells", 32)
-
-
 def run(path, engine, source, settings=quick):
     "Screen to the end; the last `Progress`."
     *_, last = (progress for progress in screen_into(path, engine, source, settings) if progress)
