@@ -125,6 +125,11 @@ def test_what_is_said_of_a_condition_follows_limits_of_the_wells(cosine, strengt
     assert reliability(cosine, strength, chance=1.5, replicate=.8, other=.5) == verdict
 
 
+def test_replicates_that_agree_less_than_other_mechanisms_do_confirm_nothing():
+    said = [reliability(cosine, 3, chance=1.5, replicate=.3, other=.5) for cosine in (.2, .4, .6)]
+    assert said == ["contradicted", "partly", "confirmed"]
+
+
 def test_limits_come_from_replicates_and_from_other_mechanisms():
     truth = example_truth
     found = limits(truth, truth.effects)
