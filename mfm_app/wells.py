@@ -204,7 +204,7 @@ def shares(truth:Truth, vocab:Vocabulary, prior:int)->pd.Series:
     crops = {(p.name, dose): n for p in vocab.perturbations for dose, n in p.doses.items()}
     return pd.Series({key: (n := crops.get(key, 0)) / (n + prior) for key in truth.effects.index})
 
-
+# %% ../nbs/27_wells.ipynb #a5870896
 def measured_values(
     truth:Truth,
     vocab:Vocabulary,
