@@ -323,7 +323,9 @@ def page(
         blocks.load(None, None, opened, js="() => ({ selected: window.mfmOpened, __type__: 'update' })", **private)
         api(engine)
         blocks.unload(leave)
-    return blocks.queue(max_size=32, api_open=False)
+    blocks.queue(max_size=32, api_open=False)
+    blocks._queue.sleep_when_free = 0.01      # seconds; Gradio's 0.001 keeps an idle server 8 % busy
+    return blocks
 
 # %% ../nbs/41_ui.ipynb #153ffdae
 def health(engines:dict)->Route:      # name in an address -> `Engine`
