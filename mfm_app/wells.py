@@ -261,11 +261,12 @@ def drawn_effects(
 )->pd.DataFrame:         # (K', D), scaled as the truth; conditions that the model knows
     "The effects that a model draws; `InputError` if it knows none of the perturbations."
     features, vocab, device = list(truth.scale.index), model.vocab, pick_device()
+    sampling = model.resolve_sampling(generation)
     model.net.to(device)
     def cells(name, dose_um, experiment):
         where = experiment if experiment in vocab.experiments else "any"
         row = condition(vocab, name, dose_um, where, "any" if len(vocab.cell_types) > 1 else None, n=n)
-        images = sample_images(model.net, row, range(seed, seed + n), device, sampling=model.resolve_sampling(generation))
+        images = sample_images(model.net, row, range(seed, seed + n), device, sampling=sampling)
         return mean_profile(images, model, features)
     untreated = {e: cells(vocab.control, None, e) for e in truth.conditions["experiment"].unique()}
     drawn = {}
@@ -290,7 +291,7 @@ def learn_to_ask(model:Model, drawn:pd.DataFrame, truth:Truth):      # drawn: by
     adaptor.measured.to(device)
     y = torch.tensor([vocab.names.index(name) for name, _ in rows.index], device=device)
     dose_um = torch.tensor([dose for _, dose in rows.index], dtype=torch.float32, device=device)
-    fit_measured(adaptor, y, dose_um, torch.tensor(rows.to_numpy(), dtype=torch.float32))
+    fit_measured(adaptor, y, dose_um, torch.tensor(rows.to_numpy(), dtype=torch.float32, device=device))
 
 # %% ../nbs/27_wells.ipynb #738d6339
 def inform(
@@ -529,8 +530,8 @@ def compare_with_wells(
                        wells.source, left_out, informed)
 
 # %% ../nbs/27_wells.ipynb #cf609d40
-informed_text = (". The model is told what these wells measured, so a well that it is not told of judges each condition: "
-                 "what is drawn if the others stand for it")
+informed_text = (". The model is told what these wells measured, so each condition is judged by the wells that it was "
+                 "not told of: what is drawn if the others stand for it, each well left out in turn")
 
 
 def wells_markdown(report:WellsReport)->str:

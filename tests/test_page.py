@@ -498,7 +498,7 @@ def agree(page, frame, text, atoms, card=None):      # card: what is on it, if n
     card_shows(page, card or text)
 
 
-@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_benzene_drawn_with_the_mouse_reaches_python(drawing, ten_times_slower, slow, requests):
     for field in ("cells", "steps"): set_number(drawing, field, 1)
     inside, frame = open_editor(drawing)
@@ -513,7 +513,7 @@ def test_benzene_drawn_with_the_mouse_reaches_python(drawing, ten_times_slower, 
     assert drawing.locator("#viewer figcaption").first.text_content().startswith("c1ccccc1, ")
 
 
-@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_ring_drawn_just_after_the_box_was_emptied_stays_alone(drawing, ten_times_slower, slow):
     inside, frame = open_editor(drawing)
     for wait in (0, 100) if slow else (0, 100, 300, 1000):

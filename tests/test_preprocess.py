@@ -754,6 +754,7 @@ def test_a_trained_model_says_how_its_controls_look(tmp_path, mfm):
     assert len(prepare_cells(trained, file, ImportOptions((0, 1, 2))).cells) == 2
 
 
+@pytest.mark.slow
 def test_the_bundled_model_says_how_its_training_controls_look(real_cells):
     stored, measured = (dict(c) for c in (load_model().config["controls"], controls_of(real_cells)))
     known, again = stored.pop("plausibility"), measured.pop("plausibility")
