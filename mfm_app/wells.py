@@ -134,10 +134,9 @@ def change(after, before, features)->np.ndarray:      # (..., D) means, D names;
 
 
 def in_experiments(wells:Wells, rows:pd.DataFrame)->pd.Series:
-    "The effect of treated wells beside the controls of their own experiments, each well counted once."
-    parts = [(effect(part[wells.features], wells.untreated.loc[wells.untreated["experiment"] == e, wells.features]),
-              len(part)) for e, part in rows.groupby("experiment")]
-    return sum(e * n for e, n in parts) / sum(n for _, n in parts)
+    "The median effect of treated wells, each beside the controls of its own experiment."
+    controls = wells.untreated.groupby("experiment")[wells.features].mean().loc[rows["experiment"]].to_numpy()
+    return pd.Series(np.median(change(rows[wells.features].to_numpy(), controls, wells.features), 0), wells.features)
 
 
 def by_condition(wells:Wells):      # a pandas groupby of the treated wells; no dose is NaN
@@ -175,7 +174,7 @@ def chance_strength(wells:Wells, scale:pd.Series, n:int, draws:int=400)->float:
     def drawn():
         group = groups[rng.integers(len(groups))]
         chosen = rng.permutation(len(group)) < n
-        return change(group[chosen].mean(0), group[~chosen].mean(0), wells.features)
+        return np.median(change(group[chosen], group[~chosen].mean(0), wells.features), 0)
     if not groups: return 0.
     return float(np.percentile(strength([drawn() for _ in range(draws)] / scale.to_numpy()), 95))
 
