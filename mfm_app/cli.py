@@ -664,12 +664,14 @@ def inform_command(
     loaded.config["training"]["informed_by"] = (
         f"{len(truth.effects)} effects of {len(truth.scale)} features measured in wells ({wells.name}), which weigh as "
         f"much as {prior} crops of a condition")
-    tuned = [loaded.config.pop(key, None) for key in ("wells", "tuned")][1]
+    loaded.config.pop("wells", None)
     loaded.config.get("molecules", {}).pop("mechanism", None)
     save_model(model, loaded.net.cpu(), loaded.config, loaded.dtype)
+    if tuned := loaded.config.get("tuned"):
+        tuned["weights_sha256"] = load_model(model).sha256
+        write_files(model, config_writers(loaded.config))
     print(f"{len(truth.effects)} measured effects inform {model.name}: what is missing fell from {labels:.2f} to "
           f"{min(informed):.2f} (root mean square of effects). `mfm evaluate --wells` judges it.")
-    if tuned: print("Its solvers were fitted to the network as it was: `mfm tune` fits them again.")
 
 # %% ../nbs/43_cli.ipynb #51add02a
 def format_of(out:Path)->str:      # one of `export.formats`
