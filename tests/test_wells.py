@@ -407,7 +407,8 @@ def test_wells_that_measure_what_a_model_draws_anyway_do_not_inform_it(ask, line
 def test_mfm_inform_writes_the_effects_into_the_folder_and_drops_what_no_longer_holds(
         informing, linear_world, tmp_path, mfm):
     model, truth = linear_world
-    save_model(tmp_path, model.net, model.config | dict(quality=dict(table="four of five"), tuned=dict(weights_sha256="", solvers=[])))
+    records = dict(quality=dict(table="four of five"), tuned=dict(weights_sha256="", solvers=[]))
+    save_model(tmp_path, model.net, model.config | records)
     code, text = mfm("inform", "--model", tmp_path, "--wells", informing[0])
     again = load_model(tmp_path)
     assert code == 0 and "measured effects inform" in text and has_learned_from(again, truth)
