@@ -222,7 +222,7 @@ def mixture_embedding(
     "The weighted mean of labels, each at a dose of its own; 0 for a row without weights."
     weight, dose_um = mix.unbind(-1)                                                           # (B, L) each
     labels = torch.arange(mix.shape[1], device=mix.device).expand_as(weight)                   # (B, L)
-    embedded = known_embedding(adaptor, labels.flatten(), dose_um.flatten())                   # (B L, D)
+    embedded = label_embedding(adaptor, labels.flatten(), dose_um.flatten())                   # (B L, D)
     return (weight.nan_to_num().flatten()[:, None] * embedded).view(*weight.shape, -1).sum(1)  # (B, D)
 
 # %% ../nbs/09_conditioning.ipynb #7f5ed937
