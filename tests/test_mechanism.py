@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfm_app.conditioning import perturbation_embedding
+from mfm_app.conditioning import label_embedding, perturbation_embedding
 from mfm_app.core import Condition, InputError
 from mfm_app.counterfactual import counterfactual
 from mfm_app.display import molecule_card
@@ -238,7 +238,8 @@ def test_a_mixture_joins_rows_of_names_and_of_none(engine):
     rows = Condition(named.y.repeat(2), named.e.repeat(2), named.c.repeat(2), named.dose_um.repeat(2), mix=mix)
     with torch.no_grad():
         by_name, mixed = perturbation_embedding(adaptor, rows, 2)
-        assert torch.allclose(by_name, mixed, atol=1e-5)
+        assert torch.allclose(mixed, label_embedding(adaptor, named.y, named.dose_um)[0], atol=1e-5)
+        assert not torch.equal(by_name, mixed)      # of names the wells were told
         assert torch.equal(adaptor(torch.zeros(2), rows.without_perturbation()),
                            adaptor(torch.zeros(2), named.without_perturbation()[[0, 0]]))
 
