@@ -341,7 +341,7 @@ def are_conditions(rows, mechanisms)->bool:
     "Whether a part of a config says where real conditions lie, see `evaluation.real_conditions`."
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): return False
     lengths = {len(row["effect"]) for row in rows if is_array(row.get("effect"), None)}
-    right = lambda row: is_array(row.get("effect"), None) and row.get("mechanism") in mechanisms
+    right = lambda row: is_array(row.get("effect"), None) and row.get("mechanism") in list(mechanisms)
     return all(right(row) and len(row["effect"]) > 1 and isinstance(row.get("name"), str) for row in rows) and (
         len(lengths) < 2)
 

@@ -10,17 +10,35 @@ import pytest
 from mfm_app.card import model_card
 from mfm_app.counterfactual import counterfactual, sample_controls
 from mfm_app.engine import Engine, load
-from mfm_app.hub import bundled, load_model
+from mfm_app.hub import bundled, load_model, save_model
 from mfm_app.images import read_provenance
 from mfm_app.permalink import read_query, resolve_view
 from mfm_app.sampling import Sampling, sampling_of_record
 from mfm_app.screen import ScreenFolder, ScreenSettings, screen_into
 
 before = Path(__file__).resolve().parent / "before"
+weights_before = "216fd179c9b066908487559b58bc5e8f4a1050d7c05d00e5386547538dc0eb61"
 
 
 @pytest.fixture(scope="module")
-def engine(): return load(dtype="float32")
+def labels_alone(tmp_path_factory):
+    "The bundled edition of before: the same network, not told what wells measured."
+    folder, model = tmp_path_factory.mktemp("labels"), load_model(bundled)
+    model.net.adaptor.measured = None
+    del model.config["adaptor"]["measured"]
+    model.config["tuned"]["weights_sha256"] = weights_before
+    save_model(folder, model.net, model.config, model.dtype)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(labels_alone):
+    engine = load(labels_alone, dtype="float32")
+    engine.model.name, engine.model.source = "bbbc021", "bundled"
+    return engine
+
+
+def test_what_wells_told_can_be_taken_from_the_network_again(engine): assert engine.model.sha256 == weights_before
 
 
 # Links: what is asked for, and what follows from it
@@ -83,11 +101,11 @@ def test_the_provenance_of_a_picture_is_read(engine):
 # A model folder
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    "The bundled weights under their config from before, some of its long lists cut short."
+def folder(tmp_path_factory, labels_alone):
+    "The bundled weights of before under their config, some of its long lists cut short."
     folder = tmp_path_factory.mktemp("model")
     shutil.copy(before / "config.json", folder)
-    (folder / "model.safetensors").symlink_to(bundled / "model.safetensors")
+    (folder / "model.safetensors").symlink_to(labels_alone / "model.safetensors")
     return folder
 
 

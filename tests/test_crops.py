@@ -568,4 +568,4 @@ def test_a_round_that_fails_says_so_and_the_page_goes_on(generated, engine):
         page.wait_for_function("document.querySelector('#real-cells output').textContent.includes('went wrong')")
     finally: engine.model.net.fails = False
     page.get_by_role("button", name="Which are real?").click()
-    page.wait_for_selector("#real-cells .cells button:nth-child(8)")
+    page.wait_for_selector("#real-cells .cells button:nth-child(4)")
