@@ -7,13 +7,14 @@ __all__ = ['max_cells_each', 'own', 'least_strength', 'no_claim', 'chance_cells'
            'alpha', 'untreated_kept', 'may_differ', 'first_columns', 'max_alike', 'alike_draws', 'maps', 'umap_missing',
            'axis_names', 'ScreenSettings', 'ScreenResult', 'RefusedRow', 'check_screenable', 'default_settings',
            'check_settings', 'read_list', 'known_names', 'usual_place', 'imaged_in', 'own_experiment', 'moved',
-           'resolve_row', 'confidence', 'said_by_wells', 'said_of_structure', 'result_of', 'Screened', 'ControlCells',
-           'Untreated', 'sample_cells', 'ChanceLevel', 'chance_level', 'corrected', 'untreated_row', 'untreated_cells',
-           'coordinates', 'resolve_rows', 'Controls', 'screen', 'optional', 'CsvTable', 'list_digest',
-           'screen_provenance', 'read_settings', 'same_screen', 'chance_of', 'save_untreated', 'saved_untreated',
-           'beyond', 'ScreenCells', 'ScreenFolder', 'resumed_settings', 'prepare_folder', 'Progress', 'read_all',
-           'remaining_rows', 'screen_into', 'median_cosine', 'real_effects', 'Likeness', 'likeness', 'alike_picture',
-           'check_map', 'has_umap', 'umap_places', 'screen_map', 'draw_cells', 'illustrate', 'write_zip']
+           'resolve_row', 'confidence', 'said_by_wells', 'said_of_structure', 'result_of', 'Screened',
+           'ScreenedControl', 'Untreated', 'sample_cells', 'ChanceLevel', 'chance_level', 'corrected', 'untreated_row',
+           'untreated_cells', 'coordinates', 'resolve_rows', 'Controls', 'screen', 'optional', 'CsvTable',
+           'list_digest', 'screen_provenance', 'read_settings', 'same_screen', 'chance_of', 'save_untreated',
+           'saved_untreated', 'beyond', 'ScreenCells', 'ScreenFolder', 'resumed_settings', 'prepare_folder', 'Progress',
+           'read_all', 'remaining_rows', 'screen_into', 'median_cosine', 'real_effects', 'Likeness', 'likeness',
+           'alike_picture', 'check_map', 'has_umap', 'umap_places', 'screen_map', 'draw_cells', 'illustrate',
+           'write_zip']
 
 # %% ../nbs/30_screen.ipynb #f41dc73e
 import csv
@@ -264,7 +265,7 @@ class Screened(NamedTuple):
 
 
 @dataclass
-class ControlCells:
+class ScreenedControl:
     "The control of one experiment."
     experiment:str
     images:np.ndarray      # (B, C, H, W) uint8
@@ -370,14 +371,14 @@ class Controls:
         self.measured = {}      # experiment -> (B, D) morphology
 
     def sample(self, experiments):
-        "Yield None at each step; returns what was not there: `ControlCells`."
+        "Yield None at each step; returns what was not there: `ScreenedControl`."
         engine, n = self.engine, self.settings.cells
         new = [e for e in dict.fromkeys(experiments) if e not in self.measured]
         if not new: return []
         cells = yield from sample_cells(engine, [untreated_row(engine, e, n) for e in new], self.settings)
         names = [c["name"] for c in engine.model.channels]
         self.measured |= {e: morphology(images, names) for e, images in zip(new, cells)}
-        return list(map(ControlCells, new, cells))
+        return list(map(ScreenedControl, new, cells))
 
     def judge(self, experiments):
         "Yield None at each step, and the `Untreated` of each experiment that has no level of chance yet."
@@ -396,7 +397,7 @@ def screen(
     number:int=0,                  # of molecules finished before
     batch:int|None=None,           # cells sampled together at most; None takes what suits the device
     controls:Controls|None=None,   # where the control of each experiment is kept; None asks for no level of chance
-):                                 # yields None between steps, `RefusedRow`, `ControlCells`, `Screened`, `Untreated`
+):                                 # yields None between steps, `RefusedRow`, `ScreenedControl`, `Screened`, `Untreated`
     "Predict the cells of every row of a list and measure their effects; closing cancels."
     controls, rows = controls or Controls(engine, settings), iter(rows)
     size = max(1, (batch or engine.scheduler.preferred_batch) // settings.cells)
@@ -637,7 +638,7 @@ def screen_into(
         for event in chain(left, screened):
             if event is None: yield None
             elif isinstance(event, Untreated): save_untreated(folder.untreated_path, event)
-            elif isinstance(event, ControlCells): np.save(folder.control_path(event.experiment), event.images)
+            elif isinstance(event, ScreenedControl): np.save(folder.control_path(event.experiment), event.images)
             elif isinstance(event, RefusedRow):
                 folder.refused.append(event)
                 yield Progress(total, results, refused := refused + 1, new_refused=[event])
